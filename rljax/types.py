@@ -1,0 +1,95 @@
+"""The nouns of the package: spaces, transitions, rollouts, agents, train states."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Params = Any  # a tree of arrays
+Metrics = dict[str, jax.Array]  # scalar arrays by name
+
+
+class Discrete(NamedTuple):
+    """Actions 0, 1, ..., num_actions - 1, as int32."""
+
+    num_actions: int
+
+
+class Box(NamedTuple):
+    """Continuous actions, as float32 `[*shape]`, bounded elementwise."""
+
+    shape: tuple[int, ...]
+    low: tuple[float, ...]  # one bound per element, in row-major order
+    high: tuple[float, ...]
+
+
+class Spec(NamedTuple):
+    """What an agent must know of an environment. Hashable."""
+
+    obs_shape: tuple[int, ...]
+    obs_dtype: str  # numpy name: "float32", "bool", "int32"
+    action: Discrete | Box
+
+
+class TimeStep(NamedTuple):
+    """What a batch of N environments returns from one step."""
+
+    obs: Any  # [N, ...] to act on next: a new episode's first where one ended
+    reward: jax.Array  # [N] float32
+    terminated: jax.Array  # [N] bool, the task ended: no value beyond
+    truncated: jax.Array  # [N] bool, the time limit cut the episode
+    next_obs: Any  # [N, ...] the true successor, also where the episode ended
+    info: dict[str, jax.Array]  # [N] each; EpisodeStatistics adds its two
+
+
+class Transition(NamedTuple):
+    """One step of one environment; `[B, ...]` or `[T, N, ...]` when batched."""
+
+    obs: Any  # [...]
+    action: jax.Array  # [] int32 or [*shape] float32
+    reward: jax.Array  # [] float32
+    terminated: jax.Array  # [] bool
+    truncated: jax.Array  # [] bool
+    next_obs: Any  # [...] the true successor
+
+
+class Rollout(NamedTuple):
+    """T steps of N environments, time-major."""
+
+    obs: Any  # [T, N, ...]
+    action: jax.Array  # [T, N] int32 or [T, N, *shape] float32
+    reward: jax.Array  # [T, N] float32
+    terminated: jax.Array  # [T, N] bool
+    truncated: jax.Array  # [T, N] bool
+    next_obs: Any  # [T, N, ...] the true successor
+    extras: Any  # [T, N, ...] whatever `act` returned beside the action
+    memory: Any  # [T, N, ...] the agent's memory before each action
+
+
+class Agent(NamedTuple):
+    """A learning rule as a value: a tuple of pure functions.
+
+    init:    `(config, key) -> state`
+    memory:  `(config, num_envs) -> memory`, `()` for feed-forward agents
+    act:     `(config, state, memory, obs[N, ...], key, explore)
+             -> (action[N, ...], memory, extras)`
+    observe: `(config, state, rollout) -> state`, store only (warm-up)
+    update:  `(config, state, rollout, key) -> (state, metrics)`
+    """
+
+    init: Callable[..., Any]
+    memory: Callable[..., Any]
+    act: Callable[..., tuple[jax.Array, Any, Any]]
+    observe: Callable[..., Any]
+    update: Callable[..., tuple[Any, Metrics]]
+
+
+class TrainState(NamedTuple):
+    """Everything a run needs to go on: save it, load it, continue bit for bit."""
+
+    agent: Any  # the agent's State
+    env: Any  # state of the N environments
+    obs: Any  # [N, ...]
+    memory: Any  # [N, ...]
+    key: jax.Array  # [] typed key
+    step: jax.Array  # [] int32, environment steps taken, all N counted
