@@ -1,0 +1,1 @@
+"""Reinforcement learning in JAX where differentiation is the instrument."""

@@ -1,0 +1,79 @@
+"""Configs are data: frozen dataclasses whose floats are pytree leaves."""
+
+import dataclasses
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+C = TypeVar("C")
+
+
+def static(default: Any) -> Any:
+    """A field that shapes the program: part of jit's cache key, not a leaf."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+def as_arrays(config: C) -> C:
+    """Cast every leaf to the default float dtype, so that jit sees one type.
+
+    A Python float, a numpy scalar and a weakly typed array in the same field would
+    be three compilations.
+    """
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), config)
+
+
+def check_range(
+    config: Any, *names: str, low: float = -np.inf, high: float = np.inf, open_low=False
+) -> None:
+    """Raise unless the named fields are numbers in `[low, high]`, or `(low, high]`.
+
+    Values under a jax transformation have no number to check and pass.
+
+    Raises:
+      ValueError: names the field, its value and what is allowed.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, jax.core.Tracer):
+            continue
+        numbers = np.asarray(value, float)
+        above = numbers > low if open_low else numbers >= low
+        if not np.all(above & (numbers <= high)):
+            bracket = "(" if open_low else "["
+            raise ValueError(f"{name}={value}: must be in {bracket}{low}, {high}]")
+
+
+def check_count(config: Any, *names: str, low: int = 1) -> None:
+    """Raise unless the named fields are integers of at least `low`.
+
+    Raises:
+      ValueError: names the field, its value and what is allowed.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ValueError(f"{name}={value!r}: must be an integer >= {low}")
+
+
+def check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
+    """Raise unless the named field is one of `choices`.
+
+    Raises:
+      ValueError: names the field, its value and the choices.
+    """
+    value = getattr(config, name)
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: must be one of {', '.join(choices)}")
+
+
+def check_sizes(config: Any, name: str) -> None:
+    """Raise unless the named field is a tuple of positive integers.
+
+    Raises:
+      ValueError: names the field and its value.
+    """
+    value = getattr(config, name)
+    if not all(isinstance(size, int) and size > 0 for size in value):
+        raise ValueError(f"{name}={value!r}: must hold integers >= 1")

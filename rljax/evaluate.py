@@ -1,0 +1,75 @@
+"""Evaluation episodes, inside jit."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rljax import prng
+from rljax.config import as_arrays
+from rljax.envs import BatchedEnv
+from rljax.types import Agent
+
+
+class Episodes(NamedTuple):
+    """Finished episodes."""
+
+    returns: jax.Array  # [episodes] float32, undiscounted
+    lengths: jax.Array  # [episodes] int32, steps
+
+
+def evaluate(
+    agent: Agent,
+    env: BatchedEnv,
+    config: Any,
+    state: Any,
+    key: jax.Array,
+    episodes: int = 128,
+    *,
+    explore: bool = False,
+) -> Episodes:
+    """Play one episode in each of `episodes` environments.
+
+    One episode each, to its end: short episodes are not counted more often than
+    long ones. An episode beyond the environment's time limit is cut there.
+
+    Args:
+      agent: its `act` is used.
+      env: batched environment.
+      config: the agent's config.
+      state: the agent's state, `ts.agent`.
+      key: `[]` typed key, consumed here.
+      episodes: how many.
+      explore: act as in training instead of greedily.
+
+    Returns:
+      Returns and lengths, `[episodes]` each.
+    """
+    config = as_arrays(config)
+    reset_key, key = jax.random.split(prng.unrolled(key))
+    env_state, obs = env.reset(reset_key, episodes)
+    memory = agent.memory(config, episodes)
+    zeros = jnp.zeros(episodes)
+    result = Episodes(zeros, zeros.astype(jnp.int32))
+
+    def unfinished(carry: Any) -> jax.Array:
+        step, running = carry[0], carry[1]
+        return running.any() & (step < env.max_steps)
+
+    def step(carry: Any) -> Any:
+        step, running, result, env_state, obs, memory, key = carry
+        key, act_key, env_key = jax.random.split(key, 3)
+        action, memory, _ = agent.act(
+            config, state, memory, obs, act_key, explore=explore
+        )
+        noise = jax.tree.map(lambda x: x[0], env.draw(env_key, 1, episodes))
+        env_state, timestep = env.step(noise, env_state, action)
+        result = Episodes(
+            result.returns + timestep.reward * running, result.lengths + running
+        )
+        running &= ~(timestep.terminated | timestep.truncated)
+        return step + 1, running, result, env_state, timestep.obs, memory, key
+
+    running = jnp.ones(episodes, bool)
+    start = (jnp.zeros((), jnp.int32), running, result, env_state, obs, memory, key)
+    return jax.lax.while_loop(unfinished, step, start)[2]

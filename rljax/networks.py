@@ -1,0 +1,163 @@
+"""Torsos and heads as flax modules; observations of any shape and dtype."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import distrax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rljax import distributions
+from rljax.types import Box, Discrete
+
+ACTIVATIONS = {
+    "tanh": nn.tanh,
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "gelu": nn.gelu,
+    "elu": nn.elu,
+}
+
+
+def orthogonal(scale: float = 1.0) -> Callable[..., jax.Array]:
+    """Orthogonal initialisation in plain XLA operations.
+
+    Equal in distribution to `jax.nn.initializers.orthogonal`, but without LAPACK's
+    QR, which can deadlock under `vmap` on CPU. Gram-Schmidt on Gaussian columns is
+    QR with a positive diagonal, hence uniform over orthogonal matrices; each column
+    is projected twice, which is enough for full precision (Giraud et al., 2005,
+    https://doi.org/10.1016/j.camwa.2005.08.009).
+
+    Args:
+      scale: factor on the result.
+
+    Returns:
+      A flax initialiser: the last axis is the output, all others the input.
+
+    Example:
+      >>> w = orthogonal()(jax.random.key(0), (8, 3))
+      >>> bool(jnp.allclose(w.T @ w, jnp.eye(3), atol=1e-6))
+      True
+    """
+
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+        outputs, inputs = shape[-1], math.prod(shape[:-1])
+        rows, columns = max(inputs, outputs), min(inputs, outputs)
+        gaussian = jax.random.normal(key, (rows, columns), dtype)
+
+        def orthonormalise(i: jax.Array, q: jax.Array) -> jax.Array:
+            before = jnp.where(jnp.arange(columns) < i, q, 0.0)
+            column = q[:, i]
+            column -= before @ (column @ before)
+            column -= before @ (column @ before)
+            return q.at[:, i].set(column / jnp.linalg.norm(column))
+
+        q = jax.lax.fori_loop(0, columns, orthonormalise, gaussian)
+        return scale * (q if inputs >= outputs else q.T).reshape(shape)
+
+    return init
+
+
+def dense(features: int, scale: float, name: str | None = None) -> nn.Dense:
+    """A linear layer with orthogonal weights and zero bias."""
+    return nn.Dense(features, kernel_init=orthogonal(scale), name=name)
+
+
+class Encoder(nn.Module):
+    """Observation to a flat float vector: a convolution for images, else itself.
+
+    Images are `[height, width, channels]`, as MinAtar's 10 x 10 planes; the
+    convolution is that of Young and Tian (2019), https://arxiv.org/abs/1903.03176.
+    """
+
+    obs_ndim: int
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        """Map `[..., *obs_shape]` to `[..., features]`."""
+        x = obs.astype(jnp.float32)
+        if self.obs_ndim == 3:
+            kernel = orthogonal(math.sqrt(2))
+            x = nn.relu(nn.Conv(16, (3, 3), padding="VALID", kernel_init=kernel)(x))
+        return x.reshape(*obs.shape[: obs.ndim - self.obs_ndim], -1)
+
+
+class MLP(nn.Module):
+    """Linear layers, each followed by the activation."""
+
+    hidden_sizes: tuple[int, ...]
+    activation: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[..., features]` to `[..., hidden_sizes[-1]]`."""
+        for size in self.hidden_sizes:
+            x = ACTIVATIONS[self.activation](dense(size, math.sqrt(2))(x))
+        return x
+
+
+class PolicyHead(nn.Module):
+    """Features to a distribution over actions: categorical or Gaussian."""
+
+    action: Discrete | Box
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> distrax.Distribution:
+        """Map `[..., features]` to a distribution of batch shape `[...]`."""
+        if isinstance(self.action, Discrete):
+            return distrax.Categorical(dense(self.action.num_actions, 0.01)(x))
+        size = math.prod(self.action.shape)
+        mean = dense(size, 0.01)(x)
+        log_std = self.param("log_std", nn.initializers.zeros, (size,))
+        return distributions.gaussian(mean, log_std, self.action)
+
+
+class Actor(nn.Module):
+    """Observations to a distribution over actions."""
+
+    obs_ndim: int
+    action: Discrete | Box
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> distrax.Distribution:
+        """Map `[..., *obs_shape]` to a distribution of batch shape `[...]`."""
+        x = MLP(self.hidden_sizes, self.activation)(Encoder(self.obs_ndim)(obs))
+        return PolicyHead(self.action)(x)
+
+
+class Critic(nn.Module):
+    """Observations to state values."""
+
+    obs_ndim: int
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        """Map `[..., *obs_shape]` to `[...]`."""
+        x = MLP(self.hidden_sizes, self.activation)(Encoder(self.obs_ndim)(obs))
+        return dense(1, 1.0)(x)[..., 0]
+
+
+class QNetwork(nn.Module):
+    """Action values; dueling: Wang et al. (2016), https://arxiv.org/abs/1511.06581."""
+
+    obs_ndim: int
+    num_actions: int
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "relu"
+    dueling: bool = False
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        """Map `[..., *obs_shape]` to `[..., num_actions]`."""
+        x = MLP(self.hidden_sizes, self.activation)(Encoder(self.obs_ndim)(obs))
+        if not self.dueling:
+            return dense(self.num_actions, 1.0)(x)
+        value = dense(1, 1.0, "value")(x)
+        advantage = dense(self.num_actions, 1.0, "advantage")(x)
+        return value + advantage - advantage.mean(axis=-1, keepdims=True)
