@@ -1,0 +1,57 @@
+"""The agents: one readable file each, chosen by name."""
+
+import dataclasses
+import difflib
+import importlib
+from types import ModuleType
+from typing import Any
+
+_NAMES = ("dqn", "ppo")
+
+__all__ = ["config_for", "get", "names"]
+
+
+def names() -> list[str]:
+    """Names that `get` knows."""
+    return list(_NAMES)
+
+
+def get(name: str) -> ModuleType:
+    """An agent's module, with `Config`, `State` and `make(spec) -> Agent`.
+
+    Args:
+      name: one of `names()`.
+
+    Returns:
+      The module `rljax.agents.<name>`.
+
+    Raises:
+      ValueError: unknown name; the near matches are listed.
+
+    Example:
+      >>> get("ppo").Config().gamma
+      0.99
+    """
+    if name not in _NAMES:
+        near = difflib.get_close_matches(name.lower(), _NAMES, n=3, cutoff=0.4)
+        hint = ", ".join(near or _NAMES)
+        raise ValueError(f"unknown agent {name!r}; did you mean: {hint}?")
+    return importlib.import_module(f"rljax.agents.{name}")
+
+
+def config_for(name: str, env_name: str) -> Any:
+    """An agent's default config, with its preset for the environment if it has one.
+
+    Args:
+      name: one of `names()`.
+      env_name: an environment's name; unknown ones get the plain default.
+
+    Returns:
+      The agent's `Config`.
+
+    Example:
+      >>> config_for("ppo", "Pendulum-v1").gamma
+      0.9
+    """
+    module = get(name)
+    return dataclasses.replace(module.Config(), **module.PRESETS.get(env_name, {}))

@@ -1,0 +1,219 @@
+"""Proximal policy optimisation. Schulman et al. (2017), https://arxiv.org/abs/1707.06347.
+
+Advantages: Schulman et al. (2015), https://arxiv.org/abs/1506.02438.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from rljax import config as cfg
+from rljax import distributions, losses, networks, prng
+from rljax.types import Agent, Metrics, Params, Rollout, Spec
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "Pendulum-v1": dict(gamma=0.9),
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
+
+    learning_rate: float = 2.5e-4  # of Adam
+    gamma: float = 0.99  # discount, cut at termination
+    lambda_: float = 0.95  # trace decay of the advantages, cut at any end
+    clip_epsilon: float = 0.2  # of the probability ratio, and of the value if clipped
+    entropy_cost: float = 0.01  # weight of the entropy bonus
+    max_grad_norm: float = 0.5  # where each network's gradient is clipped
+    total_steps: int = cfg.static(500_000)  # environment steps, all environments
+    num_envs: int = cfg.static(4)
+    rollout_length: int = cfg.static(128)  # steps per environment and update
+    num_epochs: int = cfg.static(4)  # passes over each rollout
+    num_minibatches: int = cfg.static(4)  # gradient steps per pass
+    hidden_sizes: tuple[int, ...] = cfg.static((64, 64))  # of actor and critic each
+    activation: str = cfg.static("tanh")
+    anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
+    clip_value: bool = cfg.static(True)  # also clip the change of the value
+    normalize_advantages: bool = cfg.static(True)  # per minibatch
+
+    def validate(self) -> None:
+        """Raise ValueError naming a field out of range, its value and the range."""
+        cfg.check_range(self, "learning_rate", "max_grad_norm", low=0.0, open_low=True)
+        cfg.check_range(self, "gamma", "lambda_", low=0.0, high=1.0)
+        cfg.check_range(self, "clip_epsilon", low=0.0, open_low=True)
+        cfg.check_range(self, "entropy_cost", low=0.0)
+        cfg.check_count(self, "total_steps", "num_envs", "rollout_length")
+        cfg.check_count(self, "num_epochs", "num_minibatches")
+        cfg.check_sizes(self, "hidden_sizes")
+        cfg.check_choice(self, "activation", tuple(networks.ACTIVATIONS))
+        steps = self.num_envs * self.rollout_length
+        if steps % self.num_minibatches:
+            raise ValueError(
+                f"num_minibatches={self.num_minibatches}: must divide "
+                f"num_envs * rollout_length = {steps}"
+            )
+
+
+class State(NamedTuple):
+    """What the agent learns and counts."""
+
+    actor: Params
+    critic: Params
+    actor_opt: Any  # Adam over the actor's parameters as one flat vector
+    critic_opt: Any  # likewise
+    step: jax.Array  # [] int32, environment steps learned from
+
+
+class Batch(NamedTuple):
+    """Transitions with what their losses need."""
+
+    obs: jax.Array  # [B, ...]
+    action: jax.Array  # [B] or [B, *shape]
+    targets: jax.Array  # [B, 4] log-probability, advantage, return, value at acting
+
+
+def make(spec: Spec) -> Agent:
+    """Make the agent for environments of `spec`."""
+    return Agent(
+        init=functools.partial(init, spec),
+        memory=lambda config, num_envs: (),
+        act=functools.partial(act, spec),
+        observe=lambda config, state, rollout: state,
+        update=functools.partial(update, spec),
+    )
+
+
+def actor(spec: Spec, config: Config) -> networks.Actor:
+    """The policy's network."""
+    sizes, activation = config.hidden_sizes, config.activation
+    return networks.Actor(len(spec.obs_shape), spec.action, sizes, activation)
+
+
+def critic(spec: Spec, config: Config) -> networks.Critic:
+    """The value's network, with parameters of its own."""
+    return networks.Critic(len(spec.obs_shape), config.hidden_sizes, config.activation)
+
+
+def actor_loss(
+    spec: Spec, config: Config, params: Params, batch: Batch
+) -> tuple[jax.Array, Metrics]:
+    """Clipped surrogate less the entropy bonus, mean over the batch; eq. 7."""
+    log_prob, adv = batch.targets[:, 0], batch.targets[:, 1]
+    if config.normalize_advantages:  # statistics detached: no path through them
+        mean, std = jax.lax.stop_gradient((adv.mean(), adv.std()))
+        adv = (adv - mean) / (std + 1e-8)
+    distribution = actor(spec, config).apply(params, batch.obs)
+    log_ratio = distribution.log_prob(batch.action) - log_prob
+    ratio, epsilon = jnp.exp(log_ratio), config.clip_epsilon
+    surrogate = losses.clipped_surrogate_pg_loss(ratio, adv, epsilon).mean()
+    entropy = distribution.entropy().mean()
+    return surrogate - config.entropy_cost * entropy, {
+        "policy_loss": surrogate,
+        "entropy": entropy,
+        "approx_kl": jnp.mean(ratio - 1.0 - log_ratio),
+        "clip_fraction": jnp.mean(jnp.abs(ratio - 1.0) > epsilon),
+    }
+
+
+def critic_loss(
+    spec: Spec, config: Config, params: Params, batch: Batch
+) -> tuple[jax.Array, Metrics]:
+    """Half the squared error of the return's prediction, mean over the batch."""
+    target, old_value = batch.targets[:, 2], batch.targets[:, 3]
+    new_value = critic(spec, config).apply(params, batch.obs)
+    if config.clip_value:
+        args = (new_value, old_value, target, config.clip_epsilon)
+        total = losses.clipped_value_loss(*args).mean()
+    else:
+        total = optax.l2_loss(new_value, target).mean()
+    return total, {"value_loss": total}
+
+
+def prepare(spec: Spec, config: Config, state: State, rollout: Rollout) -> Batch:
+    """Advantages and returns of a rollout, flattened to `[T * N, ...]`."""
+    old_value = critic(spec, config).apply(state.critic, rollout.obs)
+    next_value = critic(spec, config).apply(state.critic, rollout.next_obs)
+    log_prob = (
+        actor(spec, config).apply(state.actor, rollout.obs).log_prob(rollout.action)
+    )
+    discount = config.gamma * (1.0 - rollout.terminated)
+    lambda_ = config.lambda_ * (1.0 - (rollout.terminated | rollout.truncated))
+    # These values come from the parameters before the update, which the losses'
+    # gradients do not see; stopping them would only cut meta-gradients.
+    gae = functools.partial(losses.generalized_advantage_estimation, stop="none")
+    adv = jax.vmap(gae, in_axes=1, out_axes=1)(
+        rollout.reward, discount, old_value, next_value, lambda_
+    )
+    targets = jnp.stack([log_prob, adv, adv + old_value, old_value], axis=-1)
+    batch = Batch(rollout.obs, rollout.action, targets)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+
+
+def optimizer(config: Config) -> optax.GradientTransformation:
+    """Direction of the step; the learning rate comes on top."""
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    return optax.chain(clip, optax.scale_by_adam(eps=1e-5))
+
+
+def init(spec: Spec, config: Config, key: jax.Array) -> State:
+    """Fresh networks and optimisers."""
+    actor_key, critic_key = jax.random.split(key)
+    obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
+    params = (
+        actor(spec, config).init(actor_key, obs),
+        critic(spec, config).init(critic_key, obs),
+    )
+    opt_states = (optimizer(config).init(ravel_pytree(p)[0]) for p in params)
+    return State(*params, *opt_states, jnp.zeros((), jnp.int32))
+
+
+def act(
+    spec: Spec,
+    config: Config,
+    state: State,
+    memory: Any,
+    obs: Any,
+    key: Any,
+    explore: bool,
+) -> tuple[jax.Array, Any, Any]:
+    """Sample the policy, or take its mode."""
+    distribution = actor(spec, config).apply(state.actor, obs)
+    action = distributions.sample(distribution, key)
+    return action if explore else distribution.mode(), memory, ()
+
+
+def update(
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+) -> tuple[State, Metrics]:
+    """Several epochs of minibatches over one rollout."""
+    batch = prepare(spec, config, state, rollout)
+    size, steps = len(batch.targets), config.num_epochs * config.num_minibatches
+    index = prng.permutations(key, config.num_epochs, size).reshape(steps, -1)
+    progress = jnp.minimum(state.step / config.total_steps, 1.0)
+    rate = config.learning_rate * (1.0 - progress if config.anneal else 1.0)
+
+    def fit(loss: Any, params: Params, opt_state: Any) -> tuple[Any, Any, Metrics]:
+        flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
+        grad = jax.grad(lambda f, b: loss(spec, config, unravel(f), b), has_aux=True)
+
+        def step(carry: Any, index: jax.Array) -> tuple[Any, Metrics]:
+            flat, opt_state = carry
+            grads, metrics = grad(flat, jax.tree.map(lambda x: x[index], batch))
+            updates, opt_state = optimizer(config).update(grads, opt_state)
+            return (flat - rate * updates, opt_state), metrics
+
+        (flat, opt_state), metrics = jax.lax.scan(step, (flat, opt_state), index)
+        return unravel(flat), opt_state, jax.tree.map(jnp.mean, metrics)
+
+    # Two loops, not one: each network is small enough to stay in cache.
+    new_actor, actor_opt, metrics = fit(actor_loss, state.actor, state.actor_opt)
+    new_critic, critic_opt, more = fit(critic_loss, state.critic, state.critic_opt)
+    state = State(new_actor, new_critic, actor_opt, critic_opt, state.step + size)
+    return state, metrics | more
