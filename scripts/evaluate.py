@@ -1,0 +1,97 @@
+"""Evaluate a trained run: `python scripts/evaluate.py runs/NAME --episodes 128`."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from rljax import prng
+from rljax.types import Agent
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Play episodes with a run's latest checkpoint."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """run folder"""
+    episodes: int = 128
+    """episodes per seed"""
+    explore: bool = False
+    """act as in training instead of greedily"""
+    gif: Path | None = None
+    """also draw one episode of the first seed"""
+
+
+def play(
+    agent: Agent, env: Any, config: Any, state: Any, key: jax.Array, length: int
+) -> tuple[Any, jax.Array, jax.Array]:
+    """One greedy episode: environment states and rewards `[T]`, and where it ended."""
+    key, reset_key = jax.random.split(prng.unrolled(key))
+    env_state, obs = env.reset(reset_key, 1)
+
+    def step(carry: Any, key: jax.Array) -> Any:
+        env_state, obs, memory = carry
+        act_key, env_key = jax.random.split(key)
+        action, memory, _ = agent.act(config, state, memory, obs, act_key, False)
+        noise = jax.tree.map(lambda x: x[0], env.draw(env_key, 1, 1))
+        next_state, ts = env.step(noise, env_state, action)
+        done = ts.terminated | ts.truncated
+        return (next_state, ts.obs, memory), (env_state.env, ts.reward, done)
+
+    start = (env_state, obs, agent.memory(config, 1))
+    _, (states, rewards, done) = jax.lax.scan(
+        step, start, jax.random.split(key, length)
+    )
+    return jax.tree.map(lambda x: x[:, 0], states), rewards[:, 0], done[:, 0]
+
+
+def draw(path: Path, run: common.Run, state: Any) -> None:
+    """Write an animation of one episode.
+
+    Raises:
+      ValueError: the environment cannot be drawn, or what draws it is not installed.
+    """
+    from gymnax.visualize import Visualizer
+
+    agent, env = run.build()
+    arguments = (agent, env, run.config, state, jax.random.key(run.seed))
+    states, rewards, done = play(*arguments, int(env.max_steps))
+    length = int(jnp.argmax(done)) + 1 if bool(done.any()) else len(done)
+    frames = [jax.tree.map(lambda x, i=i: x[i], states) for i in range(length)]
+    total = np.cumsum(np.asarray(rewards[:length]))
+    gym, params = env.env.gym, env.env.params
+    try:
+        Visualizer(gym, params, frames, total).animate(str(path))
+    except ImportError as error:
+        raise ValueError(f"--gif: {error}; pip install '.[gif]' brings it") from error
+    except (ValueError, AttributeError, OSError) as error:
+        raise ValueError(f"--gif: cannot draw {run.env}: {error}") from error
+    print(f"drew {length} steps, return {total[-1]:.1f}: {path}")
+
+
+@common.one_line_errors
+def main() -> None:
+    """Restore, play, report."""
+    options = common.parse(Options, sys.argv[1:], __doc__ or "", "evaluate.py")
+    if options.episodes < 1:
+        raise ValueError(f"episodes={options.episodes}: must be >= 1")
+    run = common.read_run(options.run)
+    states = common.restore_state(options.run, run).agent
+    print(
+        common.summary(
+            common.evaluate_run(run, states, options.episodes, options.explore)
+        )
+    )
+    if options.gif:
+        draw(options.gif, run, jax.tree.map(lambda x: x[0], states))
+
+
+if __name__ == "__main__":
+    main()

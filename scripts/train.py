@@ -1,0 +1,275 @@
+"""Train an agent: `python scripts/train.py ppo --env CartPole-v1 --seeds 4`."""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+import jax
+import numpy as np
+
+from rljax import agents, envs, sharding, train
+from rljax.checkpoint import save
+from rljax.logging import CsvSink, Progress, TensorBoardSink, WandbSink, read_csv
+from rljax.plotting import learning_curve
+
+CHECKPOINT_SECONDS = 30.0
+
+
+def options_type(agent: str, env_name: str, stored: common.Run | None) -> type:
+    """The command line's dataclass: its defaults depend on agent and environment."""
+    defaults = stored.config if stored else agents.config_for(agent, env_name)
+    params = {k: str(v) for k, v in stored.env_params.items()} if stored else {}
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        env: str = env_name
+        """environment name"""
+        env_params: dict[str, str] = dataclasses.field(default_factory=lambda: params)
+        """parameters of the environment: NAME VALUE pairs"""
+        seeds: int = stored.seeds if stored else 1
+        """independent runs, trained at once"""
+        seed: int = stored.seed if stored else 0
+        """number of the first seed"""
+        steps: int | None = None
+        """environment steps per seed, in place of config.total_steps"""
+        name: str | None = None
+        """run folder below --out; by default agent, environment and time"""
+        out: Path = Path("runs")
+        """where run folders are"""
+        resume: bool = False
+        """go on from the run's last checkpoint (needs --name)"""
+        rows: int = stored.rows if stored else 100
+        """lines of metrics per seed, and pieces the run is done in"""
+        episodes: int = 128
+        """evaluation episodes per seed at the end, acting greedily; 0 for none"""
+        tensorboard: bool = False
+        """also write TensorBoard events"""
+        wandb: str | None = None
+        """also log to this Weights & Biases project"""
+        allow_nan: bool = False
+        """go on when a metric is NaN or infinite"""
+        config: type(defaults) = defaults  # pyright: ignore[reportInvalidTypeForm]
+        """the agent's hyperparameters"""
+
+    return Options
+
+
+def parse_command_line(argv: list[str]) -> tuple[common.Run, Any]:
+    """Read the command line into what to run and how."""
+    usage = (
+        "Train an agent. usage: train.py AGENT [options]\n\n"
+        f"agents: {', '.join(agents.names())}\n\n"
+        f"environments: {', '.join(envs.names())}\n\n"
+        "train.py AGENT --help lists the agent's options with their defaults."
+    )
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage)
+        sys.exit(0 if argv else 2)
+    agent = argv[0]
+    agents.get(agent)
+    words = {a.split("=")[0]: i for i, a in enumerate(argv)}
+
+    def value(option: str, default: str) -> str:
+        if option not in words:
+            return default
+        word = argv[words[option]]
+        return (
+            word.split("=", 1)[1] if "=" in word else (argv + [""])[words[option] + 1]
+        )
+
+    stored = None
+    if "--resume" in words:
+        if "--name" not in words:
+            raise ValueError("--resume needs --name, the folder of the run to go on")
+        stored = common.read_run(Path(value("--out", "runs")) / value("--name", ""))
+    env = value("--env", stored.env if stored else "CartPole-v1")
+    prog = f"train.py {agent}"
+    options = common.parse(options_type(agent, env, stored), argv[1:], usage, prog)
+    config = options.config
+    if options.steps is not None:
+        config = dataclasses.replace(config, total_steps=options.steps)
+    run = common.Run(
+        agent=agent,
+        env=options.env,
+        env_params=common.with_number_values(options.env_params),
+        seeds=options.seeds,
+        seed=options.seed,
+        rows=options.rows,
+        config=config,
+    )
+    if stored:
+        refuse_other_run(stored, run)
+    return run, options
+
+
+def refuse_other_run(stored: common.Run, run: common.Run) -> None:
+    """Raise where the command line asks for another run than the folder holds."""
+
+    def flat(run: common.Run) -> dict[str, Any]:
+        data = run.to_json()
+        config = data.pop("config")
+        return data | {f"config.{name}": value for name, value in config.items()}
+
+    old, new = flat(stored), flat(run)
+    for name in old | new:
+        if old.get(name) != new.get(name):
+            raise ValueError(
+                f"--resume: the run has {name}={old.get(name)}, not {new.get(name)}; "
+                "use another --name for a new run"
+            )
+
+
+def run_folder(run: common.Run, options: Any) -> Path:
+    """Where the run lives; a folder that holds anything is taken only to resume."""
+    time_stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = options.out / (options.name or f"{run.agent}-{run.env}-{time_stamp}")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: not a folder")
+    if not options.resume and folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: exists; go on with --resume or choose a --name")
+    return folder
+
+
+def write_rows(
+    sinks: list[Any], metrics: dict[str, np.ndarray], seconds: float
+) -> None:
+    """One row per seed; `metrics` holds `[S]` per name."""
+    for seed in range(len(metrics["step"])):
+        row = {"step": int(metrics["step"][seed]), "seed": seed}
+        row |= {k: float(v[seed]) for k, v in metrics.items() if k != "step"}
+        for sink in sinks:
+            sink.write(row | {"seconds": round(seconds, 3)})
+
+
+def check_finite(metrics: dict[str, np.ndarray], folder: Path) -> None:
+    """Raise if a metric is NaN or infinite, naming where and what is safe."""
+    for name, values in metrics.items():
+        no_episode = name in ("episode_return", "episode_length")
+        good = np.isfinite(values) | (no_episode & (metrics["episodes"] == 0))
+        if not good.all():
+            seed = int(np.argmin(good))
+            last = common.latest_step(folder)
+            kept = (
+                f"last good checkpoint: step {last}"
+                if last is not None
+                else ("no checkpoint was written before")
+            )
+            raise ValueError(
+                f"{name} is {values[seed]} at step {int(metrics['step'][seed])}, seed "
+                f"{seed}; {kept} in {folder} (--allow-nan goes on)"
+            )
+
+
+def train_in_chunks(
+    run: common.Run, options: Any, folder: Path, sinks: list[Any]
+) -> Any:
+    """Run chunk by chunk, with metrics, checkpoints and Ctrl-C between them."""
+    agent, env = run.build()
+    count, iterations = run.chunks()
+    steps = iterations * train.steps_per_iteration(run.config)
+    start = train.warm_up_iterations(run.config) * train.steps_per_iteration(run.config)
+    chunk = jax.jit(
+        sharding.map_runs(
+            lambda ts: train.run(agent, env, run.config, ts, iterations, iterations)
+        ),
+        donate_argnums=0,
+    )
+    if options.resume and common.latest_step(folder) is not None:
+        ts = common.restore_state(folder, run)
+    else:
+        ts = run.initial_state()(run.keys())
+    done = (int(ts.step[0]) - start) // steps
+    stop, last_save = Interrupt(), time.monotonic()
+    begin = last_save
+    total_steps = run.seeds * (start + count * steps)
+    with Progress(total_steps, f"{run.agent} {run.env}") as progress, stop:
+        for i in range(done, count):
+            ts, metrics = chunk(ts)
+            metrics = {name: np.asarray(value)[:, 0] for name, value in metrics.items()}
+            write_rows(sinks, metrics, time.monotonic() - begin)
+            if not options.allow_nan:
+                check_finite(metrics, folder)
+            progress.update(int(metrics["step"].sum()), mean_return(metrics))
+            due = time.monotonic() - last_save > CHECKPOINT_SECONDS
+            if due or stop.asked or i + 1 == count:
+                save(folder / common.CHECKPOINTS, int(metrics["step"][0]), ts)
+                last_save = time.monotonic()
+            if stop.asked and i + 1 < count:
+                print(f"stopped: --name {folder.name} --resume goes on")
+                sys.exit(130)
+    return ts
+
+
+def mean_return(metrics: dict[str, np.ndarray]) -> float:
+    """Mean over the episodes of all seeds, NaN if there were none."""
+    episodes = metrics["episodes"]
+    returns = np.where(episodes > 0, metrics["episode_return"], 0.0)
+    total = episodes.sum()
+    return float((returns * episodes).sum() / total) if total else float("nan")
+
+
+class Interrupt:
+    """Turns the first Ctrl-C into a request to stop; the second one kills."""
+
+    asked = False
+
+    def __enter__(self) -> None:
+        self._previous = signal.signal(signal.SIGINT, self._ask)
+
+    def __exit__(self, *exception: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, self._previous)
+
+
+def finish(run: common.Run, options: Any, folder: Path, ts: Any) -> None:
+    """Evaluate the final policies, draw the curve, say where things are."""
+    table = read_csv(folder / common.METRICS_FILE)
+    steps, values = common.curve(table)
+    title = f"{run.agent} on {run.env}"
+    learning_curve(
+        {run.agent: (steps, values)}, folder / common.CURVE_FILE, title=title
+    )
+    if options.episodes:
+        returns = common.evaluate_run(run, ts.agent, options.episodes)
+        result = {
+            "episodes": options.episodes,
+            "mean_return": float(returns.mean()),
+            "mean_return_per_seed": returns.mean(axis=1).tolist(),
+        }
+        (folder / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+        print(common.summary(returns))
+    print(f"run folder: {folder}")
+
+
+@common.one_line_errors
+def main() -> None:
+    """Train, evaluate, plot."""
+    run, options = parse_command_line(sys.argv[1:])
+    run.build()
+    folder = run_folder(run, options)
+    common.write_run(folder, run)
+    resume_step = common.latest_step(folder) or 0 if options.resume else None
+    sinks: list[Any] = [CsvSink(folder / common.METRICS_FILE, resume_step)]
+    if options.tensorboard:
+        sinks.append(TensorBoardSink(folder / "tensorboard", resume_step))
+    if options.wandb:
+        sinks.append(WandbSink(options.wandb, folder.name, run.to_json(), folder))
+    with contextlib.ExitStack() as stack:
+        for sink in sinks:
+            stack.enter_context(sink)
+        ts = train_in_chunks(run, options, folder, sinks)
+    finish(run, options, folder, ts)
+
+
+if __name__ == "__main__":
+    main()
