@@ -1,1 +1,76 @@
-"""Reinforcement learning in JAX where differentiation is the instrument."""
+"""Reinforcement learning in JAX where differentiation is the instrument.
+
+Modules load when first used: `import rljax; rljax.losses.td_learning(...)` does not
+import gymnax, and `rljax.sharding.set_cpu_devices` can still come before jax starts.
+"""
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from rljax.types import (
+    Agent,
+    Box,
+    Discrete,
+    Rollout,
+    Spec,
+    TimeStep,
+    TrainState,
+    Transition,
+)
+
+if TYPE_CHECKING:
+    from rljax import (
+        agents,
+        checkpoint,
+        config,
+        distributions,
+        envs,
+        evaluate,
+        logging,
+        losses,
+        networks,
+        plotting,
+        prng,
+        replay,
+        rollout,
+        sharding,
+        train,
+        types,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Agent",
+    "Box",
+    "Discrete",
+    "Rollout",
+    "Spec",
+    "TimeStep",
+    "TrainState",
+    "Transition",
+    "agents",
+    "checkpoint",
+    "config",
+    "distributions",
+    "envs",
+    "evaluate",
+    "logging",
+    "losses",
+    "networks",
+    "plotting",
+    "prng",
+    "replay",
+    "rollout",
+    "sharding",
+    "train",
+    "types",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a module of the package when it is first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module 'rljax' has no attribute {name!r}")
+    return importlib.import_module(f"rljax.{name}")
