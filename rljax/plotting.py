@@ -1,0 +1,200 @@
+"""Learning curves: an average over seeds, its bootstrap interval, a PNG of both."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["interval", "learning_curve"]
+
+# Okabe and Ito's colours, told apart by the colour-blind too.
+_COLORS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#E69F00",
+    "#8C6D31",
+    "#000000",
+)
+
+
+def interval(
+    values: np.ndarray,
+    confidence: float = 0.95,
+    statistic: str = "iqm",
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An average over seeds and its percentile-bootstrap interval, row by row.
+
+    The interquartile mean is the mean of the middle half of the seeds, where the
+    quartiles cut a seed in two with a fractional weight. A seed that has no value in a
+    row (no finished episode: NaN) carries its last one forward; before its first one it
+    is left out.
+
+    Args:
+      values: `[S, R]` one row of numbers per seed.
+      confidence: mass inside the interval, in (0, 1).
+      statistic: "iqm" or "mean".
+      resamples: how many times seeds are drawn with replacement.
+      seed: of these draws.
+
+    Returns: `(center, low, high)`, `[R]` each; NaN where no seed has a value yet, and
+      all three equal with one seed.
+
+    Raises: ValueError: wrong rank or no seed, unknown `statistic`, `confidence` or
+      `resamples` out of range.
+
+    Example:
+      >>> center, low, high = interval(np.array([[0.0], [1.0], [2.0], [9.0]]))
+      >>> center
+      array([1.5])
+
+    References: Agarwal et al. (2021), section 4.3, https://arxiv.org/abs/2108.13264
+    Differs from: rliable trims whole seeds, so that it agrees only where their number
+      is a multiple of four.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 2 or values.shape[0] == 0:
+        raise ValueError(f"values {values.shape} must be [S, R] with S >= 1")
+    if statistic not in ("iqm", "mean"):
+        raise ValueError(f"{statistic=} must be 'iqm' or 'mean'")
+    if not 0 < confidence < 1 or resamples < 1:
+        raise ValueError(f"{confidence=} must be in (0, 1) and {resamples=} >= 1")
+    average = _iqm if statistic == "iqm" else _mean
+    values = _carry_forward(values)
+    if len(values) == 1:
+        return values[0], values[0].copy(), values[0].copy()
+    draws = np.random.default_rng(seed).integers(
+        len(values), size=(resamples, len(values))
+    )
+    tail = (1 - confidence) / 2
+    with np.errstate(invalid="ignore"):  # 0 / 0 without a value; inf - inf
+        center = average(values)
+        averages = np.stack([average(values[draw]) for draw in draws])
+        # A draw of seeds without a value yet says nothing; it counts as the center.
+        averages = np.where(np.isnan(averages), center, averages)
+        low, high = np.quantile(averages, (tail, 1 - tail), axis=0)
+    return center, low, high
+
+
+def learning_curve(
+    runs: dict[str, tuple[np.ndarray, np.ndarray]],
+    path: str | os.PathLike,
+    *,
+    title: str,
+    ylabel: str = "Episode return",
+    statistic: str = "iqm",
+) -> Path:
+    """Draws learning curves with 95 % bands over seeds into a PNG.
+
+    Args:
+      runs: by label, `(steps[R], values[S, R])`: environment steps, and a number per
+        seed, NaN where there is none. One seed draws no band.
+      path: the PNG; folders are made, an old file is replaced at once.
+      title: above the picture.
+      ylabel: what the values are.
+      statistic: "iqm" or "mean", over seeds.
+
+    Returns: `path`.
+
+    Raises: ValueError: no runs, shapes that do not fit, unknown `statistic`.
+
+    Example:
+      >>> import tempfile
+      >>> steps, values = np.arange(3) * 1000, np.array([[1.0, 5.0, 9.0]])
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = Path(folder) / "ppo.png"
+      ...     learning_curve({"ppo": (steps, values)}, path, title="PPO").name
+      'ppo.png'
+    """
+    from matplotlib.figure import Figure  # no pyplot: no global state, no display
+
+    if not runs:
+        raise ValueError("runs is empty: nothing to draw")
+    figure = Figure(figsize=(7.5, 4.5), dpi=160, layout="constrained")
+    axes = figure.add_subplot()
+    note = ""
+    for i, (label, (steps, values)) in enumerate(runs.items()):
+        steps, values = np.asarray(steps), np.asarray(values)
+        if values.ndim != 2 or steps.shape != values.shape[1:]:
+            shapes = f"steps {steps.shape}, values {values.shape}"
+            raise ValueError(f"{label}: {shapes}, must be [R], [S, R]")
+        center, low, high = interval(values, statistic=statistic)
+        color, seeds = _COLORS[i % len(_COLORS)], len(values)
+        name = f"{label} ({seeds} seed{'s' * (seeds > 1)})"
+        marker = "o" if len(steps) == 1 else None
+        axes.plot(steps, center, color=color, lw=1.8, label=name, marker=marker)
+        if seeds > 1:
+            axes.fill_between(steps, low, high, color=color, alpha=0.18, lw=0)
+            what = "Interquartile mean" if statistic == "iqm" else "Mean"
+            over = f"{seeds} seeds" if len(runs) == 1 else "seeds"
+            note = f"{what} over {over}, 95 % bootstrap interval"
+    _decorate(axes, title, note, ylabel)
+    return _write(figure, Path(path))
+
+
+def _decorate(axes: Any, title: str, note: str, ylabel: str) -> None:
+    """Titles, axes, grid and legend."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axes.set_title(
+        title, loc="left", fontsize=13, fontweight="bold", pad=20 if note else 8
+    )
+    axes.annotate(
+        note,
+        (0, 1),
+        xytext=(0, 6),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        fontsize=8.5,
+        color="0.4",
+    )
+    axes.set_xlabel("Environment steps")
+    axes.set_ylabel(ylabel)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 0, 200k, 1M
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.grid(color="0.9", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.02)
+    axes.set_xlim(left=min(0, axes.dataLim.x0))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(length=3, color="0.6")
+    if len(axes.lines) > 1:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+
+
+def _write(figure: Any, path: Path) -> Path:
+    """Writes beside `path`, then renames: no one sees half a picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png")
+    os.replace(temporary, path)
+    return path
+
+
+def _carry_forward(values: np.ndarray) -> np.ndarray:
+    """Every NaN of `[S, R]` becomes the last number before it in its seed, if any."""
+    columns = np.where(np.isnan(values), 0, np.arange(values.shape[1]))
+    last = np.maximum.accumulate(columns, axis=1)
+    return np.take_along_axis(values, last, axis=1)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the seeds that have a value: `[S, R]` to `[R]`."""
+    known = ~np.isnan(values)
+    return np.where(known, values, 0.0).sum(axis=0) / known.sum(axis=0)
+
+
+def _iqm(values: np.ndarray) -> np.ndarray:
+    """Interquartile mean over the seeds that have a value: `[S, R]` to `[R]`."""
+    ordered = np.sort(values, axis=0)  # NaN last
+    count = (~np.isnan(values)).sum(axis=0)
+    rank = np.arange(len(values))[:, None]  # the k-th smallest fills [k, k + 1]
+    weight = np.minimum(rank + 1, 0.75 * count) - np.maximum(rank, 0.25 * count)
+    weight = np.maximum(weight, 0.0)
+    total = np.where(weight > 0, weight * ordered, 0.0).sum(axis=0)
+    return total / (0.5 * count)
