@@ -169,6 +169,34 @@ def curve(table: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return steps, np.asarray(values, float)
 
 
+def agent_and_rest(argv: list[str], description: str) -> tuple[str, list[str]]:
+    """The agent's name, first on the command line, and the words after it.
+
+    Without one, prints what there is and exits.
+
+    Raises:
+      ValueError: unknown agent.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(description.strip())
+        print(f"\nagents: {', '.join(agents.names())}")
+        print(f"\nenvironments: {', '.join(envs.names())}")
+        print("\nAGENT --help lists all options, with the agent's defaults.")
+        sys.exit(0 if argv else 2)
+    agents.get(argv[0])
+    return argv[0], argv[1:]
+
+
+def word(argv: list[str], option: str, default: str) -> str:
+    """The word after an option, or after its equals sign; for defaults to depend on."""
+    for i, text in enumerate(argv):
+        if text.startswith(option + "="):
+            return text.partition("=")[2]
+        if text == option and i + 1 < len(argv):
+            return argv[i + 1]
+    return default
+
+
 def parse(options: type, argv: list[str], description: str, prog: str) -> Any:
     """Parse a command line into a dataclass; unknown words are a one-line error."""
     parsed, unknown = tyro.cli(

@@ -9,41 +9,44 @@ import itertools
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import common
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from rljax import agents, sharding, train
 from rljax.config import as_arrays
 from rljax.evaluate import evaluate
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Train every combination of the varied floats with every seed."""
+def options_type(agent: str, env_name: str) -> type:
+    """The command line's dataclass: its defaults depend on agent and environment."""
+    defaults = agents.config_for(agent, env_name)
 
-    agent: Annotated[str, tyro.conf.Positional]
-    """agent name"""
-    vary: tuple[str, ...]
-    """NAME=VALUE,VALUE,... for each float of the config to vary"""
-    env: str = "CartPole-v1"
-    """environment name"""
-    env_params: dict[str, str] = dataclasses.field(default_factory=dict)
-    """parameters of the environment: NAME VALUE pairs"""
-    seeds: int = 2
-    """seeds per combination"""
-    seed: int = 0
-    """number of the first seed"""
-    steps: int | None = None
-    """environment steps of each run, in place of the config's"""
-    episodes: int = 128
-    """evaluation episodes of each run"""
-    out: Path | None = None
-    """CSV of all runs"""
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        vary: tuple[str, ...]
+        """NAME=VALUE,VALUE,... for each float of the config to vary"""
+        env: str = env_name
+        """environment name"""
+        env_params: dict[str, str] = dataclasses.field(default_factory=dict)
+        """parameters of the environment: NAME VALUE pairs"""
+        seeds: int = 2
+        """seeds per combination"""
+        seed: int = 0
+        """number of the first seed"""
+        steps: int | None = None
+        """environment steps of each run, in place of config.total_steps"""
+        episodes: int = 128
+        """evaluation episodes of each run"""
+        out: Path | None = None
+        """CSV of all runs"""
+        config: type(defaults) = defaults  # pyright: ignore[reportInvalidTypeForm]
+        """the agent's hyperparameters, the same for all runs"""
+
+    return Options
 
 
 def combinations(vary: tuple[str, ...], config: Any) -> tuple[list[str], np.ndarray]:
@@ -89,8 +92,10 @@ def report(
 @common.one_line_errors
 def main() -> None:
     """One program for all runs; then the table."""
-    options = common.parse(Options, sys.argv[1:], __doc__ or "", "sweep.py")
-    config = agents.config_for(options.agent, options.env)
+    agent_name, argv = common.agent_and_rest(sys.argv[1:], __doc__ or "")
+    options_class = options_type(agent_name, common.word(argv, "--env", "CartPole-v1"))
+    options = common.parse(options_class, argv, __doc__ or "", "sweep.py " + agent_name)
+    config = options.config
     if options.steps is not None:
         config = dataclasses.replace(config, total_steps=options.steps)
     names, grid = combinations(options.vary, config)
@@ -98,7 +103,7 @@ def main() -> None:
         dataclasses.replace(config, **dict(zip(names, values, strict=True))).validate()
     params = common.with_number_values(options.env_params)
     run = common.Run(
-        options.agent, options.env, params, options.seeds, options.seed, 1, config
+        agent_name, options.env, params, options.seeds, options.seed, 1, config
     )
     agent, env = run.build()
 

@@ -14,7 +14,7 @@ import common
 import jax
 import numpy as np
 
-from rljax import agents, envs, sharding, train
+from rljax import agents, sharding, train
 from rljax.checkpoint import save
 from rljax.logging import CsvSink, Progress, TensorBoardSink, WandbSink, read_csv
 from rljax.plotting import learning_curve
@@ -63,35 +63,16 @@ def options_type(agent: str, env_name: str, stored: common.Run | None) -> type:
 
 def parse_command_line(argv: list[str]) -> tuple[common.Run, Any]:
     """Read the command line into what to run and how."""
-    usage = (
-        "Train an agent. usage: train.py AGENT [options]\n\n"
-        f"agents: {', '.join(agents.names())}\n\n"
-        f"environments: {', '.join(envs.names())}\n\n"
-        "train.py AGENT --help lists the agent's options with their defaults."
-    )
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage)
-        sys.exit(0 if argv else 2)
-    agent = argv[0]
-    agents.get(agent)
-    words = {a.split("=")[0]: i for i, a in enumerate(argv)}
-
-    def value(option: str, default: str) -> str:
-        if option not in words:
-            return default
-        word = argv[words[option]]
-        return (
-            word.split("=", 1)[1] if "=" in word else (argv + [""])[words[option] + 1]
-        )
-
+    agent, argv = common.agent_and_rest(argv, __doc__ or "")
     stored = None
-    if "--resume" in words:
-        if "--name" not in words:
+    if "--resume" in argv:
+        name = common.word(argv, "--name", "")
+        if not name:
             raise ValueError("--resume needs --name, the folder of the run to go on")
-        stored = common.read_run(Path(value("--out", "runs")) / value("--name", ""))
-    env = value("--env", stored.env if stored else "CartPole-v1")
-    prog = f"train.py {agent}"
-    options = common.parse(options_type(agent, env, stored), argv[1:], usage, prog)
+        stored = common.read_run(Path(common.word(argv, "--out", "runs")) / name)
+    env = common.word(argv, "--env", stored.env if stored else "CartPole-v1")
+    options_class = options_type(agent, env, stored)
+    options = common.parse(options_class, argv, __doc__ or "", f"train.py {agent}")
     config = options.config
     if options.steps is not None:
         config = dataclasses.replace(config, total_steps=options.steps)

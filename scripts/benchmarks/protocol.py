@@ -1,0 +1,91 @@
+"""How benchmark.py and its workers talk: one JSON job in, one JSON line out.
+
+A worker is a fresh process that measures one library once. It gets its job as the
+only argument and prints its result as the last line of its standard output. This
+file imports the standard library only, so that a worker imports just what it measures.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+Job = dict[str, Any]  # see `job` in ../benchmark.py
+Result = dict[str, Any]  # see `result`
+
+
+def read_job() -> Job:
+    """Returns the job this process was started with."""
+    return json.loads(sys.argv[1])
+
+
+def measure(
+    run: Callable[[], int], executions: int = 3, budget_s: float = 8.0
+) -> tuple[list[float], int]:
+    """Calls `run() -> environment steps` up to `executions` times.
+
+    Stops early once `budget_s` is spent: a long execution needs no repetition.
+
+    Returns: seconds of each execution, the steps of one.
+    """
+    seconds: list[float] = []
+    steps = 0
+    while len(seconds) < executions and sum(seconds) < budget_s:
+        begin = time.perf_counter()
+        steps = run()
+        seconds.append(time.perf_counter() - begin)
+    return seconds, steps
+
+
+def result(
+    job: Job,
+    *,
+    imported: float,
+    compile_s: float,
+    ready: float,
+    seconds: list[float],
+    steps: int,
+    device: str,
+    packages: tuple[str, ...],
+) -> Result:
+    """Makes the result of a worker.
+
+    Args:
+      job: what was asked for; `job["start"]` is when the parent started this process.
+      imported: `time.time()` when the imports were done.
+      compile_s: seconds spent compiling.
+      ready: `time.time()` when the first timed execution began.
+      seconds: what each execution took.
+      steps: environment steps of one execution, over all seeds.
+      device: "cpu" or the name of the accelerator.
+      packages: distributions whose versions are recorded.
+
+    Returns: a dictionary for `print_result`. Where fewer steps were run than the work
+      has, the cold start is extrapolated at the steady rate, and says so.
+    """
+    rate = steps / statistics.median(seconds)
+    missing = job["full_steps"] - steps
+    extrapolated = missing > 0.01 * job["full_steps"]
+    cold_start = ready - job["start"] + seconds[0]
+    if extrapolated:
+        cold_start += missing / rate
+    return {
+        "steps": steps,
+        "executions": len(seconds),
+        "steps_per_s": rate,
+        "best_steps_per_s": steps / min(seconds),
+        "import_s": imported - job["start"],
+        "compile_s": compile_s,
+        "cold_start_s": cold_start,
+        "note": "cold start extrapolated" if extrapolated else "",
+        "versions": ", ".join(f"{p} {metadata.version(p)}" for p in packages),
+        "device": device,
+    }
+
+
+def print_result(values: Result) -> None:
+    """Prints the line that the parent reads: the last of the standard output."""
+    print(json.dumps(values), flush=True)

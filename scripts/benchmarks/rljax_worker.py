@@ -1,0 +1,65 @@
+"""Measures rljax, on whatever backend jax has here."""
+
+import dataclasses
+import functools
+import time
+
+import jax
+from protocol import measure, print_result, read_job, result
+
+from rljax import sharding
+
+
+def main():
+    """Compiles the training of all seeds, then times it."""
+    job = read_job()
+    seeds, hyper = job["seeds"], job["hyper"]
+    if seeds > 1:
+        sharding.set_cpu_devices(min(job["cores"], seeds))
+    from rljax import agents, envs, train  # not before: gymnax's import starts jax
+
+    imported = time.time()
+    module = agents.get(job["agent"])
+    env = envs.make(job["env"])
+    agent = module.make(env.spec)
+    hyper["hidden_sizes"] = tuple(hyper["hidden_sizes"])  # json knows lists only
+    hyper.pop("value_cost", None)  # the critic has an optimiser of its own
+    config = dataclasses.replace(module.Config(), **hyper, total_steps=job["steps"])
+    config.validate()
+
+    key = jax.random.key(job["seed"])
+    train_one = functools.partial(train.train, agent)
+    if seeds > 1:
+        key = jax.random.split(key, seeds)
+        one_seed = functools.partial(train_one, env, config)
+        function = jax.jit(sharding.map_runs(one_seed))
+        arguments = (key,)
+    else:
+        function, arguments = jax.jit(train_one), (env, config, key)
+    begin = time.perf_counter()
+    compiled = function.lower(*arguments).compile()
+    compile_s = time.perf_counter() - begin
+
+    def run():
+        state, _ = jax.block_until_ready(compiled(*arguments))
+        return int(state.step.sum())
+
+    ready = time.time()
+    seconds, steps = measure(run)
+    device = jax.devices()[0]
+    print_result(
+        result(
+            job,
+            imported=imported,
+            compile_s=compile_s,
+            ready=ready,
+            seconds=seconds,
+            steps=steps,
+            device="cpu" if device.platform == "cpu" else device.device_kind,
+            packages=("rljax", "gymnax", "jax"),
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Measures Stable-Baselines3 on the CPU, on one torch thread.
+
+One thread, because more do not help nets of this size and, where another process
+wants a core too, make it up to 80 times slower (they wait for each other spinning).
+"""
+# pyright: reportMissingImports=false
+
+import time
+
+import torch
+from protocol import measure, print_result, read_job, result
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.env_util import make_vec_env
+
+IMPORTED = time.time()
+ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
+
+
+def ppo(job, env):
+    """Returns the model: PPO with the hyperparameters of the job."""
+    hyper = job["hyper"]
+    batch = hyper["num_envs"] * hyper["rollout_length"]
+    return PPO(
+        "MlpPolicy",
+        env,
+        n_steps=hyper["rollout_length"],
+        n_epochs=hyper["num_epochs"],
+        batch_size=batch // hyper["num_minibatches"],
+        learning_rate=hyper["learning_rate"],
+        gamma=hyper["gamma"],
+        gae_lambda=hyper["lambda_"],
+        clip_range=hyper["clip_epsilon"],
+        clip_range_vf=hyper["clip_epsilon"],
+        ent_coef=hyper["entropy_cost"],
+        vf_coef=hyper["value_cost"],
+        max_grad_norm=hyper["max_grad_norm"],
+        policy_kwargs=network(hyper),
+        seed=job["seed"],
+        device="cpu",
+    )
+
+
+def dqn(job, env):
+    """Returns the model: DQN with the hyperparameters of the job (never double)."""
+    hyper = job["hyper"]
+    return DQN(
+        "MlpPolicy",
+        env,
+        train_freq=1,  # in steps of all environments together
+        gradient_steps=1,
+        buffer_size=hyper["capacity"],
+        learning_starts=hyper["warmup_steps"],
+        batch_size=hyper["batch_size"],
+        learning_rate=hyper["learning_rate"],
+        gamma=hyper["gamma"],
+        max_grad_norm=hyper["max_grad_norm"],
+        target_update_interval=hyper["target_period"] * hyper["num_envs"],
+        exploration_initial_eps=hyper["epsilon_start"],
+        exploration_final_eps=hyper["epsilon_end"],
+        exploration_fraction=hyper["exploration_fraction"],
+        policy_kwargs=network(hyper),
+        seed=job["seed"],
+        device="cpu",
+    )
+
+
+def network(hyper):
+    """Returns the shape of the networks."""
+    return {
+        "net_arch": list(hyper["hidden_sizes"]),
+        "activation_fn": ACTIVATIONS[hyper["activation"]],
+    }
+
+
+def main():
+    """Warms up for one iteration (and DQN's random steps), then times learning."""
+    job = read_job()
+    hyper = job["hyper"]
+    torch.set_num_threads(1)
+    env = make_vec_env(job["env"], n_envs=hyper["num_envs"], seed=job["seed"])
+    model = {"ppo": ppo, "dqn": dqn}[job["agent"]](job, env)
+    warm_up = hyper["num_envs"] * hyper["rollout_length"]
+    model.learn(warm_up + hyper.get("warmup_steps", 0))
+
+    def run():
+        before = model.num_timesteps
+        model.learn(job["steps"], reset_num_timesteps=False)
+        return model.num_timesteps - before
+
+    ready = time.time()
+    seconds, steps = measure(run)
+    print_result(
+        result(
+            job,
+            imported=IMPORTED,
+            compile_s=0.0,
+            ready=ready,
+            seconds=seconds,
+            steps=steps,
+            device="cpu",
+            packages=("stable-baselines3", "gymnasium", "torch"),
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+import csv
+import dataclasses
+import importlib.util
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+SCRIPTS = pathlib.Path(__file__).resolve().parents[1] / "scripts"
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(f"bench_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+benchmark = load(SCRIPTS / "benchmark.py")
+protocol = load(SCRIPTS / "benchmarks" / "protocol.py")
+
+WORK = benchmark.Work("w", "", "ppo", 1000, {"num_envs": 2}, peers=("rejax", "sb3"))
+
+
+def make_row(library, repeat, rate=None, cold=None, work="w", note=""):
+    result = {
+        "steps_per_s": rate,
+        "cold_start_s": cold,
+        "compile_s": None if rate is None else 1.5,
+        "note": note,
+    }
+    return benchmark.make_row("speed", work, library, repeat, result)
+
+
+ROWS = [
+    make_row("rljax", 0, 200.0, 4.0),
+    make_row("rejax", 0, 100.0, 8.0),
+    make_row("rljax", 1, 90.0, 10.0),  # the machine was slow in this pair
+    make_row("rejax", 1, 30.0, 10.0),
+    make_row("rljax", 2, 240.0, 4.0),
+    make_row("rejax", 2, 60.0, 12.0),
+    make_row("rljax", 3, 1000.0, 1.0),
+    make_row("rejax", 3, note="hang: no result after 1 s"),
+    make_row("rejax", 0, 1.0, 1.0, work="another"),
+]
+
+
+def test_ratios_are_taken_pair_by_pair():
+    assert benchmark.ratios(ROWS, "w", "rejax", "steps_per_s") == [2.0, 3.0, 4.0]
+    assert benchmark.ratios(ROWS, "w", "sb3", "steps_per_s") == []
+    assert benchmark.ratios(ROWS, "another", "rejax", "steps_per_s") == []
+
+
+def test_table():
+    header, rljax, rejax, another = benchmark.format_table(ROWS).splitlines()
+    assert rljax.split() == ["w", "rljax", "90", "220", "1,000", "1.5", "4.0"]
+    assert rejax.split()[:7] == ["w", "rejax", "30", "60", "100", "1.5", "10.0"]
+    assert "3.00 (2.00-4.00)  " in rejax  # steps/s: ours over theirs
+    assert "2.00 (1.00-3.00)  " in rejax  # cold start: theirs over ours
+    assert rejax.endswith("hang: no result after 1 s")
+    assert header.index("median") + len("median") == rejax.index("60") + len("60")
+    assert " ".join(another.split()) == "another rejax 1 1 1 1.5 1.0 - -"
+
+
+def test_table_of_a_library_that_never_finished():
+    rows = [make_row("sb3", 0, note="failed: exit status 1: no")]
+    line = benchmark.format_table(rows).splitlines()[1]
+    wanted = "w sb3 - - - - - - - failed: exit status 1: no"
+    assert " ".join(line.split()) == wanted
+
+
+def test_libraries_take_turns_and_a_broken_one_drops_out():
+    asked = []
+
+    def measure(work, library, repeat):
+        asked.append((library, repeat))
+        if library == "sb3" and repeat == 1:
+            return {"note": "hang"}
+        return {"steps_per_s": 1.0, "device": "NVIDIA X"}
+
+    libraries = ("rljax", "sb3")
+    rows = list(benchmark.measure_all("speed", [WORK], libraries, 3, measure))
+    turns = [("rljax", 0), ("sb3", 0), ("rljax", 1), ("sb3", 1), ("rljax", 2)]
+    assert asked == turns
+    assert [(row.library, row.repeat) for row in rows] == turns
+    assert rows[3].note == "hang" and rows[3].steps_per_s is None
+    assert rows[0].machine == f"{benchmark.host()}, NVIDIA X"
+
+
+def test_csv_keeps_what_was_measured_before_an_interrupt(tmp_path):
+    def interrupted():
+        yield ROWS[0]
+        assert len(path.read_text().splitlines()) == 2  # there before a kill -9
+        yield ROWS[7]
+        raise KeyboardInterrupt
+
+    path = tmp_path / "new" / "speed.csv"
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.write_csv(path, interrupted())
+    with path.open(newline="") as file:
+        first, failed = csv.DictReader(file)
+    assert set(first) == {f.name for f in dataclasses.fields(benchmark.Row)}
+    assert float(first["steps_per_s"]) == 200.0 and first["library"] == "rljax"
+    assert failed["steps_per_s"] == "" and failed["note"].startswith("hang")
+    assert first["machine"].endswith("cores") and first["date"][:2] == "20"
+
+
+def run_fake(tmp_path, body, timeout=20.0):
+    script = tmp_path / "worker.py"
+    script.write_text(body)
+    return benchmark.run_worker(sys.executable, script, {"steps": 7}, timeout)
+
+
+def test_worker_protocol(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "warm")
+    body = (
+        f"import os, sys; sys.path.insert(0, {str(SCRIPTS / 'benchmarks')!r})\n"
+        "import protocol; job = protocol.read_job(); print('noise')\n"
+        "job['cache'] = os.environ.get('JAX_COMPILATION_CACHE_DIR')\n"
+        "protocol.print_result(job)\n"
+    )
+    before = time.time()
+    result = run_fake(tmp_path, body)
+    assert result["steps"] == 7 and result["cache"] is None
+    assert before <= result["start"] <= time.time()
+
+
+@pytest.mark.parametrize(
+    ("body", "note"),
+    [
+        ("raise ValueError('no such thing')", "exit status 1: ValueError: no such"),
+        ("import os; os._exit(3)", "exit status 3: no message"),
+        ("print('{oops')", "no result in '{oops"),
+        ("", "no result in ''"),
+    ],
+)
+def test_worker_that_fails(tmp_path, body, note):
+    result = run_fake(tmp_path, body)
+    assert set(result) == {"note"} and f"failed: {note}" in result["note"]
+
+
+def test_worker_that_hangs_is_killed(tmp_path):
+    pid_file = tmp_path / "pid"
+    body = (
+        "import os, pathlib, time\n"
+        f"pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))\n"
+        "time.sleep(60)\n"
+    )
+    result = run_fake(tmp_path, body, timeout=1.0)
+    assert result == {"note": "hang: no result after 1 s"}
+    assert not pathlib.Path("/proc", pid_file.read_text()).exists()
+
+
+def test_measure_stops_at_the_budget():
+    seconds, steps = protocol.measure(lambda: 5)
+    assert len(seconds) == 3 and steps == 5
+    seconds, _ = protocol.measure(lambda: time.sleep(0.02) or 5, budget_s=0.01)
+    assert len(seconds) == 1
+
+
+@pytest.mark.parametrize(("full", "cold"), [(100, 6.0), (100.5, 6.0), (300, 10.0)])
+def test_cold_start_is_extrapolated_only_where_steps_are_missing(full, cold):
+    result = protocol.result(
+        {"start": 1000.0, "full_steps": full},
+        imported=1001.0,
+        compile_s=2.0,
+        ready=1004.0,
+        seconds=[2.0, 4.0, 1.0],
+        steps=100,
+        device="cpu",
+        packages=("pytest",),
+    )
+    assert result["steps_per_s"] == 50.0 and result["best_steps_per_s"] == 100.0
+    assert result["cold_start_s"] == cold and result["import_s"] == 1.0
+    assert result["note"] == ("cold start extrapolated" if full == 300 else "")
+    assert result["versions"] == f"pytest {pytest.__version__}"
+
+
+@pytest.mark.parametrize("work", benchmark.SPEED, ids=lambda work: work.name)
+def test_every_library_can_run_whole_iterations(work):
+    rollout = work.hyper["num_envs"] * work.hyper["rollout_length"]
+    for library in ("rljax", *work.peers):
+        job = benchmark.job(work, library, seed=3)
+        assert job["steps"] % rollout == 0 and job["seed"] == 3
+        assert job["full_steps"] >= job["steps"] * job["seeds"]
+        assert (SCRIPTS / "benchmarks" / f"{library}_worker.py").exists()
+
+
+def test_select():
+    assert benchmark.select(benchmark.SPEED, ()) == list(benchmark.SPEED)
+    chosen = benchmark.select(benchmark.SPEED, ("dqn-10k", "ppo-4"))
+    assert [work.name for work in chosen] == ["ppo-4", "dqn-10k"]
+    with pytest.raises(SystemExit, match="unknown work ppo-5; one of: ppo-4,"):
+        benchmark.select(benchmark.SPEED, ("ppo-4", "ppo-5"))
+
+
+def test_peers_environment_is_built_once(tmp_path, monkeypatch):
+    commands = []
+
+    def run(command, check):
+        commands.append(command)
+        (tmp_path / "peers").mkdir(exist_ok=True)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    args = benchmark.Args(peers_env=tmp_path / "peers")
+    python = benchmark.peers_python(args)
+    assert python == tmp_path / "peers" / "bin" / "python"
+    assert commands[0][1:3] == ["-m", "venv"] and len(commands) == 2
+    assert {"rejax==0.1.3", "jax==0.10.2", "torch==2.13.0"} <= set(commands[1])
+    assert benchmark.peers_python(args) == python and len(commands) == 2
+    benchmark.peers_python(dataclasses.replace(args, torch_spec="torch==9"))
+    assert len(commands) == 4 and "torch==9" in commands[3]
+
+
+def test_peers_environment_is_built_again_after_a_failure(tmp_path, monkeypatch):
+    def run(command, check):
+        (tmp_path / "peers").mkdir(exist_ok=True)
+        if "pip" in command:
+            raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    args = benchmark.Args(peers_env=tmp_path / "peers")
+    for _ in range(2):
+        with pytest.raises(subprocess.CalledProcessError):
+            benchmark.peers_python(args)
+
+
+def test_peers_python_must_exist(tmp_path):
+    args = benchmark.Args(peers_python=tmp_path / "python")
+    with pytest.raises(SystemExit, match="no such file"):
+        benchmark.peers_python(args)
+
+
+def test_list(capsys):
+    benchmark.main(benchmark.Args(list_works=True))
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == [work.name for work in benchmark.SPEED]
+
+
+def test_main_measures_prints_and_writes(tmp_path, monkeypatch, capsys):
+    def run_worker(python, script, job, timeout):
+        rate = 300.0 if script.name == "rljax_worker.py" else 100.0
+        return {"steps_per_s": rate, "cold_start_s": 1.0, "compile_s": 0.5}
+
+    monkeypatch.setattr(benchmark, "run_worker", run_worker)
+    out = tmp_path / "speed.csv"
+    args = benchmark.Args(
+        only=("ppo-4",), repeats=2, out=out, peers_python=pathlib.Path(sys.executable)
+    )
+    benchmark.main(args)
+    assert "3.00 (3.00-3.00)" in capsys.readouterr().out
+    assert len(out.read_text().splitlines()) == 1 + 2 * 3
+    benchmark.main(dataclasses.replace(args, peers=False))
+    assert len(out.read_text().splitlines()) == 1 + 2
+    monkeypatch.setattr(benchmark, "run_worker", lambda *_: {"note": "hang"})
+    with pytest.raises(SystemExit):
+        benchmark.main(args)
