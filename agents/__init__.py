@@ -51,7 +51,7 @@ def config_for(name: str, env_name: str) -> Any:
 
     Example:
       >>> config_for("ppo", "Pendulum-v1").gamma
-      0.9
+      0.95
     """
     module = get(name)
     return dataclasses.replace(module.Config(), **module.PRESETS.get(env_name, {}))

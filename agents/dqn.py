@@ -42,6 +42,7 @@ class Config:
     target_period: int = cfg.static(50)  # gradient steps between target copies
     hidden_sizes: tuple[int, ...] = cfg.static((64, 64))
     activation: str = cfg.static("relu")
+    anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
     double: bool = cfg.static(True)  # select the next action by the online network
     dueling: bool = cfg.static(False)
 
@@ -178,6 +179,8 @@ def update(
     state = observe(config, state, rollout)
     flat, unravel = ravel_pytree(state.params)  # one vector: one kernel in Adam
     target_flat, _ = ravel_pytree(state.target_params)
+    progress = jnp.minimum(state.step / config.total_steps, 1.0)
+    rate = config.learning_rate * (1.0 - progress if config.anneal else 1.0)
 
     def loss(flat: jax.Array, target_params: Params, batch: Transition) -> Any:
         error = functools.partial(td_error, spec, config, unravel(flat), target_params)
@@ -191,7 +194,7 @@ def update(
             flat, unravel(target_flat), batch
         )
         updates, opt_state = optimizer(config).update(grads, opt_state)
-        flat, count = flat - config.learning_rate * updates, count + 1
+        flat, count = flat - rate * updates, count + 1
         copy = count % config.target_period == 0
         target_flat = jnp.where(copy, flat, target_flat)
         metrics = {"loss": value, "abs_td_error": error}

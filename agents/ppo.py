@@ -17,7 +17,15 @@ from rljax import distributions, losses, networks, prng
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "Pendulum-v1": dict(gamma=0.9),
+    "Pendulum-v1": dict(
+        learning_rate=1e-3,
+        gamma=0.95,
+        entropy_cost=0.0,
+        total_steps=1_000_000,
+        num_envs=8,
+        num_epochs=10,
+        num_minibatches=8,
+    ),
 }
 
 
@@ -40,7 +48,7 @@ class Config:
     hidden_sizes: tuple[int, ...] = cfg.static((64, 64))  # of actor and critic each
     activation: str = cfg.static("tanh")
     anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
-    clip_value: bool = cfg.static(True)  # also clip the change of the value
+    clip_value: bool = cfg.static(False)  # also clip the change of the value
     normalize_advantages: bool = cfg.static(True)  # per minibatch
 
     def validate(self) -> None:

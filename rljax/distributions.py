@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rljax import prng
 from rljax.types import Box
 
 
@@ -33,8 +34,8 @@ def epsilon_greedy(q: jax.Array, epsilon: jax.Array, key: jax.Array) -> jax.Arra
     explore_key, action_key = jax.random.split(key)
     batch, num_actions = q.shape[:-1], q.shape[-1]
     explore = jax.random.uniform(explore_key, batch) < epsilon
-    uniform = jax.random.randint(action_key, batch, 0, num_actions)
-    return jnp.where(explore, uniform, q.argmax(axis=-1)).astype(jnp.int32)
+    uniform = prng.indices(action_key, batch, num_actions)
+    return jnp.where(explore, uniform, q.argmax(axis=-1).astype(jnp.int32))
 
 
 def gaussian(

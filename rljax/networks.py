@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rljax import distributions
+from rljax import distributions, prng
 from rljax.types import Box, Discrete
 
 ACTIVATIONS = {
@@ -26,9 +26,9 @@ def orthogonal(scale: float = 1.0) -> Callable[..., jax.Array]:
 
     Equal in distribution to `jax.nn.initializers.orthogonal`, but without LAPACK's
     QR, which can deadlock under `vmap` on CPU. Gram-Schmidt on Gaussian columns is
-    QR with a positive diagonal, hence uniform over orthogonal matrices; each column
-    is projected twice, which is enough for full precision (Giraud et al., 2005,
-    https://doi.org/10.1016/j.camwa.2005.08.009).
+    QR with a positive diagonal, hence uniform over orthogonal matrices (Mezzadri, 2007,
+    https://arxiv.org/abs/math-ph/0609050). It runs twice, which is enough for full
+    precision (Giraud et al., 2005, https://doi.org/10.1016/j.camwa.2005.08.009).
 
     Args:
       scale: factor on the result.
@@ -45,16 +45,15 @@ def orthogonal(scale: float = 1.0) -> Callable[..., jax.Array]:
     def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
         outputs, inputs = shape[-1], math.prod(shape[:-1])
         rows, columns = max(inputs, outputs), min(inputs, outputs)
-        gaussian = jax.random.normal(key, (rows, columns), dtype)
+        gaussian = jax.random.normal(prng.unrolled(key), (rows, columns), dtype)
 
-        def orthonormalise(i: jax.Array, q: jax.Array) -> jax.Array:
-            before = jnp.where(jnp.arange(columns) < i, q, 0.0)
-            column = q[:, i]
-            column -= before @ (column @ before)
-            column -= before @ (column @ before)
-            return q.at[:, i].set(column / jnp.linalg.norm(column))
+        def orthonormalise(step: jax.Array, a: jax.Array) -> jax.Array:
+            i = step % columns
+            column = a[:, i] / jnp.sqrt(a[:, i] @ a[:, i])
+            later = jnp.where(jnp.arange(columns) > i, column @ a, 0.0)
+            return (a - jnp.outer(column, later)).at[:, i].set(column)
 
-        q = jax.lax.fori_loop(0, columns, orthonormalise, gaussian)
+        q = jax.lax.fori_loop(0, 2 * columns, orthonormalise, gaussian)
         return scale * (q if inputs >= outputs else q.T).reshape(shape)
 
     return init

@@ -124,3 +124,25 @@ def permutations(key: jax.Array, num: int, length: int) -> jax.Array:
     words = jax.random.bits(key, (num, length), jnp.uint32) & ~mask
     words = jnp.sort(words | jnp.arange(length, dtype=jnp.uint32), stable=False)
     return (words & mask).astype(jnp.int32)
+
+
+def indices(key: jax.Array, shape: tuple[int, ...], size: jax.Array | int) -> jax.Array:
+    """Random integers in `[0, size)`, for indices and actions.
+
+    A random word modulo `size`: the bias is below `size / 2**32`, and the cost a third
+    of `jax.random.randint`, which draws twice to push it lower.
+
+    Args:
+      key: `[]` typed key, consumed here.
+      shape: of the result.
+      size: `[]` positive integer.
+
+    Returns:
+      int32 of `shape`.
+
+    Example:
+      >>> indices(jax.random.key(0), (3,), 1).tolist()
+      [0, 0, 0]
+    """
+    bits = jax.random.bits(key, shape, jnp.uint32)
+    return (bits % jnp.asarray(size, jnp.uint32)).astype(jnp.int32)

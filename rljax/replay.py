@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rljax import prng
+
 
 class Replay(NamedTuple):
     """The last `capacity` items."""
@@ -71,7 +73,7 @@ def sample(replay: Replay, key: jax.Array, batch_size: int) -> Any:
     Returns:
       Tree of `[B, ...]`.
     """
-    index = jax.random.randint(key, (batch_size,), 0, size(replay))
+    index = prng.indices(key, (batch_size,), size(replay))
     return jax.tree.map(lambda x: x[index], replay.items)
 
 
