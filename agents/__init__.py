@@ -1,10 +1,11 @@
 """The agents: one readable file each, chosen by name."""
 
 import dataclasses
-import difflib
 import importlib
 from types import ModuleType
 from typing import Any
+
+from rljax.config import unknown
 
 _NAMES = ("dqn", "ppo")
 
@@ -33,9 +34,7 @@ def get(name: str) -> ModuleType:
       0.99
     """
     if name not in _NAMES:
-        near = difflib.get_close_matches(name.lower(), _NAMES, n=3, cutoff=0.4)
-        hint = ", ".join(near or _NAMES)
-        raise ValueError(f"unknown agent {name!r}; did you mean: {hint}?")
+        raise ValueError(unknown("agent", name, _NAMES))
     return importlib.import_module(f"rljax.agents.{name}")
 
 

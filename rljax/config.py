@@ -1,6 +1,8 @@
 """Configs are data: frozen dataclasses whose floats are pytree leaves."""
 
 import dataclasses
+import difflib
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -77,3 +79,11 @@ def check_sizes(config: Any, name: str) -> None:
     value = getattr(config, name)
     if not all(isinstance(size, int) and size > 0 for size in value):
         raise ValueError(f"{name}={value!r}: must hold integers >= 1")
+
+
+def unknown(kind: str, name: str, known: Sequence[str]) -> str:
+    """The error message for a name that is not known, with the near matches."""
+    lower = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.4)
+    hint = ", ".join(lower[match] for match in near) or ", ".join(known)
+    return f"unknown {kind} {name!r}; did you mean: {hint}?"

@@ -1,7 +1,6 @@
 """Batched environments over gymnax's six-value step. Only this file knows gymnax."""
 
 import dataclasses
-import difflib
 import inspect
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +11,7 @@ import numpy as np
 from gymnax.environments import environment as gymnax_environment
 from gymnax.environments import spaces
 
+from rljax.config import unknown
 from rljax.types import Box, Discrete, Spec, TimeStep
 
 
@@ -212,7 +212,7 @@ def make(name: str, **params: Any) -> EpisodeStatistics:
       ((4,), Discrete(num_actions=2))
     """
     if name not in names():
-        raise ValueError(_unknown("environment", name, names()))
+        raise ValueError(unknown("environment", name, names()))
     factory = gymnax.registration._registry[name]
     arguments = inspect.signature(factory).parameters
     gym, defaults = gymnax.make(
@@ -223,7 +223,7 @@ def make(name: str, **params: Any) -> EpisodeStatistics:
     for key, value in overrides.items():
         if key not in fields:
             known = fields + list(arguments)
-            raise ValueError(_unknown(f"parameter of {name}", key, known))
+            raise ValueError(unknown(f"parameter of {name}", key, known))
         if isinstance(value, bool) or not isinstance(value, int | float | jax.Array):
             raise ValueError(f"{key}={value!r} of {name}: expected a number")
     return wrap(gym, dataclasses.replace(defaults, **overrides))
@@ -272,13 +272,6 @@ def _is_minatar(gym: Any) -> bool:
     while not isinstance(gym, gymnax_environment.Environment) and hasattr(gym, "_env"):
         gym = gym._env
     return any("gymnax.environments.minatar" in c.__module__ for c in type(gym).__mro__)
-
-
-def _unknown(kind: str, name: str, known: list[str]) -> str:
-    lower = {candidate.lower(): candidate for candidate in known}
-    near = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.4)
-    hint = ", ".join(lower[match] for match in near) or ", ".join(known)
-    return f"unknown {kind} {name!r}; did you mean: {hint}?"
 
 
 def _vmap2(fn: Any) -> Any:

@@ -1,8 +1,10 @@
 """What the scripts share: run folders, command lines, one-line errors."""
 
 import ast
+import contextlib
 import dataclasses
 import functools
+import io
 import json
 import os
 import sys
@@ -23,6 +25,7 @@ sharding.set_cpu_devices(len(os.sched_getaffinity(0)))
 
 from rljax import agents, envs, train
 from rljax.checkpoint import latest, restore
+from rljax.config import unknown
 from rljax.evaluate import evaluate
 from rljax.types import Agent, TrainState
 
@@ -65,8 +68,9 @@ class Run:
         Of the numbers of chunks near `rows` that which overshoots least.
         """
         iterations = train.num_iterations(self.config)
-        low, high = max(1, self.rows // 2), max(1, min(self.rows, iterations))
-        count = min(range(low, high + 1), key=lambda n: (-iterations % n, -n))
+        most = min(self.rows, iterations)
+        counts = range(most // 2 + 1, most + 1)
+        count = min(counts, key=lambda n: (-iterations % n, -n))
         return count, -(-iterations // count)
 
     def initial_state(self) -> Callable[[jax.Array], TrainState]:
@@ -198,12 +202,33 @@ def word(argv: list[str], option: str, default: str) -> str:
 
 
 def parse(options: type, argv: list[str], description: str, prog: str) -> Any:
-    """Parse a command line into a dataclass; unknown words are a one-line error."""
-    parsed, unknown = tyro.cli(
-        options, args=argv, description=description, prog=prog, return_unknown_args=True
-    )
-    if unknown:
-        raise ValueError(f"unknown option {unknown[0]!r}; --help lists all")
+    """Parse a command line into a dataclass; `--help` prints and exits.
+
+    Raises:
+      ValueError: an unknown option, a missing one, or a value of the wrong kind.
+    """
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            parsed, rest = tyro.cli(
+                options,
+                args=argv,
+                description=description,
+                prog=prog,
+                return_unknown_args=True,
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        lines = [line.strip(" \n╭╮╰╯│─") for line in errors.getvalue().splitlines()]
+        texts = [line for line in lines if line and "--help" not in line]
+        raise ValueError(" ".join(texts) + f" (see {prog} --help)") from None
+    if rest:
+        names = [f.name for f in dataclasses.fields(options)]
+        if hasattr(parsed, "config"):
+            names += [f"config.{f.name}" for f in dataclasses.fields(parsed.config)]
+        known = ["--" + name.replace("_", "-") for name in names]
+        raise ValueError(unknown("option", rest[0], known))
     return parsed
 
 

@@ -19,8 +19,6 @@ from rljax.checkpoint import save
 from rljax.logging import CsvSink, Progress, TensorBoardSink, WandbSink, read_csv
 from rljax.plotting import learning_curve
 
-CHECKPOINT_SECONDS = 30.0
-
 
 def options_type(agent: str, env_name: str, stored: common.Run | None) -> type:
     """The command line's dataclass: its defaults depend on agent and environment."""
@@ -49,6 +47,8 @@ def options_type(agent: str, env_name: str, stored: common.Run | None) -> type:
         """lines of metrics per seed, and pieces the run is done in"""
         episodes: int = 128
         """evaluation episodes per seed at the end, acting greedily; 0 for none"""
+        checkpoint_seconds: float = 30.0
+        """time between checkpoints, beside the one at the end"""
         tensorboard: bool = False
         """also write TensorBoard events"""
         wandb: str | None = None
@@ -178,7 +178,7 @@ def train_in_chunks(
             if not options.allow_nan:
                 check_finite(metrics, folder)
             progress.update(int(metrics["step"].sum()), mean_return(metrics))
-            due = time.monotonic() - last_save > CHECKPOINT_SECONDS
+            due = time.monotonic() - last_save > options.checkpoint_seconds
             if due or stop.asked or i + 1 == count:
                 save(folder / common.CHECKPOINTS, int(metrics["step"][0]), ts)
                 last_save = time.monotonic()

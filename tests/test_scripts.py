@@ -1,0 +1,209 @@
+"""The scripts as a user runs them: outputs, resume after a kill, errors in a line."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from rljax.logging import read_csv
+
+TESTS = pathlib.Path(__file__).resolve().parent
+SCRIPTS = TESTS.parent / "scripts"
+SMALL = {
+    "ppo": "--config.num-envs 2 --config.rollout-length 8 --config.num-minibatches 2",
+    "dqn": "--config.num-envs 2 --config.capacity 64 --config.warmup-steps 16",
+}
+
+
+def run_scripts(cwd, *lines):
+    """Exit code, stdout and stderr of each command line, run in one process."""
+    words = json.dumps([line.split() for line in lines])
+    command = [sys.executable, str(TESTS / "script_runner.py")]
+    done = subprocess.run(
+        command, input=words, capture_output=True, text=True, cwd=cwd, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with two small finished runs, `ppo` of two seeds and `dqn` of one."""
+    path = tmp_path_factory.mktemp("scripts")
+    lines = [
+        f"train ppo {SMALL['ppo']} --steps 320 --seeds 2 --name ppo --episodes 3 "
+        "--rows 4 --config.hidden-sizes 8",
+        f"train dqn {SMALL['dqn']} --steps 320 --name dqn --episodes 0 --rows 4 "
+        "--config.hidden-sizes 8",
+    ]
+    for result in run_scripts(path, *lines):
+        assert result["code"] == 0, result["err"]
+    return path
+
+
+def test_a_run_leaves_config_metrics_curve_checkpoint_and_evaluation(folder):
+    run = folder / "runs" / "ppo"
+    assert json.loads((run / "config.json").read_text())["config"]["gamma"] == 0.99
+    table = read_csv(run / "metrics.csv")
+    assert sorted(set(table["seed"])) == [0, 1]
+    assert len(table["step"]) == 8 and table["step"][-1] == 320
+    assert table["episodes"].sum() > 0
+    assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "checkpoints" / "320" / "manifest.json").exists()
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert len(evaluation["mean_return_per_seed"]) == 2
+    assert evaluation["mean_return"] > 5
+
+
+def test_evaluate_plot_and_sweep(folder):
+    evaluate, plot, sweep = run_scripts(
+        folder,
+        "evaluate runs/ppo --episodes 3",
+        "plot runs/ppo runs/dqn --out both.png",
+        f"sweep ppo {SMALL['ppo']} --vary gamma=0.9,0.99 learning_rate=1e-3 --steps 64 "
+        "--config.hidden-sizes 8 --seeds 2 --episodes 2 --out sweep.csv",
+    )
+    assert evaluate["code"] == 0, evaluate["err"]
+    trained = json.loads((folder / "runs/ppo/evaluation.json").read_text())
+    assert f"mean return {trained['mean_return']:.1f}" in evaluate["out"]
+    assert plot["code"] == 0, plot["err"]
+    assert (folder / "both.png").read_bytes().startswith(b"\x89PNG")
+    assert sweep["code"] == 0, sweep["err"]
+    table = read_csv(folder / "sweep.csv")
+    assert len(table["return"]) == 4 and set(table["gamma"]) == {0.9, 0.99}
+    means = table["return"].reshape(2, 2).mean(axis=1)
+    assert means[0] >= means[1]  # the best combination comes first
+
+
+BAD = {
+    "unknown agent": ("train pppo", "unknown agent 'pppo'; did you mean: ppo?"),
+    "unknown environment": ("train ppo --env CartPol", "did you mean: CartPole-v1"),
+    "unknown option": ("train ppo --config.gama 0.9", "--config.gama"),
+    "no number": ("train ppo --config.gamma high", "gamma"),
+    "unknown parameter": ("train ppo --env-params gravit 9", "mean: gravity"),
+    "parameter no number": ("train ppo --env-params gravity heavy", "heavy"),
+    "negative rate": ("train ppo --config.learning-rate -1", "learning_rate=-1.0"),
+    "gamma 1.5": ("train dqn --config.gamma 1.5", "gamma=1.5: must be in [0.0, 1.0]"),
+    "minibatches": ("train ppo --config.num-minibatches 7", "num_minibatches=7"),
+    "continuous for dqn": ("train dqn --env Pendulum-v1", "discrete"),
+    "no seeds": ("train ppo --seeds 0", "seeds=0"),
+    "folder exists": ("train ppo --name ppo", "exists"),
+    "not a folder": ("train ppo --out both.txt --name x", "both.txt"),
+    "resume nothing": ("train ppo --name none --resume", "no run"),
+    "resume without name": ("train ppo --resume", "--name"),
+    "resume another run": (
+        "train ppo --name ppo --resume --config.gamma 0.5",
+        "config.gamma=0.99, not 0.5",
+    ),
+    "resume another agent": ("train dqn --name ppo --resume", "agent=ppo, not dqn"),
+    "corrupt checkpoint": ("train ppo --name corrupt --resume", "corrupt"),
+    "foreign checkpoint": ("train ppo --name foreign --resume", "foreign"),
+    "missing checkpoint": ("evaluate runs/missing", "no checkpoint"),
+    "corrupt config": ("evaluate runs/badconfig", "config.json"),
+    "no run": ("evaluate nowhere", "no run here"),
+    "no episodes": ("evaluate runs/ppo --episodes 0", "episodes=0"),
+    "plot nothing": ("plot nowhere", "no run here"),
+    "sweep a static": ("sweep ppo --vary num_envs=1,2", "can vary"),
+    "sweep bad value": ("sweep ppo --vary gamma=0.9,1.5", "gamma=1.5"),
+    "nan rewards": (
+        "train ppo --env Counter-probe --env-params nan_at 3 --steps 64 --name nan "
+        f"{SMALL['ppo']} --config.hidden-sizes 8",
+        "is nan at step 16, seed 0; no checkpoint was written",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def bad(folder):
+    """Results of every line of BAD, and that nothing which was there has changed."""
+    runs = folder / "runs"
+    (folder / "both.txt").write_text("not a folder")
+    for name in ("corrupt", "foreign", "missing", "badconfig"):
+        shutil.copytree(runs / "ppo", runs / name)
+    array = max((runs / "corrupt/checkpoints/320/arrays").rglob("d/*"))
+    array.write_bytes(array.read_bytes()[:-20])
+    shutil.rmtree(runs / "foreign/checkpoints")
+    shutil.copytree(runs / "dqn/checkpoints", runs / "foreign/checkpoints")
+    shutil.rmtree(runs / "missing/checkpoints")
+    (runs / "badconfig/config.json").write_text('{"agent": "ppo"}')
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    results = run_scripts(folder, *[line for line, _ in BAD.values()])
+    changed = [p for p, content in before.items() if p.read_bytes() != content]
+    assert not changed
+    return dict(zip(BAD, results, strict=True))
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(bad, name):
+    result = bad[name]
+    assert result["code"] == 2, result
+    assert "Traceback" not in result["err"] + result["out"]
+    errors = [line for line in result["err"].splitlines() if "error" in line.lower()]
+    assert len(errors) == 1
+    assert BAD[name][1] in result["err"]
+
+
+def test_help_lists_agents_environments_and_every_field(tmp_path):
+    agents, fields = run_scripts(tmp_path, "train --help", "train ppo --help")
+    assert "agents: dqn, ppo" in agents["out"] and "Breakout-MinAtar" in agents["out"]
+    assert "--config.clip-epsilon" in fields["out"] and "0.2" in fields["out"]
+
+
+def final_checkpoint(run):
+    step = max(int(p.name) for p in (run / "checkpoints").iterdir())
+    leaves = json.loads((run / f"checkpoints/{step}/manifest.json").read_text())
+    return step, [leaf["sha256"] for leaf in leaves["leaves"]]
+
+
+@pytest.mark.parametrize("agent", ["ppo", "dqn"])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, agent):
+    command = [sys.executable, str(SCRIPTS / "train.py"), agent, *SMALL[agent].split()]
+    command += ["--config.hidden-sizes", "8", "--rows", "40", "--episodes", "0"]
+    command += ["--steps", "200000", "--checkpoint-seconds", "0", "--name"]
+
+    def start(*words):
+        return subprocess.Popen([*command, *words], cwd=tmp_path, stderr=-3)
+
+    assert start("whole").wait(timeout=120) == 0
+    process = start("killed")
+    checkpoints = tmp_path / "runs/killed/checkpoints"
+    deadline = time.monotonic() + 120
+    while not (checkpoints.is_dir() and len(list(checkpoints.glob("[0-9]*"))) >= 2):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    killed_at, _ = final_checkpoint(tmp_path / "runs/killed")
+    assert start("killed", "--resume").wait(timeout=120) == 0
+
+    whole, resumed = tmp_path / "runs/whole", tmp_path / "runs/killed"
+    assert killed_at < final_checkpoint(whole)[0]
+    assert final_checkpoint(resumed) == final_checkpoint(whole)
+    for name, column in read_csv(whole / "metrics.csv").items():
+        if name != "seconds":
+            other = read_csv(resumed / "metrics.csv")[name]
+            np.testing.assert_array_equal(other, column, err_msg=name)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "train.py"), "ppo", *SMALL["ppo"].split()]
+    command += ["--steps", "10000000", "--rows", "1000", "--name", "stopped"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=-1, stderr=-3, text=True)
+    metrics = tmp_path / "runs/stopped/metrics.csv"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size > 300):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--name stopped --resume goes on" in out
+    step, _ = final_checkpoint(tmp_path / "runs/stopped")
+    assert step == read_csv(metrics)["step"][-1]
