@@ -25,25 +25,25 @@ PRESETS: dict[str, dict[str, Any]] = {}
 class Config:
     """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
 
-    learning_rate: float = 2.5e-4  # of Adam
+    learning_rate: float = 5e-4  # of Adam
     gamma: float = 0.99  # discount, cut at termination
     epsilon_start: float = 1.0  # chance of a uniform action at first
-    epsilon_end: float = 0.05  # and after `exploration_fraction`
+    epsilon_end: float = 0.02  # and after `exploration_fraction`
     exploration_fraction: float = 0.5  # of total_steps, over which epsilon falls
     epsilon_eval: float = 0.0  # in evaluation
-    max_grad_norm: float = 10.0  # global norm at which gradients are clipped
+    max_grad_norm: float = 1e3  # global norm at which gradients are clipped
     total_steps: int = cfg.static(500_000)  # environment steps, all environments
     num_envs: int = cfg.static(10)
     rollout_length: int = cfg.static(1)  # steps per environment and iteration
     num_updates: int = cfg.static(1)  # gradient steps per iteration
     batch_size: int = cfg.static(128)
     capacity: int = cfg.static(10_000)  # transitions in the replay
-    warmup_steps: int = cfg.static(1_000)  # stored before the first update
+    warmup_steps: int = cfg.static(10_000)  # stored before the first update
     target_period: int = cfg.static(50)  # gradient steps between target copies
-    hidden_sizes: tuple[int, ...] = cfg.static((64, 64))
+    hidden_sizes: tuple[int, ...] = cfg.static((128, 128))
     activation: str = cfg.static("relu")
     anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
-    double: bool = cfg.static(True)  # select the next action by the online network
+    double: bool = cfg.static(False)  # select the next action by the online network
     dueling: bool = cfg.static(False)
 
     def validate(self) -> None:
