@@ -1,0 +1,116 @@
+"""What the losses must agree with: tabular MDPs in closed form, definitions as loops.
+
+numpy float64 only, and nothing imported from rljax.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+
+class MDP(NamedTuple):
+    p: np.ndarray  # [S, A, S] transition probabilities
+    r: np.ndarray  # [S, A] rewards
+    gamma: float
+
+
+def random_mdp(seed, num_states=4, num_actions=3, gamma=0.9):
+    rng = np.random.default_rng(seed)
+    p = rng.dirichlet(np.ones(num_states), (num_states, num_actions))
+    return MDP(p, rng.normal(size=(num_states, num_actions)), gamma)
+
+
+def random_policy(seed, mdp):
+    """`[S, A]` action probabilities."""
+    num_states, num_actions = mdp.r.shape
+    return np.random.default_rng(seed).dirichlet(np.ones(num_actions), num_states)
+
+
+def policy_chain(mdp, policy):
+    """`[S, S]` transition probabilities and `[S]` rewards under a policy."""
+    p = np.einsum("sa,sat->st", policy, mdp.p)
+    return p, np.einsum("sa,sa->s", policy, mdp.r)
+
+
+def policy_value(mdp, policy):
+    """`[S]` V = (I - gamma P)^-1 r."""
+    p, r = policy_chain(mdp, policy)
+    return np.linalg.solve(np.eye(len(r)) - mdp.gamma * p, r)
+
+
+def action_value(mdp, v):
+    """`[S, A]` r + gamma E v(s')."""
+    return mdp.r + mdp.gamma * mdp.p @ v
+
+
+def value_gamma_gradient(mdp, policy):
+    """`[S]` dV/dgamma = (I - gamma P)^-1 P V."""
+    p, _ = policy_chain(mdp, policy)
+    a = np.eye(len(p)) - mdp.gamma * p
+    return np.linalg.solve(a, p @ policy_value(mdp, policy))
+
+
+def optimal_action_value(mdp):
+    """`[S, A]` Q*, by value iteration until gamma^n < 1e-16."""
+    q = np.zeros_like(mdp.r)
+    for _ in range(int(np.log(1e-16) / np.log(mdp.gamma)) + 1):
+        q = action_value(mdp, q.max(1))
+    return q
+
+
+def trajectories(mdp, policy, state, action, length):
+    """Every trajectory from `(state, action)`: probability, states, actions.
+
+    Returns `[N]`, `[N, length + 1]` and `[N, length]`.
+    """
+    num_states, num_actions = mdp.r.shape
+    rows = []
+    for actions in itertools.product(range(num_actions), repeat=length - 1):
+        for successors in itertools.product(range(num_states), repeat=length):
+            s, a = (state, *successors), (action, *actions)
+            probability = 1.0
+            for t in range(length):
+                probability *= policy[s[t], a[t]] if t else 1.0
+                probability *= mdp.p[s[t], a[t], s[t + 1]]
+            rows.append((probability, s, a))
+    return tuple(map(np.array, zip(*rows, strict=True)))
+
+
+def gae(r, discount, v_tm1, v_t, lambda_):
+    """`[T]` advantages as Schulman et al. (2015), eq. 16, defines them.
+
+    A_t = sum_l (prod_{i<l} discount_{t+i} lambda_{t+i}) delta_{t+l}
+    """
+    adv = np.zeros(len(r))
+    for t in range(len(r)):
+        weight = 1.0
+        for k in range(t, len(r)):
+            adv[t] += weight * (r[k] + discount[k] * v_t[k] - v_tm1[k])
+            weight *= discount[k] * lambda_[k]
+    return adv
+
+
+def n_step_return(r, discount, v_t, t, n):
+    """Rewards of steps t .. t+n-1, then the last one's bootstrap."""
+    g, weight = 0.0, 1.0
+    for k in range(t, t + n):
+        g += weight * r[k]
+        weight *= discount[k]
+    return g + weight * v_t[t + n - 1]
+
+
+def lambda_returns(r, discount, v_t, lambda_):
+    """`[T]` mixtures of n-step returns: Sutton and Barto (2018), eq. 12.3.
+
+    The n-step return weighs (1 - lambda_{t+n-1}) prod_{i<n-1} lambda_{t+i}; the
+    longest one has what is left.
+    """
+    g = np.zeros(len(r))
+    for t in range(len(r)):
+        left = 1.0
+        for n in range(1, len(r) - t + 1):
+            share = 1.0 if t + n == len(r) else 1.0 - lambda_[t + n - 1]
+            g[t] += left * share * n_step_return(r, discount, v_t, t, n)
+            left *= lambda_[t + n - 1]
+    return g
