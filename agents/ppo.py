@@ -16,6 +16,14 @@ from rljax import config as cfg
 from rljax import distributions, losses, networks, prng
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
+_MINATAR = dict(
+    learning_rate=1e-3,
+    total_steps=10_000_000,
+    num_envs=64,
+    num_minibatches=8,
+    hidden_sizes=(128,),
+    activation="relu",
+)
 PRESETS: dict[str, dict[str, Any]] = {
     "Pendulum-v1": dict(
         learning_rate=1e-3,
@@ -26,6 +34,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         num_epochs=10,
         num_minibatches=8,
     ),
+    "Asterix-MinAtar": _MINATAR,
+    "Breakout-MinAtar": _MINATAR,
+    "Freeway-MinAtar": _MINATAR,
+    "Seaquest-MinAtar": _MINATAR,
+    "SpaceInvaders-MinAtar": _MINATAR,
 }
 
 

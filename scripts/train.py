@@ -16,7 +16,14 @@ import numpy as np
 
 from rljax import agents, sharding, train
 from rljax.checkpoint import save
-from rljax.logging import CsvSink, Progress, TensorBoardSink, WandbSink, read_csv
+from rljax.logging import (
+    CsvSink,
+    Progress,
+    Row,
+    TensorBoardSink,
+    WandbSink,
+    read_csv,
+)
 from rljax.plotting import learning_curve
 
 
@@ -119,14 +126,14 @@ def run_folder(run: common.Run, options: Any) -> Path:
 
 
 def write_rows(
-    sinks: list[Any], metrics: dict[str, np.ndarray], seconds: float
+    sinks: list[Any], run: common.Run, metrics: dict[str, np.ndarray], times: Row
 ) -> None:
-    """One row per seed; `metrics` holds `[S]` per name."""
-    for seed in range(len(metrics["step"])):
-        row = {"step": int(metrics["step"][seed]), "seed": seed}
-        row |= {k: float(v[seed]) for k, v in metrics.items() if k != "step"}
+    """One row per seed; `metrics` holds `[S]` per name, `times` is the same for all."""
+    for i in range(run.seeds):
+        row: Row = {"step": int(metrics["step"][i]), "seed": run.seed + i}
+        row |= {k: float(v[i]) for k, v in metrics.items() if k != "step"}
         for sink in sinks:
-            sink.write(row | {"seconds": round(seconds, 3)})
+            sink.write(row | times)
 
 
 def check_finite(metrics: dict[str, np.ndarray], folder: Path) -> None:
@@ -167,21 +174,24 @@ def train_in_chunks(
     else:
         ts = run.initial_state()(run.keys())
     done = (int(ts.step[0]) - start) // steps
-    stop, last_save = Interrupt(), time.monotonic()
-    begin = last_save
+    stop, begin = Interrupt(), time.monotonic()
+    now = last_save = begin
     total_steps = run.seeds * (start + count * steps)
     with Progress(total_steps, f"{run.agent} {run.env}") as progress, stop:
         for i in range(done, count):
             ts, metrics = chunk(ts)
             metrics = {name: np.asarray(value)[:, 0] for name, value in metrics.items()}
-            write_rows(sinks, metrics, time.monotonic() - begin)
+            before, now = now, time.monotonic()
+            rate = run.seeds * steps / (now - before)
+            times: Row = {"seconds": now - begin, "steps_per_second": rate}
+            write_rows(sinks, run, metrics, times)
             if not options.allow_nan:
                 check_finite(metrics, folder)
             progress.update(int(metrics["step"].sum()), mean_return(metrics))
-            due = time.monotonic() - last_save > options.checkpoint_seconds
+            due = now - last_save > options.checkpoint_seconds
             if due or stop.asked or i + 1 == count:
                 save(folder / common.CHECKPOINTS, int(metrics["step"][0]), ts)
-                last_save = time.monotonic()
+                last_save = now
             if stop.asked and i + 1 < count:
                 print(f"stopped: --name {folder.name} --resume goes on")
                 sys.exit(130)
