@@ -32,6 +32,7 @@ class Config:
     exploration_fraction: float = 0.5  # of total_steps, over which epsilon falls
     epsilon_eval: float = 0.0  # in evaluation
     max_grad_norm: float = 1e3  # global norm at which gradients are clipped
+    target_rate: float = 1.0  # how far the target moves to the online network, 1: copy
     total_steps: int = cfg.static(500_000)  # environment steps, all environments
     num_envs: int = cfg.static(10)
     rollout_length: int = cfg.static(1)  # steps per environment and iteration
@@ -39,7 +40,7 @@ class Config:
     batch_size: int = cfg.static(128)
     capacity: int = cfg.static(10_000)  # transitions in the replay
     warmup_steps: int = cfg.static(10_000)  # stored before the first update
-    target_period: int = cfg.static(50)  # gradient steps between target copies
+    target_period: int = cfg.static(50)  # gradient steps between target updates
     hidden_sizes: tuple[int, ...] = cfg.static((128, 128))
     activation: str = cfg.static("relu")
     anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
@@ -53,7 +54,8 @@ class Config:
         cfg.check_range(
             self, "epsilon_start", "epsilon_end", "epsilon_eval", low=0.0, high=1.0
         )
-        cfg.check_range(self, "exploration_fraction", low=0.0, high=1.0, open_low=True)
+        fractions = ("exploration_fraction", "target_rate")
+        cfg.check_range(self, *fractions, low=0.0, high=1.0, open_low=True)
         cfg.check_count(self, "total_steps", "num_envs", "rollout_length")
         cfg.check_count(self, "num_updates", "batch_size", "capacity", "warmup_steps")
         cfg.check_count(self, "target_period")
@@ -141,10 +143,11 @@ def init(spec: Spec, config: Config, key: jax.Array) -> State:
     flag = jax.ShapeDtypeStruct((), jnp.bool)
     action = jax.ShapeDtypeStruct((), jnp.int32)
     example = Transition(obs, action, scalar, flag, flag, obs)
-    zero = jnp.zeros((), jnp.int32)
+    target_params = jax.tree.map(jnp.copy, params)  # buffers of its own: donatable
     opt_state = optimizer(config).init(ravel_pytree(params)[0])
     buffer = replay.init(example, config.capacity)
-    return State(params, params, opt_state, buffer, zero, zero)
+    counts = (jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    return State(params, target_params, opt_state, buffer, *counts)
 
 
 def act(
@@ -195,8 +198,8 @@ def update(
         )
         updates, opt_state = optimizer(config).update(grads, opt_state)
         flat, count = flat - rate * updates, count + 1
-        copy = count % config.target_period == 0
-        target_flat = jnp.where(copy, flat, target_flat)
+        moves = (count % config.target_period == 0) * config.target_rate
+        target_flat = target_flat + moves * (flat - target_flat)
         metrics = {"loss": value, "abs_td_error": error}
         return (flat, target_flat, opt_state, count), metrics
 

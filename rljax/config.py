@@ -40,11 +40,13 @@ def check_range(
         value = getattr(config, name)
         if isinstance(value, jax.core.Tracer):
             continue
-        numbers = np.asarray(value, float)
+        allowed = f"must be in {'(' if open_low else '['}{low}, {high}]"
+        numbers = np.asarray(value)
+        if numbers.dtype.kind not in "iuf":
+            raise ValueError(f"{name}={value!r}: {allowed}")
         above = numbers > low if open_low else numbers >= low
         if not np.all(above & (numbers <= high)):
-            bracket = "(" if open_low else "["
-            raise ValueError(f"{name}={value}: must be in {bracket}{low}, {high}]")
+            raise ValueError(f"{name}={value}: {allowed}")
 
 
 def check_count(config: Any, *names: str, low: int = 1) -> None:
@@ -77,8 +79,12 @@ def check_sizes(config: Any, name: str) -> None:
       ValueError: names the field and its value.
     """
     value = getattr(config, name)
-    if not all(isinstance(size, int) and size > 0 for size in value):
-        raise ValueError(f"{name}={value!r}: must hold integers >= 1")
+    good = isinstance(value, tuple) and all(
+        isinstance(size, int) and not isinstance(size, bool) and size > 0
+        for size in value
+    )
+    if not good:
+        raise ValueError(f"{name}={value!r}: must be a tuple of integers >= 1")
 
 
 def unknown(kind: str, name: str, known: Sequence[str]) -> str:

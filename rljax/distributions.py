@@ -38,9 +38,7 @@ def epsilon_greedy(q: jax.Array, epsilon: jax.Array, key: jax.Array) -> jax.Arra
     return jnp.where(explore, uniform, q.argmax(axis=-1).astype(jnp.int32))
 
 
-def gaussian(
-    mean: jax.Array, log_std: jax.Array, box: Box
-) -> distrax.MultivariateNormalDiag:
+def gaussian(mean: jax.Array, log_std: jax.Array, box: Box) -> distrax.Independent:
     """Diagonal Gaussian whose unit is half the width of the action bounds.
 
     Args:
@@ -49,11 +47,14 @@ def gaussian(
       box: the actions, D elements; where a bound is infinite the unit is 1.
 
     Returns:
-      Distribution over `[..., D]`; samples may leave the bounds, environments clip.
+      Distribution over `[..., *box.shape]`; samples may leave the bounds, environments
+      clip.
     """
     middle, half = _middle_and_half(box)
+    shape = (*mean.shape[:-1], *box.shape)
     scale = jnp.broadcast_to(half * jnp.exp(log_std), mean.shape)
-    return distrax.MultivariateNormalDiag(middle + half * mean, scale)
+    normal = distrax.Normal((middle + half * mean).reshape(shape), scale.reshape(shape))
+    return distrax.Independent(normal, len(box.shape))
 
 
 def tanh_gaussian(

@@ -71,7 +71,7 @@ class Env:
         """First states and observations of `num_envs` episodes."""
         keys = jax.random.split(key, num_envs)
         obs, state = jax.vmap(self.gym.reset, in_axes=(0, None))(keys, self.params)
-        return state, self._cast(obs)
+        return _strong(state), self._cast(obs)
 
     def draw(self, key: jax.Array, length: int, num_envs: int) -> Noise:
         """Draw `length` steps' randomness at once, and the resets they may need.
@@ -111,7 +111,8 @@ class Env:
                 done, (noise.reset_obs, noise.reset_state), (next_obs, state)
             )
         reward = jnp.asarray(reward, jnp.float32).reshape(terminated.shape)
-        return state, TimeStep(obs, reward, terminated, truncated, next_obs, {})
+        timestep = TimeStep(obs, reward, terminated, truncated, next_obs, {})
+        return _strong(state), timestep
 
     def _transition(self, key: jax.Array, state: Any, action: jax.Array) -> tuple:
         """`gymnax.Environment.step` without its reset; one environment."""
@@ -224,7 +225,7 @@ def make(name: str, **params: Any) -> EpisodeStatistics:
         if key not in fields:
             known = fields + list(arguments)
             raise ValueError(unknown(f"parameter of {name}", key, known))
-        if isinstance(value, bool) or not isinstance(value, int | float | jax.Array):
+        if np.ndim(value) or np.asarray(value).dtype.kind not in "iuf":
             raise ValueError(f"{key}={value!r} of {name}: expected a number")
     return wrap(gym, dataclasses.replace(defaults, **overrides))
 
@@ -276,6 +277,18 @@ def _is_minatar(gym: Any) -> bool:
 
 def _vmap2(fn: Any) -> Any:
     return jax.vmap(jax.vmap(fn))
+
+
+def _strong(tree: Any) -> Any:
+    """Without weak types, so that every step returns what it was given."""
+    return jax.tree.map(
+        lambda x: (
+            x
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+            else jax.lax.convert_element_type(x, x.dtype)
+        ),
+        tree,
+    )
 
 
 def where(mask: jax.Array, on_true: Any, on_false: Any) -> Any:

@@ -15,12 +15,6 @@ import traceback
 TESTS = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS.parent / "scripts"), str(TESTS)]
 
-import common  # noqa: E402, F401  first: it sets up devices before jax starts
-import gymnax  # noqa: E402
-import probe_envs  # noqa: E402
-
-gymnax.register("Counter-probe", probe_envs.Counter)
-
 
 def run(script: str, *arguments: str) -> dict:
     """One command line."""
@@ -37,4 +31,15 @@ def run(script: str, *arguments: str) -> dict:
     return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
 
 
-print(json.dumps([run(*line) for line in json.load(sys.stdin)]))
+def main() -> None:
+    """Set up as a script does, with a probe environment, and run every line."""
+    import common  # noqa: F401  first: it sets up devices before jax starts
+    import gymnax
+    import probe_envs
+
+    gymnax.register("Counter-probe", probe_envs.Counter)
+    print(json.dumps([run(*line) for line in json.load(sys.stdin)]))
+
+
+if __name__ == "__main__":
+    main()

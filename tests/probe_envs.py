@@ -1,0 +1,111 @@
+"""Tiny environments with gymnax's API, whose every value is known beforehand."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from gymnax.environments import spaces
+from gymnax.environments.environment import Environment, EnvParams, EnvState
+
+
+@struct.dataclass
+class CounterParams(EnvParams):
+    max_steps_in_episode: int = 5
+    terminate_at: int = 1000  # time at which the episode terminates
+    nan_at: int = 1000  # time from which on rewards are NaN
+    reward: float = 1.0
+
+
+class Counter(Environment):
+    """Observes the time: 0 after a reset, k after k steps, whatever the action."""
+
+    @property
+    def default_params(self):
+        return CounterParams()
+
+    def action_space(self, params):
+        return spaces.Discrete(2)
+
+    def reset_env(self, key, params):
+        state = EnvState(time=jnp.zeros((), jnp.int32))
+        return self.observe(key, state, None, params), state
+
+    def step_env(self, key, state, action, params):
+        state = EnvState(time=state.time + 1)
+        obs = self.observe(key, state, action, params)
+        reward = jnp.where(state.time >= params.nan_at, jnp.nan, params.reward)
+        return obs, state, reward, state.time >= params.terminate_at, {}
+
+    def observe(self, key, state, action, params):
+        return jnp.float32(state.time)[None]
+
+
+class OwnStep(Counter):
+    """A `step` of its own, as a gymnax wrapper has; a reset observes -1."""
+
+    def step(self, key, state, action, params=None):
+        obs, stepped, reward, terminated, _ = self.step_env(key, state, action, params)
+        truncated = self.is_truncated(stepped, params)
+        done = terminated | truncated
+        _, fresh = self.reset_env(key, params)
+        state = jax.tree.map(lambda x, y: jnp.where(done, x, y), fresh, stepped)
+        next_obs = jnp.where(done, -1.0, obs)
+        info = {"final_observation": obs}
+        return next_obs, state, reward, terminated, truncated, info
+
+
+@struct.dataclass
+class PlaceState(EnvState):
+    place: jax.Array
+
+
+class TwoPlaces(Environment):
+    """Action 1 switches between places 0 and 1; arriving at place 1 pays 1.
+
+    With discount 1/2 staying at place 1 is worth 2, and
+    Q = [[1, 2], [2, 1]] in rows of places and columns of actions.
+    """
+
+    q = ((1.0, 2.0), (2.0, 1.0))  # for discount 1/2
+
+    @property
+    def default_params(self):
+        return EnvParams(max_steps_in_episode=4)
+
+    def action_space(self, params):
+        return spaces.Discrete(2)
+
+    def reset_env(self, key, params):
+        place = jax.random.randint(key, (), 0, 2)
+        state = PlaceState(time=jnp.zeros((), jnp.int32), place=place)
+        return self.observe(key, state, None, params), state
+
+    def step_env(self, key, state, action, params):
+        state = PlaceState(time=state.time + 1, place=state.place ^ action)
+        obs = self.observe(key, state, action, params)
+        return obs, state, jnp.float32(state.place), jnp.bool(False), {}
+
+    def observe(self, key, state, action, params):
+        return jax.nn.one_hot(state.place, 2)
+
+
+class Target(Environment):
+    """One step: minus the squared distance of the action to (1/2, 1), then the end.
+
+    Observes the action that arrived.
+    """
+
+    target = (0.5, 1.0)
+
+    @property
+    def default_params(self):
+        return EnvParams(max_steps_in_episode=10)
+
+    def action_space(self, params):
+        return spaces.Box(jnp.array([-1.0, -1.0]), jnp.array([1.0, 3.0]), (2,))
+
+    def reset_env(self, key, params):
+        return jnp.zeros(2), EnvState(time=jnp.zeros((), jnp.int32))
+
+    def step_env(self, key, state, action, params):
+        reward = -jnp.sum((action - jnp.array(self.target)) ** 2)
+        return action, EnvState(time=state.time + 1), reward, jnp.bool(True), {}

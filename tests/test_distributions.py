@@ -1,0 +1,112 @@
+"""Densities integrate to one, samples follow them, units are the environment's."""
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax import distributions
+from rljax.types import Box
+
+BOX = Box((2,), (-1.0, -2.0), (1.0, 6.0))  # middle (0, 2), half width (1, 4)
+OPEN = Box((2,), (-np.inf, -2.0), (np.inf, np.inf))
+MEAN, LOG_STD = jnp.array([0.5, -0.25]), jnp.log(jnp.array([0.4, 0.7]))
+
+
+def test_gaussian_is_in_half_widths_of_the_bounds():
+    d = distributions.gaussian(MEAN, LOG_STD, BOX)
+    np.testing.assert_allclose(d.mean(), [0.5, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(d.stddev(), [0.4, 2.8], rtol=1e-6)
+    edges = distributions.gaussian(jnp.array([[-1.0, -1.0], [1.0, 1.0]]), LOG_STD, BOX)
+    np.testing.assert_allclose(edges.mode(), [BOX.low, BOX.high])
+
+
+def test_gaussian_has_unit_one_where_a_bound_is_infinite():
+    d = distributions.gaussian(MEAN, LOG_STD, OPEN)
+    np.testing.assert_allclose(d.mean(), MEAN)
+    np.testing.assert_allclose(d.stddev(), jnp.exp(LOG_STD), rtol=1e-6)
+    assert np.isfinite(d.log_prob(jnp.array([100.0, 100.0])))
+
+
+def test_gaussian_log_prob_is_that_of_independent_normals():
+    d = distributions.gaussian(jnp.tile(MEAN, (3, 1)), LOG_STD, BOX)
+    x = jnp.array([[0.0, 0.0], [0.5, 1.0], [-3.0, 9.0]])
+    z = (x - jnp.array([0.5, 1.0])) / jnp.array([0.4, 2.8])
+    want = -0.5 * (z**2).sum(-1) - np.log(0.4 * 2.8 * 2 * np.pi)
+    assert d.batch_shape == (3,) and d.event_shape == (2,)
+    np.testing.assert_allclose(d.log_prob(x), want, rtol=1e-5)
+    entropy = np.log(0.4 * 2.8 * 2 * np.pi * np.e)
+    np.testing.assert_allclose(d.entropy(), np.full(3, entropy), rtol=1e-5)
+
+
+def test_tanh_gaussian_density_integrates_to_one():
+    d = distributions.tanh_gaussian(MEAN, LOG_STD, BOX)
+    centres = (np.arange(400) + 0.5) / 400 * 2 - 1
+    x, y = np.meshgrid(centres, 2 + 4 * centres, indexing="ij")
+    density = np.exp(d.log_prob(jnp.stack([x.ravel(), y.ravel()], axis=-1)))
+    np.testing.assert_allclose(density.mean() * 2 * 8, 1.0, atol=1e-3)
+
+
+def test_tanh_gaussian_log_prob_is_a_change_of_variables():
+    d = distributions.tanh_gaussian(MEAN, LOG_STD, BOX)
+    u = jnp.array([[0.1, -0.3], [2.0, -1.0], [-1.5, 0.5]])  # before the tanh
+    std = jnp.exp(LOG_STD)
+    normal = -0.5 * ((u - MEAN) / std) ** 2 - jnp.log(std * jnp.sqrt(2 * jnp.pi))
+    jacobian = jnp.log(jnp.array([1.0, 4.0]) * (1 - jnp.tanh(u) ** 2))
+    x = jnp.array([0.0, 2.0]) + jnp.array([1.0, 4.0]) * jnp.tanh(u)
+    want = (normal - jacobian).sum(-1)
+    np.testing.assert_allclose(d.log_prob(x), want, rtol=1e-4, atol=1e-4)
+
+
+def test_tanh_gaussian_samples_stay_inside_and_carry_their_log_prob():
+    wide = jnp.log(jnp.array([3.0, 3.0]))
+    d = distributions.tanh_gaussian(jnp.zeros((500, 2)), jnp.tile(wide, (500, 1)), BOX)
+    x, log_prob = d.sample_and_log_prob(seed=jax.random.key(0))
+    assert x.shape == (500, 2) and log_prob.shape == (500,)
+    assert (x >= jnp.array(BOX.low)).all() and (x <= jnp.array(BOX.high)).all()
+    assert np.isfinite(log_prob).all()
+
+
+def test_tanh_gaussian_gradients_reach_mean_and_std():
+    def log_prob(mean, log_std):
+        d = distributions.tanh_gaussian(mean, log_std, BOX)
+        return d.log_prob(jnp.array([0.9, -1.9]))
+
+    grads = jax.grad(log_prob, (0, 1))(MEAN, LOG_STD)
+    assert all(np.isfinite(g).all() and (g != 0).all() for g in grads)
+
+
+def test_sample_follows_the_categorical():
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
+    d = distrax.Categorical(jnp.tile(logits, (20_000, 1)))
+    action = distributions.sample(d, jax.random.key(0))
+    assert (action.shape, action.dtype) == ((20_000,), jnp.int32)
+    counts = np.bincount(action, minlength=4)
+    expected = 20_000 * np.exp(logits)
+    assert ((counts - expected) ** 2 / expected).sum() < 16.3  # 99.9 % of 3 degrees
+
+
+def test_sample_of_another_distribution_is_its_own():
+    d = distributions.gaussian(MEAN, LOG_STD, BOX)
+    got = distributions.sample(d, jax.random.key(0))
+    np.testing.assert_array_equal(got, d.sample(seed=jax.random.key(0)))
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.4, 1.0])
+def test_epsilon_greedy_frequencies(epsilon):
+    q = jnp.tile(jnp.array([0.0, 1.0, 3.0, 2.0]), (20_000, 1))
+    action = distributions.epsilon_greedy(q, epsilon, jax.random.key(0))
+    assert (action.shape, action.dtype) == ((20_000,), jnp.int32)
+    frequency = np.bincount(action, minlength=4) / 20_000
+    want = np.full(4, epsilon / 4) + np.array([0, 0, 1 - epsilon, 0])
+    np.testing.assert_allclose(frequency, want, atol=0.015)
+    assert epsilon > 0 or (action == 2).all()
+
+
+def test_epsilon_greedy_with_an_epsilon_each():
+    q = jnp.tile(jnp.array([0.0, 1.0]), (4000, 2, 1))
+    epsilon = jnp.array([0.0, 1.0])
+    action = distributions.epsilon_greedy(q, epsilon, jax.random.key(0))
+    assert (action[:, 0] == 1).all()
+    np.testing.assert_allclose(action[:, 1].mean(), 0.5, atol=0.03)

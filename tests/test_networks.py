@@ -1,0 +1,155 @@
+"""Orthogonal weights without LAPACK; networks for observations of every kind."""
+
+import math
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax import networks
+from rljax.types import Box, Discrete
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (6, 6), (9, 4), (4, 9), (64, 64), (3, 3, 2, 5), (3, 3, 1, 16)]
+)
+def test_orthogonal_columns_or_rows(shape):
+    w = np.array(jax.jit(lambda k: networks.orthogonal()(k, shape))(jax.random.key(0)))
+    assert (w.shape, w.dtype) == (shape, np.float32)
+    w = w.reshape(-1, shape[-1])
+    gram = w.T @ w if w.shape[0] >= w.shape[1] else w @ w.T
+    np.testing.assert_allclose(gram, np.eye(min(w.shape)), atol=2e-6)
+
+
+def test_orthogonal_scale_and_dtype():
+    one, three = (networks.orthogonal(s)(jax.random.key(0), (4, 3)) for s in (1.0, 3.0))
+    np.testing.assert_allclose(three, 3 * one, rtol=1e-6)
+    half = networks.orthogonal()(jax.random.key(0), (4, 3), jnp.bfloat16)
+    assert half.dtype == jnp.bfloat16
+
+
+def kolmogorov_smirnov(x, y):
+    """Greatest difference of two empirical distribution functions, normalised."""
+    both = np.concatenate([x, y])
+    fx, fy = (np.searchsorted(np.sort(z), both, "right") / len(z) for z in (x, y))
+    return np.abs(fx - fy).max() * math.sqrt(len(x) * len(y) / (len(x) + len(y)))
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (5, 2), (2, 5)])
+def test_orthogonal_is_distributed_as_jax_has_it(shape):
+    keys = jax.random.split(jax.random.key(0), (2, 4000))
+    ours = jax.jit(jax.vmap(lambda k: networks.orthogonal()(k, shape)))(keys[0])
+    reference = jax.nn.initializers.orthogonal()
+    theirs = jax.jit(
+        lambda keys: jax.lax.map(lambda k: reference(k, shape), keys)  # no vmap: hangs
+    )(keys[1])
+    for statistic in (
+        lambda w: w[:, 0, 0],
+        lambda w: w[:, -1, -1],
+        lambda w: np.trace(w, axis1=1, axis2=2),
+        lambda w: (w[:, 0] * w[:, 1]).sum(axis=1),
+        lambda w: np.sum(w**4, axis=(1, 2)),
+    ):
+        x, y = statistic(np.array(ours)), statistic(np.array(theirs))
+        if x.std() > 1e-5:  # rows of a wide matrix are exactly orthogonal
+            assert kolmogorov_smirnov(x, y) < 1.95  # 99.9 %
+    if shape == (4, 4):
+        trace = np.trace(np.array(ours), axis1=1, axis2=2)
+        np.testing.assert_allclose(np.mean(trace**2), 1.0, atol=0.1)
+        np.testing.assert_allclose((np.linalg.det(ours) > 0).mean(), 0.5, atol=0.03)
+
+
+def test_initialisation_under_vmap_calls_no_lapack():
+    net = networks.Actor(3, Discrete(4), (8, 5))
+
+    def init(keys):
+        return jax.vmap(lambda key: net.init(key, jnp.zeros((1, 10, 10, 2))))(keys)
+
+    def custom_calls(fn):
+        keys = jax.random.split(jax.random.key(0), 64)
+        return "custom-call" in jax.jit(fn).lower(keys).compile().as_text()
+
+    reference = jax.nn.initializers.orthogonal()
+    assert custom_calls(jax.vmap(lambda key: reference(key, (3, 3))))
+    assert not custom_calls(init)
+    kernel = init(jax.random.split(jax.random.key(0), 64))["params"]["MLP_0"]
+    w = kernel["Dense_1"]["kernel"]
+    gram = jnp.einsum("bij,bik->bjk", w, w) / 2  # of scale sqrt(2)
+    np.testing.assert_allclose(gram, np.tile(np.eye(5), (64, 1, 1)), atol=2e-6)
+    assert len(np.unique(w[:, 0, 0])) == 64
+
+
+@pytest.mark.parametrize(
+    ("obs", "ndim"),
+    [
+        (jnp.ones((2, 10, 10, 4), jnp.bool), 3),
+        (jnp.ones((2, 4), jnp.float32), 1),
+        (jnp.ones((2, 10, 5), jnp.float32), 2),
+        (jnp.array([3, 4], jnp.int32), 0),
+        (jnp.ones((2, 4), jnp.int32), 1),
+    ],
+)
+def test_networks_take_observations_of_every_kind(obs, ndim):
+    net = networks.Critic(ndim, (4,))
+    params = net.init(jax.random.key(0), obs[:1])
+    value = net.apply(params, obs)
+    assert (value.shape, value.dtype) == ((2,), jnp.float32)
+    np.testing.assert_allclose(value, net.apply(params, obs.astype(float)))
+    np.testing.assert_allclose(net.apply(params, obs[0]), value[0], rtol=1e-5)
+    more = net.apply(params, jnp.stack([obs, obs, obs]))
+    np.testing.assert_allclose(more, jnp.stack([value] * 3), rtol=1e-5)
+
+
+def test_policy_heads():
+    obs = jnp.ones((5, 3))
+    net = networks.Actor(1, Discrete(4), (8,))
+    policy = net.apply(net.init(jax.random.key(0), obs), obs)
+    assert isinstance(policy, distrax.Categorical)
+    assert policy.batch_shape == (5,) and policy.num_categories == 4
+    np.testing.assert_allclose(policy.probs, 0.25, atol=0.02)  # nearly uniform at first
+
+    net = networks.Actor(1, Box((2,), (-1.0, -2.0), (1.0, 6.0)), (8,))
+    policy = net.apply(net.init(jax.random.key(0), obs), obs)
+    assert policy.batch_shape == (5,) and policy.event_shape == (2,)
+    np.testing.assert_allclose(policy.mean(), np.tile([0, 2], (5, 1)), atol=0.2)
+    np.testing.assert_allclose(policy.stddev(), np.tile([1, 4], (5, 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(), (2, 2)])
+def test_continuous_actions_have_the_shape_of_the_box(shape):
+    size = math.prod(shape)
+    net = networks.Actor(1, Box(shape, (-1.0,) * size, (1.0,) * size), (8,))
+    policy = net.apply(net.init(jax.random.key(0), jnp.ones((5, 3))), jnp.ones((5, 3)))
+    assert policy.sample(seed=jax.random.key(0)).shape == (5, *shape)
+
+
+@pytest.mark.parametrize("activation", networks.ACTIVATIONS)
+def test_activations(activation):
+    net = networks.MLP((8, 8), activation)
+    x = jnp.array([[-1.0, 2.0]])
+    y = net.apply(net.init(jax.random.key(0), x), x)
+    assert y.shape == (1, 8) and jnp.isfinite(y).all()
+
+
+def test_dueling_adds_a_value_and_centred_advantages():
+    net = networks.QNetwork(1, 3, (8,), dueling=True)
+    obs = jax.random.normal(jax.random.key(1), (5, 4))
+    params = net.init(jax.random.key(0), obs)
+    q = net.apply(params, obs)
+    assert q.shape == (5, 3) and (q.std(axis=1) > 1e-3).all()
+    no_advantage = jax.tree.map(lambda x: x, params)
+    no_advantage["params"]["advantage"] = jax.tree.map(
+        jnp.zeros_like, params["params"]["advantage"]
+    )
+    value = net.apply(no_advantage, obs)
+    np.testing.assert_allclose(value, jnp.tile(value[:, :1], (1, 3)), rtol=1e-6)
+    np.testing.assert_allclose(q.mean(axis=1), value[:, 0], rtol=1e-4, atol=1e-6)
+
+
+def test_q_network_without_dueling_is_one_head():
+    net = networks.QNetwork(1, 3, (8,))
+    params = net.init(jax.random.key(0), jnp.ones((1, 4)))
+    assert set(params["params"]) == {"MLP_0", "Dense_0"}
+    assert net.apply(params, jnp.ones((2, 6, 4))).shape == (2, 6, 3)

@@ -1,0 +1,393 @@
+"""The loop, rollouts and evaluation: chunks, seeds, sweeps, counts, gradients."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax import agents, envs, train
+from rljax.evaluate import evaluate
+from rljax.rollout import unroll
+from rljax.types import Agent, TrainState
+
+from . import probe_envs
+
+pytestmark = pytest.mark.usefixtures("strict_keys")
+
+init = jax.jit(train.init, static_argnums=0)
+run = jax.jit(train.run, static_argnums=(0, 4, 5))
+ITERATIONS, STEPS = 6, 32  # of the case, and environment steps in each
+
+
+def start(case, seed=0, **changes):
+    config = dataclasses.replace(case.config, **changes)
+    return init(case.agent, case.env, config, jax.random.key(seed))
+
+
+@pytest.fixture(scope="module")
+def long_run(case):
+    """State at the start, at the end, and a row of metrics per iteration."""
+    first = start(case)
+    ts, metrics = run(case.agent, case.env, case.config, start(case), ITERATIONS)
+    return jax.device_get((first._replace(key=()), ts._replace(key=()), metrics))
+
+
+def data(tree):
+    """Keys as numbers, so that trees can be compared."""
+    return jax.tree.map(
+        lambda x: (
+            jax.random.key_data(x)
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+            else x
+        ),
+        tree,
+    )
+
+
+def test_chunks_equal_one_long_run(case, long_run):
+    whole, _ = run(case.agent, case.env, case.config, start(case), ITERATIONS)
+    ts, rows = start(case), []
+    for _ in range(3):
+        ts, metrics = run(case.agent, case.env, case.config, ts, 2)
+        rows.append(metrics)
+    chex.assert_trees_all_equal(data(ts), data(whole))
+    chunks = jax.tree.map(lambda *x: np.concatenate(x), *rows)
+    chex.assert_trees_all_equal(chunks, long_run[2])
+
+
+def test_log_every_averages_rows(case, long_run):
+    _, end, rows = long_run
+    ts, metrics = run(case.agent, case.env, case.config, start(case), ITERATIONS, 3)
+    chex.assert_trees_all_close(ts._replace(key=()), end, rtol=1e-5, atol=1e-6)
+    rows = jax.tree.map(lambda x: x.reshape(2, 3), rows)
+    np.testing.assert_array_equal(metrics.pop("step"), rows.pop("step")[:, -1])
+    episodes = rows.pop("episodes")
+    np.testing.assert_array_equal(metrics.pop("episodes"), episodes.sum(axis=1))
+    for name in ("episode_return", "episode_length"):
+        sums = np.nansum(rows.pop(name) * episodes, axis=1)
+        means = sums / np.where(episodes.sum(axis=1) > 0, episodes.sum(axis=1), np.nan)
+        np.testing.assert_allclose(metrics.pop(name), means, rtol=1e-5)
+    assert metrics.keys() == rows.keys()
+    for name, row in rows.items():
+        np.testing.assert_allclose(metrics[name], row.mean(axis=1), 1e-4, 1e-6, name)
+
+
+def test_episode_metrics_account_for_every_step(case, long_run):
+    first, last, rows = long_run
+    assert (rows["episodes"] == 0).any() and (rows["episodes"] > 0).any()
+    for name in ("episode_return", "episode_length"):
+        np.testing.assert_array_equal(np.isnan(rows[name]), rows["episodes"] == 0)
+    finished = np.nansum(rows["episode_length"] * rows["episodes"])
+    running = last.env.episode_length.sum() - first.env.episode_length.sum()
+    assert finished + running == ITERATIONS * STEPS
+    np.testing.assert_array_equal(rows["episode_return"], rows["episode_length"])
+    assert np.isfinite([v for k, v in rows.items() if "episode" not in k]).all()
+
+
+def test_steps_are_counted(case, long_run):
+    first, last, rows = long_run
+    warm_up = train.warm_up_iterations(case.config) * STEPS
+    assert (first.step, last.step) == (warm_up, case.config.total_steps)
+    want = warm_up + STEPS * np.arange(1, ITERATIONS + 1)
+    np.testing.assert_array_equal(rows["step"], want)
+
+
+@pytest.mark.parametrize("case", ["dqn"], indirect=True)
+def test_warm_up_fills_the_replay_and_learns_nothing(case, long_run):
+    state, end = long_run[0].agent, long_run[1].agent
+    assert state.replay.added == 64  # 50 rounded up to whole rollouts
+    assert (state.step, state.num_updates) == (0, 0)
+    agent_key = jax.random.split(jax.random.key(0), 3)[0]
+    fresh = jax.jit(case.agent.init)(case.config, agent_key)
+    chex.assert_trees_all_equal(state.params, fresh.params)
+    assert (end.step, end.num_updates) == (ITERATIONS * STEPS, ITERATIONS)
+
+
+@pytest.mark.parametrize("name", agents.names())
+@pytest.mark.parametrize("total_steps", [1, 31, 32, 33, 1_000, 10**9])
+def test_total_steps_are_rounded_up_to_whole_iterations(name, total_steps):
+    config = agents.get(name).Config(
+        total_steps=total_steps, num_envs=4, rollout_length=8
+    )
+    iterations = train.num_iterations(config)
+    warm_up = train.warm_up_iterations(config)
+    assert iterations >= 1
+    total = (iterations + warm_up) * train.steps_per_iteration(config)
+    assert total >= total_steps
+    assert iterations == 1 or total - STEPS < total_steps
+
+
+def test_metrics_of_a_long_run_are_at_most_a_thousand_rows(case):
+    for iterations in (999, 1_000, 1_001, 1_999, 10**6 + 1):
+        config = dataclasses.replace(case.config, total_steps=STEPS * iterations)
+        _, metrics = jax.eval_shape(
+            functools.partial(train.train, case.agent),
+            case.env,
+            config,
+            jax.random.key(0),
+        )
+        rows = {x.shape for x in metrics.values()}
+        assert len(rows) == 1 and 500 <= rows.pop()[0] <= 1_000
+
+
+def test_seeds_and_learning_rates_can_be_vmapped(case, long_run):
+    rates, seeds = (1e-3, 3e-3, 1e-2), (0, 1, 2)
+    config = dataclasses.replace(case.config, learning_rate=jnp.array(rates))
+    axes = jax.tree.map(lambda _: None, case.config)
+    axes = dataclasses.replace(axes, learning_rate=0)
+    fn = functools.partial(train.train, case.agent)
+    over_seeds = jax.vmap(fn, in_axes=(None, None, 0))
+    over_rates = jax.vmap(over_seeds, in_axes=(None, axes, None))
+    keys = jax.vmap(jax.random.key)(jnp.array(seeds))
+    with jax.debug_key_reuse(False):  # takes keys that vmap moves for consumed ones
+        swept, metrics = jax.jit(over_rates)(case.env, config, keys)
+    assert metrics["step"].shape == (3, 3, ITERATIONS)
+    assert (swept.step == case.config.total_steps).all()
+    for i in range(3):
+        first = start(case, seeds[i], learning_rate=rates[i])
+        config = dataclasses.replace(case.config, learning_rate=rates[i])
+        single, rows = run(case.agent, case.env, config, first, ITERATIONS)
+        chex.assert_trees_all_close(
+            data((single, rows)),
+            jax.tree.map(lambda x, i=i: x[i, i], data((swept, metrics))),
+            rtol=1e-3,
+            atol=1e-5,
+        )
+    for leaf in jax.tree.leaves(swept.agent):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.std() > 0:
+            assert not np.array_equal(leaf[0, 0], leaf[0, 1])  # seeds
+    loss = next(v for k, v in metrics.items() if "loss" in k)
+    assert len(np.unique(loss[:, 0, -1])) == 3  # learning rates
+
+
+def test_two_seeds_differ_everywhere(case):
+    act = jax.jit(
+        lambda ts: case.agent.act(case.config, ts.agent, (), ts.obs, ts.key, True)[0]
+    )
+    ts, other = start(case, 0), start(case, 1)
+    for x, y in zip(*map(jax.tree.leaves, (ts.agent[0], other.agent[0])), strict=True):
+        assert x.ndim == 1 or (x != y).all()  # biases start at zero
+    assert (ts.obs != other.obs).all()
+    assert len(np.unique(ts.obs[:, 0])) == len(ts.obs)  # environments differ too
+    keys = jax.random.key_data(ts.key), jax.random.key_data(other.key)
+    assert (keys[0] != keys[1]).any()
+    obs = jnp.zeros((50, 4))
+    assert (act(ts._replace(obs=obs)) != act(other._replace(obs=obs))).any()
+
+
+def test_other_values_of_the_floats_do_not_trace_again(case):
+    traces = []
+
+    def traced(*args):
+        traces.append(args)
+        return train.train(case.agent, *args)
+
+    jitted = jax.jit(traced)
+    jitted.eval_shape(case.env, case.config, jax.random.key(0))
+    other = dataclasses.replace(case.config, gamma=0.5, learning_rate=1e-2)
+    jitted.eval_shape(case.env, other, jax.random.key(1))
+    assert len(traces) == 1
+    more = dataclasses.replace(other, total_steps=2 * other.total_steps)
+    jitted.eval_shape(case.env, more, jax.random.key(1))
+    assert len(traces) == 2
+
+
+def test_a_second_chunk_does_not_trace_again(case):
+    traces = []
+
+    def chunk(ts):
+        traces.append(ts)
+        return train.run(case.agent, case.env, case.config, ts, 2)[0]
+
+    jitted = jax.jit(chunk)
+    ts = jax.eval_shape(lambda: start(case))
+    for _ in range(3):
+        ts = jitted.eval_shape(ts)
+    assert len(traces) == 1
+
+
+def test_the_state_can_be_donated(case):
+    state = case.agent.init(case.config, jax.random.key(0))  # eager: nothing is copied
+    buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state)]
+    assert len(set(buffers)) == len(buffers)  # donating one twice is an error
+
+
+def test_invalid_arguments(case):
+    with pytest.raises(ValueError, match="log_every=4: must divide iterations=6"):
+        train.run(case.agent, case.env, case.config, None, 6, 4)
+    for fn in (train.init, train.train):
+        config = dataclasses.replace(case.config, gamma=1.5)
+        with pytest.raises(ValueError, match="gamma=1.5"):
+            fn(case.agent, case.env, config, jax.random.key(0))
+
+
+def test_gradients_through_training_equal_finite_differences():
+    ppo, env = agents.get("ppo"), envs.wrap(probe_envs.TwoPlaces())
+    agent = ppo.make(env.spec)
+    config = ppo.Config(
+        gamma=0.9,
+        lambda_=0.8,
+        learning_rate=0.01,
+        total_steps=16,  # one iteration: actions do not depend on what is learned
+        num_envs=2,
+        rollout_length=8,
+        num_epochs=2,
+        num_minibatches=2,
+        hidden_sizes=(4,),
+        normalize_advantages=False,
+    )
+
+    def score(config):
+        ts, _ = train.train(agent, env, config, jax.random.key(0))
+        obs = jnp.eye(2)
+        value = ppo.critic(env.spec, config).apply(ts.agent.critic, obs)
+        policy = ppo.actor(env.spec, config).apply(ts.agent.actor, obs)
+        return value.sum() + 10 * policy.log_prob(jnp.array([0, 0])).sum()
+
+    grad = jax.jit(jax.value_and_grad(score))
+    exact = grad(config)[1]
+    steps = {"gamma": 3e-3, "lambda_": 3e-3, "learning_rate": 1e-4}
+    for name, step in steps.items():
+        x = getattr(config, name)
+        up, down = (
+            grad(dataclasses.replace(config, **{name: x + s}))[0] for s in (step, -step)
+        )
+        assert abs(getattr(exact, name)) > 1e-2
+        np.testing.assert_allclose(
+            getattr(exact, name), (up - down) / (2 * step), rtol=0.02, err_msg=name
+        )
+
+
+# Scripted agents: rollouts and evaluation without networks.
+
+
+def scripted(act):
+    return Agent(
+        init=lambda config, key: (),
+        memory=lambda config, num_envs: jnp.zeros(num_envs, jnp.int32),
+        act=act,
+        observe=lambda config, state, rollout: state,
+        update=lambda config, state, rollout, key: (state, {}),
+    )
+
+
+def counting(config, state, memory, obs, key, explore):
+    """Remembers how often it acted in this episode."""
+    return memory % 2, memory + 1, {"explore": jnp.full(len(obs), explore)}
+
+
+def random(config, state, memory, obs, key, explore):
+    return jax.random.randint(key, (len(obs),), 0, 2), memory, ()
+
+
+def counter(**params):
+    gym = probe_envs.Counter()
+    return envs.wrap(gym, gym.default_params.replace(**params))
+
+
+@pytest.mark.parametrize(
+    "kind", [float, np.float32, np.float64, jnp.array, jnp.float32]
+)
+def test_numbers_of_any_kind_train_alike(kind):
+    def update(config, state, rollout, key):
+        assert (config.gamma.dtype, config.gamma.weak_type) == (jnp.float32, False)
+        return state, {"third": config.gamma / 3}
+
+    config = agents.get("ppo").Config(
+        gamma=kind(0.7), num_envs=2, rollout_length=4, total_steps=8
+    )
+    agent = scripted(counting)._replace(update=update)
+    fn = jax.jit(functools.partial(train.train, agent))
+    _, metrics = fn(counter(), config, jax.random.key(0))
+    assert metrics["third"] == np.float32(0.7) / np.float32(3)
+
+
+def test_unroll():
+    env = counter(terminate_at=3)
+    agent = scripted(counting)
+    env_state, obs = env.reset(jax.random.key(0), 2)
+    start = TrainState((), env_state, obs, agent.memory((), 2), (), jnp.int32(10))
+    key = jax.random.key(1)
+    ts, rollout, info = jax.jit(lambda s, k: unroll(agent, env, (), s, k, 5))(
+        start, key
+    )
+    columns = {
+        "obs": [0, 1, 2, 0, 1],
+        "next_obs": [1, 2, 3, 1, 2],
+        "action": [0, 1, 0, 0, 1],
+        "memory": [0, 1, 2, 0, 1],  # before acting; starts again with an episode
+        "reward": [1, 1, 1, 1, 1],
+        "terminated": [0, 0, 1, 0, 0],
+        "truncated": [0, 0, 0, 0, 0],
+    }
+    for name, column in columns.items():
+        field = getattr(rollout, name)
+        want = np.stack([column, column], axis=1).reshape(field.shape)
+        np.testing.assert_array_equal(field, want, err_msg=name)
+    assert rollout.extras["explore"].all() and rollout.extras["explore"].shape == (5, 2)
+    np.testing.assert_array_equal(info["episode_return"][:, 0], [1, 2, 3, 1, 2])
+    assert (ts.memory == 2).all() and (ts.obs == 2).all() and ts.step == 20
+
+
+def test_unroll_links_steps_and_draws_new_randomness():
+    env, agent = envs.make("CartPole-v1"), scripted(random)
+    env_state, obs = env.reset(jax.random.key(0), 2)
+    ts = TrainState((), env_state, obs, agent.memory((), 2), (), jnp.int32(0))
+    play = jax.jit(lambda ts, key: unroll(agent, env, (), ts, key, 60)[1])
+    first, second = play(ts, jax.random.key(1)), play(ts, jax.random.key(2))
+    assert (first.action != second.action).any()
+    done = first.terminated | first.truncated
+    linked = (first.obs[1:] == first.next_obs[:-1]).all(axis=-1)
+    np.testing.assert_array_equal(linked, ~done[:-1])
+    assert done.any()
+
+
+def score(env, act, episodes=3, **kwargs):
+    play = jax.jit(
+        lambda env, key: evaluate(scripted(act), env, (), (), key, episodes, **kwargs)
+    )
+    return jax.device_get(play(env, jax.random.key(0)))
+
+
+def test_evaluate_plays_each_episode_once_to_its_end():
+    for params, length in (
+        (dict(max_steps_in_episode=4), 4),
+        (dict(terminate_at=3), 3),
+    ):
+        result = score(counter(reward=0.5, **params), counting)
+        np.testing.assert_array_equal(result.lengths, [length] * 3)
+        np.testing.assert_array_equal(result.returns, [length / 2] * 3)
+        assert result.lengths.dtype == np.int32
+
+
+def test_evaluate_stops_counting_where_an_episode_ended():
+    env = envs.make("CartPole-v1")  # pays 1 a step, ends at different times
+    result = score(env, random, 20)
+    np.testing.assert_array_equal(result.returns, result.lengths)
+    assert len(np.unique(result.lengths)) > 5
+    assert (result.lengths >= 8).all() and (result.lengths < 200).all()
+
+
+class Endless(probe_envs.Counter):
+    def is_truncated(self, state, params):
+        return jnp.bool(False)
+
+
+def test_evaluate_cuts_at_the_time_limit():
+    result = score(envs.wrap(Endless()), counting)
+    np.testing.assert_array_equal(result.lengths, [5] * 3)
+
+
+def test_evaluate_tells_the_agent_whether_to_explore():
+    def switch_if_exploring(config, state, memory, obs, key, explore):
+        return jnp.full(len(obs), int(explore)), memory, ()
+
+    env = envs.wrap(probe_envs.TwoPlaces())
+    greedy = score(env, switch_if_exploring, 8)
+    assert set(greedy.returns) == {0, 4}  # stays where it starts
+    exploring = score(env, switch_if_exploring, 8, explore=True)
+    assert set(exploring.returns) == {2}  # switches every step
