@@ -32,7 +32,7 @@ class Config:
     exploration_fraction: float = 0.5  # of total_steps, over which epsilon falls
     epsilon_eval: float = 0.0  # in evaluation
     max_grad_norm: float = 1e3  # global norm at which gradients are clipped
-    target_rate: float = 1.0  # how far the target moves to the online network, 1: copy
+    target_rate: float = 0.01  # how far the target moves to the online network, 1: copy
     total_steps: int = cfg.static(500_000)  # environment steps, all environments
     num_envs: int = cfg.static(10)
     rollout_length: int = cfg.static(1)  # steps per environment and iteration
@@ -40,7 +40,7 @@ class Config:
     batch_size: int = cfg.static(128)
     capacity: int = cfg.static(10_000)  # transitions in the replay
     warmup_steps: int = cfg.static(10_000)  # stored before the first update
-    target_period: int = cfg.static(50)  # gradient steps between target updates
+    target_period: int = cfg.static(1)  # gradient steps between target updates
     hidden_sizes: tuple[int, ...] = cfg.static((128, 128))
     activation: str = cfg.static("relu")
     anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
@@ -97,7 +97,7 @@ def make(spec: Spec) -> Agent:
     )
 
 
-def network(spec: Spec, config: Config) -> networks.QNetwork:
+def network(spec: Spec, config: Config) -> Any:
     """The action values' network; `spec.action` is discrete."""
     assert isinstance(spec.action, Discrete)
     return networks.QNetwork(
@@ -135,17 +135,14 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 
 def init(spec: Spec, config: Config, key: jax.Array) -> State:
     """Fresh network and optimiser, an empty replay."""
-    obs = jax.ShapeDtypeStruct(spec.obs_shape, spec.obs_dtype)
-    params = network(spec, config).init(
-        key, jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
-    )
-    scalar = jax.ShapeDtypeStruct((), jnp.float32)
-    flag = jax.ShapeDtypeStruct((), jnp.bool)
-    action = jax.ShapeDtypeStruct((), jnp.int32)
-    example = Transition(obs, action, scalar, flag, flag, obs)
-    target_params = jax.tree.map(jnp.copy, params)  # buffers of its own: donatable
+    obs = jnp.zeros(spec.obs_shape, spec.obs_dtype)
+    params = network(spec, config).init(key, obs[None])
     opt_state = optimizer(config).init(ravel_pytree(params)[0])
+    flag = jnp.zeros((), bool)
+    action, reward = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
+    example = Transition(obs, action, reward, flag, flag, obs)
     buffer = replay.init(example, config.capacity)
+    target_params = jax.tree.map(jnp.copy, params)  # buffers of its own: donatable
     counts = (jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
     return State(params, target_params, opt_state, buffer, *counts)
 
@@ -197,7 +194,7 @@ def update(
             flat, unravel(target_flat), batch
         )
         updates, opt_state = optimizer(config).update(grads, opt_state)
-        flat, count = flat - rate * updates, count + 1
+        flat, count = optax.tree.add_scale(flat, -rate, updates), count + 1
         moves = (count % config.target_period == 0) * config.target_rate
         target_flat = target_flat + moves * (flat - target_flat)
         metrics = {"loss": value, "abs_td_error": error}

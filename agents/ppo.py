@@ -111,13 +111,13 @@ def make(spec: Spec) -> Agent:
     )
 
 
-def actor(spec: Spec, config: Config) -> networks.Actor:
+def actor(spec: Spec, config: Config) -> Any:
     """The policy's network."""
     sizes, activation = config.hidden_sizes, config.activation
     return networks.Actor(len(spec.obs_shape), spec.action, sizes, activation)
 
 
-def critic(spec: Spec, config: Config) -> networks.Critic:
+def critic(spec: Spec, config: Config) -> Any:
     """The value's network, with parameters of its own."""
     return networks.Critic(len(spec.obs_shape), config.hidden_sizes, config.activation)
 
@@ -187,12 +187,15 @@ def init(spec: Spec, config: Config, key: jax.Array) -> State:
     """Fresh networks and optimisers."""
     actor_key, critic_key = jax.random.split(key)
     obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
-    params = (
-        actor(spec, config).init(actor_key, obs),
-        critic(spec, config).init(critic_key, obs),
+    actor_params = actor(spec, config).init(actor_key, obs)
+    critic_params = critic(spec, config).init(critic_key, obs)
+    return State(
+        actor=actor_params,
+        critic=critic_params,
+        actor_opt=optimizer(config).init(ravel_pytree(actor_params)[0]),
+        critic_opt=optimizer(config).init(ravel_pytree(critic_params)[0]),
+        step=jnp.zeros((), jnp.int32),
     )
-    opt_states = (optimizer(config).init(ravel_pytree(p)[0]) for p in params)
-    return State(*params, *opt_states, jnp.zeros((), jnp.int32))
 
 
 def act(
@@ -228,7 +231,7 @@ def update(
             flat, opt_state = carry
             grads, metrics = grad(flat, jax.tree.map(lambda x: x[index], batch))
             updates, opt_state = optimizer(config).update(grads, opt_state)
-            return (flat - rate * updates, opt_state), metrics
+            return (optax.tree.add_scale(flat, -rate, updates), opt_state), metrics
 
         (flat, opt_state), metrics = jax.lax.scan(step, (flat, opt_state), index)
         return unravel(flat), opt_state, jax.tree.map(jnp.mean, metrics)

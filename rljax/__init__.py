@@ -5,8 +5,7 @@ import gymnax, and `rljax.sharding.set_cpu_devices` can still come before jax st
 """
 
 import importlib
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rljax.types import (
     Agent,
@@ -69,7 +68,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     """Import a module of the package when it is first asked for."""
     if name not in __all__:
         raise AttributeError(f"module 'rljax' has no attribute {name!r}")

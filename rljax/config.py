@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 C = TypeVar("C")
 
@@ -38,7 +39,7 @@ def check_range(
     """
     for name in names:
         value = getattr(config, name)
-        if isinstance(value, jax.core.Tracer):
+        if isinstance(value, Tracer):
             continue
         allowed = f"must be in {'(' if open_low else '['}{low}, {high}]"
         numbers = np.asarray(value)

@@ -4,6 +4,7 @@ import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from rljax import prng
 from rljax.types import Box
@@ -20,7 +21,7 @@ def sample(distribution: distrax.Distribution, key: jax.Array) -> jax.Array:
     return distribution.sample(seed=key)
 
 
-def epsilon_greedy(q: jax.Array, epsilon: jax.Array, key: jax.Array) -> jax.Array:
+def epsilon_greedy(q: jax.Array, epsilon: ArrayLike, key: jax.Array) -> jax.Array:
     """Greedy actions, replaced by uniform ones with probability `epsilon`.
 
     Args:

@@ -118,7 +118,7 @@ class TensorBoardSink(Sink):
 
     def __init__(self, folder: str | os.PathLike, resume_step: int | None = None):
         try:
-            import tensorboardX
+            import tensorboardX  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ValueError(_missing("tensorboardX", "tensorboard")) from error
         purge = None if resume_step is None else resume_step + 1

@@ -1,5 +1,7 @@
 """Random numbers that cost little inside loops. The numbers are jax's own."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.extend import random as jex_random
@@ -46,7 +48,7 @@ def _split(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.stack(_threefry2x32(key, *_counts(shape)), axis=-1)
 
 
-def _fold_in(key: jax.Array, data: jax.Array) -> jax.Array:
+def _fold_in(key: jax.Array, data: Any) -> jax.Array:
     words = _seed(data)
     return jnp.stack(_threefry2x32(key, words[0], words[1]))
 

@@ -60,7 +60,7 @@ def init(agent: Agent, env: BatchedEnv, config: Any, key: jax.Array) -> TrainSta
         step=jnp.zeros((), jnp.int32),
     )
 
-    def warm_up(ts: TrainState, _: None) -> tuple[TrainState, None]:
+    def warm_up(ts: TrainState, _: Any) -> tuple[TrainState, None]:
         key, rollout_key = jax.random.split(ts.key)
         ts, rollout, _ = unroll(
             agent, env, config, ts, rollout_key, config.rollout_length
@@ -105,7 +105,7 @@ def run(
         raise ValueError(f"log_every={log_every}: must divide iterations={iterations}")
     config = as_arrays(config)
 
-    def iteration(ts: TrainState, _: None) -> tuple[TrainState, Metrics]:
+    def iteration(ts: TrainState, _: Any) -> tuple[TrainState, Metrics]:
         key, rollout_key, update_key = jax.random.split(ts.key, 3)
         ts, rollout, info = unroll(
             agent, env, config, ts, rollout_key, config.rollout_length
@@ -119,14 +119,14 @@ def run(
         }
         return ts._replace(agent=agent_state, key=key), metrics | sums
 
-    def row(ts: TrainState, _: None) -> tuple[TrainState, Metrics]:
+    def row(ts: TrainState, _: Any) -> tuple[TrainState, Metrics]:
         if log_every == 1:
             ts, total = iteration(ts, None)
         else:
             shapes = jax.eval_shape(iteration, ts, None)[1]
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-            def accumulate(carry: Any, _: None) -> tuple[Any, None]:
+            def accumulate(carry: Any, _: Any) -> tuple[Any, None]:
                 ts, metrics = iteration(carry[0], None)
                 return (ts, jax.tree.map(jnp.add, carry[1], metrics)), None
 
