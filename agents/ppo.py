@@ -23,6 +23,7 @@ _MINATAR = dict(
     num_minibatches=8,
     hidden_sizes=(128,),
     activation="relu",
+    clip_value=False,
 )
 PRESETS: dict[str, dict[str, Any]] = {
     "Pendulum-v1": dict(
@@ -33,6 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         num_envs=8,
         num_epochs=10,
         num_minibatches=8,
+        clip_value=False,
     ),
     "Asterix-MinAtar": _MINATAR,
     "Breakout-MinAtar": _MINATAR,
@@ -61,7 +63,7 @@ class Config:
     hidden_sizes: tuple[int, ...] = cfg.static((64, 64))  # of actor and critic each
     activation: str = cfg.static("tanh")
     anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
-    clip_value: bool = cfg.static(False)  # also clip the change of the value
+    clip_value: bool = cfg.static(True)  # also clip the change of the value
     normalize_advantages: bool = cfg.static(True)  # per minibatch
 
     def validate(self) -> None:
