@@ -62,20 +62,17 @@ def test_orthogonal_is_distributed_as_jax_has_it(shape):
 
 
 def test_initialisation_under_vmap_calls_no_lapack():
-    net = networks.Actor(3, Discrete(4), (8, 5))
+    net = networks.QNetwork(1, 3, (8, 5))
+    keys = jax.random.split(jax.random.key(0), 64)
 
-    def init(keys):
-        return jax.vmap(lambda key: net.init(key, jnp.zeros((1, 10, 10, 2))))(keys)
-
-    def custom_calls(fn):
-        keys = jax.random.split(jax.random.key(0), 64)
-        return "custom-call" in jax.jit(fn).lower(keys).compile().as_text()
+    def compiled(init):
+        return jax.jit(jax.vmap(init)).lower(keys).compile()
 
     reference = jax.nn.initializers.orthogonal()
-    assert custom_calls(jax.vmap(lambda key: reference(key, (3, 3))))
-    assert not custom_calls(init)
-    kernel = init(jax.random.split(jax.random.key(0), 64))["params"]["MLP_0"]
-    w = kernel["Dense_1"]["kernel"]
+    assert "custom-call" in compiled(lambda key: reference(key, (3, 3))).as_text()
+    ours = compiled(lambda key: net.init(key, jnp.zeros((1, 4))))
+    assert "custom-call" not in ours.as_text()
+    w = ours(keys)["params"]["MLP_0"]["Dense_1"]["kernel"]
     gram = jnp.einsum("bij,bik->bjk", w, w) / 2  # of scale sqrt(2)
     np.testing.assert_allclose(gram, np.tile(np.eye(5), (64, 1, 1)), atol=2e-6)
     assert len(np.unique(w[:, 0, 0])) == 64
@@ -93,25 +90,31 @@ def test_initialisation_under_vmap_calls_no_lapack():
 )
 def test_networks_take_observations_of_every_kind(obs, ndim):
     net = networks.Critic(ndim, (4,))
-    params = net.init(jax.random.key(0), obs[:1])
-    value = net.apply(params, obs)
+
+    @jax.jit
+    def values(obs):
+        params = net.init(jax.random.key(0), obs[:1])
+        several = jnp.stack([obs, obs, obs])
+        inputs = (obs, obs.astype(float), obs[0], several)
+        return [net.apply(params, x) for x in inputs]
+
+    value, of_floats, first, more = values(obs)
     assert (value.shape, value.dtype) == ((2,), jnp.float32)
-    np.testing.assert_allclose(value, net.apply(params, obs.astype(float)))
-    np.testing.assert_allclose(net.apply(params, obs[0]), value[0], rtol=1e-5)
-    more = net.apply(params, jnp.stack([obs, obs, obs]))
+    np.testing.assert_allclose(value, of_floats, rtol=1e-5)
+    np.testing.assert_allclose(value[0], first, rtol=1e-5)
     np.testing.assert_allclose(more, jnp.stack([value] * 3), rtol=1e-5)
 
 
 def test_policy_heads():
     obs = jnp.ones((5, 3))
     net = networks.Actor(1, Discrete(4), (8,))
-    policy = net.apply(net.init(jax.random.key(0), obs), obs)
+    policy = jax.jit(net.init_with_output)(jax.random.key(0), obs)[0]
     assert isinstance(policy, distrax.Categorical)
     assert policy.batch_shape == (5,) and policy.num_categories == 4
     np.testing.assert_allclose(policy.probs, 0.25, atol=0.02)  # nearly uniform at first
 
     net = networks.Actor(1, Box((2,), (-1.0, -2.0), (1.0, 6.0)), (8,))
-    policy = net.apply(net.init(jax.random.key(0), obs), obs)
+    policy = jax.jit(net.init_with_output)(jax.random.key(0), obs)[0]
     assert policy.batch_shape == (5,) and policy.event_shape == (2,)
     np.testing.assert_allclose(policy.mean(), np.tile([0, 2], (5, 1)), atol=0.2)
     np.testing.assert_allclose(policy.stddev(), np.tile([1, 4], (5, 1)), rtol=1e-6)
@@ -121,23 +124,26 @@ def test_policy_heads():
 def test_continuous_actions_have_the_shape_of_the_box(shape):
     size = math.prod(shape)
     net = networks.Actor(1, Box(shape, (-1.0,) * size, (1.0,) * size), (8,))
-    policy = net.apply(net.init(jax.random.key(0), jnp.ones((5, 3))), jnp.ones((5, 3)))
-    assert policy.sample(seed=jax.random.key(0)).shape == (5, *shape)
+    obs = jnp.ones((5, 3))
+    action = jax.eval_shape(
+        lambda key: net.init_with_output(key, obs)[0].sample(seed=key),
+        jax.random.key(0),
+    )
+    assert action.shape == (5, *shape)
 
 
 @pytest.mark.parametrize("activation", networks.ACTIVATIONS)
 def test_activations(activation):
     net = networks.MLP((8, 8), activation)
     x = jnp.array([[-1.0, 2.0]])
-    y = net.apply(net.init(jax.random.key(0), x), x)
+    y, _ = jax.jit(net.init_with_output)(jax.random.key(0), x)
     assert y.shape == (1, 8) and jnp.isfinite(y).all()
 
 
 def test_dueling_adds_a_value_and_centred_advantages():
     net = networks.QNetwork(1, 3, (8,), dueling=True)
     obs = jax.random.normal(jax.random.key(1), (5, 4))
-    params = net.init(jax.random.key(0), obs)
-    q = net.apply(params, obs)
+    q, params = jax.jit(net.init_with_output)(jax.random.key(0), obs)
     assert q.shape == (5, 3) and (q.std(axis=1) > 1e-3).all()
     no_advantage = jax.tree.map(lambda x: x, params)
     no_advantage["params"]["advantage"] = jax.tree.map(
@@ -150,6 +156,8 @@ def test_dueling_adds_a_value_and_centred_advantages():
 
 def test_q_network_without_dueling_is_one_head():
     net = networks.QNetwork(1, 3, (8,))
-    params = net.init(jax.random.key(0), jnp.ones((1, 4)))
+    q, params = jax.eval_shape(
+        net.init_with_output, jax.random.key(0), jnp.ones((2, 6, 4))
+    )
     assert set(params["params"]) == {"MLP_0", "Dense_0"}
-    assert net.apply(params, jnp.ones((2, 6, 4))).shape == (2, 6, 3)
+    assert q.shape == (2, 6, 3)
