@@ -49,7 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Config:
     """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
 
-    learning_rate: float = 2.5e-4  # of Adam
+    learning_rate: float = 5e-4  # of Adam
     gamma: float = 0.99  # discount, cut at termination
     lambda_: float = 0.95  # trace decay of the advantages, cut at any end
     clip_epsilon: float = 0.2  # of the probability ratio, and of the value if clipped

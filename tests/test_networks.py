@@ -105,6 +105,29 @@ def test_networks_take_observations_of_every_kind(obs, ndim):
     np.testing.assert_allclose(more, jnp.stack([value] * 3), rtol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [(2,), (3, 2)])
+def test_convolution_equals_jax(batch):
+    images = jax.random.normal(jax.random.key(0), (*batch, 6, 5, 2))
+    kernel = jax.random.normal(jax.random.key(1), (3, 2, 2, 4))
+
+    def reference(images, kernel):
+        flat = images.reshape(-1, *images.shape[-3:])
+        out = jax.lax.conv_general_dilated(
+            flat, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return out.reshape(*images.shape[:-3], *out.shape[1:])
+
+    ours = networks.valid_convolution
+    for _ in batch[1:]:
+        ours = jax.vmap(ours, in_axes=(0, None))
+    want, pullback = jax.vjp(reference, images, kernel)
+    got, our_pullback = jax.vjp(ours, images, kernel)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    cotangent = jax.random.normal(jax.random.key(2), want.shape)
+    for x, y in zip(our_pullback(cotangent), pullback(cotangent), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
+
+
 def test_policy_heads():
     obs = jnp.ones((5, 3))
     net = networks.Actor(1, Discrete(4), (8,))
