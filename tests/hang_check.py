@@ -1,0 +1,28 @@
+"""Train vmapped seeds for a moment, with default networks, and exit.
+
+Usage: python tests/hang_check.py AGENT SEEDS
+
+Run by `test_no_hang.py` in fresh processes: programs that call LAPACK under vmap
+hang on CPU, in some processes and not in others.
+"""
+
+import functools
+import sys
+
+import jax
+
+from rljax import agents, envs, train
+
+
+def main(name: str, num_seeds: int) -> None:
+    module, env = agents.get(name), envs.make("CartPole-v1")
+    config = module.Config(total_steps=4_096)
+    keys = jax.random.split(jax.random.key(0), num_seeds)
+    fn = functools.partial(train.train, module.make(env.spec), env, config)
+    ts, _ = jax.block_until_ready(jax.jit(jax.vmap(fn))(keys))
+    assert (ts.step >= config.total_steps).all()
+    print(f"{name} trained {num_seeds} seeds")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

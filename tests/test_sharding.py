@@ -1,0 +1,81 @@
+"""Runs spread over devices give what runs one by one give."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax import sharding
+
+
+def draw(key, scale):
+    return {"x": scale * jax.random.normal(key, (3,)), "key": jax.random.split(key)}
+
+
+@pytest.mark.parametrize("num_runs", [1, 3])
+def test_map_runs_equals_a_loop(num_runs):
+    keys = jax.random.split(jax.random.key(0), num_runs)
+    scales = jnp.arange(1.0, num_runs + 1)
+    mapped = sharding.map_runs(draw)(keys, scales)
+    assert mapped["x"].shape == (num_runs, 3)
+    for i in range(num_runs):
+        single = jax.jit(draw)(keys[i], scales[i])
+        np.testing.assert_array_equal(mapped["x"][i], single["x"])
+        assert (mapped["key"][i] == single["key"]).all()
+
+
+def test_set_cpu_devices_comes_before_jax_starts():
+    jax.devices()
+    with pytest.raises(RuntimeError):
+        sharding.set_cpu_devices(3)
+
+
+TWO_DEVICES = """
+    from rljax import sharding
+    sharding.set_cpu_devices(2)
+
+    import jax
+    import numpy as np
+    from rljax import agents, envs, train
+
+    assert len(jax.devices()) == 2
+
+    def draw(key):
+        return jax.random.normal(key, (3,))
+
+    for num_runs in (1, 2, 3, 4):
+        keys = jax.random.split(jax.random.key(0), num_runs)
+        result = sharding.map_runs(draw)(keys)
+        for i in range(num_runs):
+            np.testing.assert_array_equal(result[i], jax.jit(draw)(keys[i]))
+        if num_runs % 2 == 0:
+            assert len(result.sharding.device_set) == 2, num_runs
+
+    dqn, env = agents.get("dqn"), envs.make("CartPole-v1")
+    config = dqn.Config(num_envs=2, capacity=100, warmup_steps=10, hidden_sizes=(4,))
+    init = lambda key: train.init(dqn.make(env.spec), env, config, key)
+    keys = jax.random.split(jax.random.key(0))
+    ts = sharding.map_runs(init)(keys)
+    for i in range(2):
+        for x, y in zip(jax.tree.leaves(ts), jax.tree.leaves(jax.jit(init)(keys[i]))):
+            if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+                x, y = jax.random.key_data(x), jax.random.key_data(y)
+            np.testing.assert_allclose(x[i], y, rtol=1e-5, atol=1e-6)
+    print("equal")
+"""
+
+
+def test_two_devices():
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(TWO_DEVICES)],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "equal"
