@@ -61,6 +61,11 @@ class Config:
         cfg.check_count(self, "target_period")
         cfg.check_sizes(self, "hidden_sizes")
         cfg.check_choice(self, "activation", tuple(networks.ACTIVATIONS))
+        if self.warmup_steps >= self.total_steps:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps}: must be below "
+                f"total_steps={self.total_steps}"
+            )
         steps = self.num_envs * self.rollout_length
         if self.capacity % steps:
             raise ValueError(

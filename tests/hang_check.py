@@ -16,7 +16,7 @@ from rljax import agents, envs, train
 
 def main(name: str, num_seeds: int) -> None:
     module, env = agents.get(name), envs.make("CartPole-v1")
-    config = module.Config(total_steps=4_096)
+    config = module.Config(total_steps=12_288)
     keys = jax.random.split(jax.random.key(0), num_seeds)
     fn = functools.partial(train.train, module.make(env.spec), env, config)
     ts, _ = jax.block_until_ready(jax.jit(jax.vmap(fn))(keys))
