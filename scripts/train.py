@@ -14,7 +14,7 @@ import common
 import jax
 import numpy as np
 
-from rljax import agents, sharding, train
+from rljax import agents, train
 from rljax.checkpoint import save
 from rljax.logging import (
     CsvSink,
@@ -164,7 +164,7 @@ def train_in_chunks(
     steps = iterations * train.steps_per_iteration(run.config)
     start = train.warm_up_iterations(run.config) * train.steps_per_iteration(run.config)
     chunk = jax.jit(
-        sharding.map_runs(
+        run.map_runs(
             lambda ts: train.run(agent, env, run.config, ts, iterations, iterations)
         ),
         donate_argnums=0,

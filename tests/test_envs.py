@@ -27,18 +27,33 @@ def random_actions(action, key, length):
     return jax.random.uniform(key, (length, N, *action.shape), minval=low, maxval=high)
 
 
-@jax.jit
-def play(env, key, actions):
+@functools.partial(jax.jit, static_argnames="draw")
+def play(env, key, actions, draw=None):
     """First observation and `TimeStep`s `[T, N]` of given actions."""
     reset_key, draw_key = jax.random.split(key)
     state, obs = env.reset(reset_key, N)
-    noises = env.draw(draw_key, len(actions), N)
+    noises = (draw or env.draw)(draw_key, len(actions), N)
 
     def step(state, inputs):
         return env.step(inputs[0], state, inputs[1])
 
     state, timesteps = jax.lax.scan(step, state, (noises, actions))
     return obs, state, timesteps
+
+
+def as_gymnax(env):
+    """A `draw` with the keys that `gymnax.Environment.step` makes of its own."""
+    gym, params = env.env.gym, env.env.params
+
+    def draw(key, length, num_envs):
+        keys = jax.random.split(key, (length, num_envs))
+        pairs = jax.vmap(jax.vmap(jax.random.split))(keys)
+        reset = jax.vmap(jax.vmap(lambda key: gym.reset_env(key, params)))
+        obs, state = reset(pairs[:, :, 1])
+        obs = obs.astype(env.spec.obs_dtype)
+        return envs.Noise(pairs[:, :, 0], obs, state)
+
+    return draw
 
 
 @jax.jit
@@ -101,7 +116,6 @@ CAPPED = {  # time limits that cut some episodes and leave others to end
     "Breakout-MinAtar": 15,
     "Pendulum-v1": 50,
     "Acrobot-v1": 100,
-    "DeepSea-bsuite": 8,  # has a step of its own
 }
 
 
@@ -114,8 +128,9 @@ def capped(name):
 @pytest.mark.parametrize("name", CAPPED)
 def test_steps_equal_gymnax(name):
     env, actions = capped(name)
-    first_obs, state, ts = play(env, jax.random.key(2), actions)
-    gym_first, gym_state, gym_steps = play_gymnax(env, jax.random.key(2), actions)
+    key = jax.random.key(2)
+    first_obs, state, ts = play(env, key, actions, as_gymnax(env))
+    gym_first, gym_state, gym_steps = play_gymnax(env, key, actions)
     obs, reward, terminated, truncated, info = gym_steps
     np.testing.assert_array_equal(first_obs, gym_first)
     np.testing.assert_array_equal(ts.obs, obs)
@@ -125,6 +140,20 @@ def test_steps_equal_gymnax(name):
     np.testing.assert_array_equal(ts.truncated, truncated)
     jax.tree.map(np.testing.assert_array_equal, state.env, gym_state)
     assert (terminated | truncated).sum() > N  # episodes ended, several times
+
+
+def test_draw_resets_as_gymnax_with_keys_used_once():
+    env, _ = capped("CartPole-v1")
+    key = jax.random.key(0)
+    noise = env.draw(key, 3, N)
+    step_key, reset_key = jax.random.split(key, (2, 3, N))
+    assert (noise.key == step_key).all()
+    reset = jax.vmap(jax.vmap(env.env.gym.reset_env, (0, None)), (0, None))
+    obs, state = reset(reset_key, env.env.params)
+    np.testing.assert_array_equal(noise.reset_obs, obs)
+    jax.tree.map(np.testing.assert_array_equal, noise.reset_state, state)
+    keys = jax.random.key_data(jnp.concatenate([step_key, reset_key]))
+    assert len(np.unique(keys.reshape(-1, 2), axis=0)) == 2 * 3 * N
 
 
 def test_minatar_observations_are_planes_of_booleans():

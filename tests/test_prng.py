@@ -109,7 +109,7 @@ def test_too_many_numbers_from_one_key():
         bits.lower(prng.unrolled(key()))
 
 
-@pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 1000])
+@pytest.mark.parametrize("length", [1, 8, 9, 1000])
 def test_permutations_are_permutations(length):
     rows = prng.permutations(jax.random.key(0), 5, length)
     assert (rows.shape, rows.dtype) == ((5, length), jnp.int32)

@@ -14,8 +14,7 @@ def main():
     """Compiles the training of all seeds, then times it."""
     job = read_job()
     seeds, hyper = job["seeds"], job["hyper"]
-    if seeds > 1:
-        sharding.set_cpu_devices(min(job["cores"], seeds))
+    sharding.set_cpu_devices(min(job["cores"], seeds))
     from rljax import agents, envs, train  # not before: gymnax's import starts jax
 
     imported = time.time()
@@ -32,7 +31,9 @@ def main():
     if seeds > 1:
         key = jax.random.split(key, seeds)
         one_seed = functools.partial(train_one, env, config)
-        function = jax.jit(sharding.map_runs(one_seed))
+        function = jax.jit(
+            sharding.map_runs(one_seed, sharding.runs_at_once(config.num_envs))
+        )
         arguments = (key,)
     else:
         function, arguments = jax.jit(train_one), (env, config, key)
