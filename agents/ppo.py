@@ -161,8 +161,8 @@ def critic_loss(
 
 def prepare(spec: Spec, config: Config, state: State, rollout: Rollout) -> Batch:
     """Advantages and returns of a rollout, flattened to `[T * N, ...]`."""
-    old_value = critic(spec, config).apply(state.critic, rollout.obs)
-    next_value = critic(spec, config).apply(state.critic, rollout.next_obs)
+    both = jnp.stack([rollout.obs, rollout.next_obs])
+    old_value, next_value = critic(spec, config).apply(state.critic, both)
     log_prob = (
         actor(spec, config).apply(state.actor, rollout.obs).log_prob(rollout.action)
     )

@@ -25,10 +25,11 @@ def orthogonal(scale: float = 1.0) -> Callable[..., jax.Array]:
     """Orthogonal initialisation in plain XLA operations.
 
     Equal in distribution to `jax.nn.initializers.orthogonal`, but without LAPACK's
-    QR, which can deadlock under `vmap` on CPU. Gram-Schmidt on Gaussian columns is
-    QR with a positive diagonal, hence uniform over orthogonal matrices (Mezzadri, 2007,
-    https://arxiv.org/abs/math-ph/0609050). It runs twice, which is enough for full
-    precision (Giraud et al., 2005, https://doi.org/10.1016/j.camwa.2005.08.009).
+    QR, which can deadlock under `vmap` on CPU. The polar factor of a Gaussian matrix
+    is uniform over orthogonal ones, since rotating the matrix rotates the factor. The
+    iteration of Bjorck and Bowie (1971, https://doi.org/10.1137/0708036) finds it:
+    each step takes a singular value s in (0, 1] to s (3 - s^2) / 2. Fifty steps
+    take one of 1e-8 to 1.
 
     Args:
       scale: factor on the result.
@@ -43,18 +44,18 @@ def orthogonal(scale: float = 1.0) -> Callable[..., jax.Array]:
     """
 
     def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
-        outputs, inputs = shape[-1], math.prod(shape[:-1])
-        rows, columns = max(inputs, outputs), min(inputs, outputs)
-        gaussian = jax.random.normal(prng.unrolled(key), (rows, columns), dtype)
+        inputs, outputs = math.prod(shape[:-1]), shape[-1]
+        tall = (max(inputs, outputs), min(inputs, outputs))
+        precise = jnp.promote_types(dtype, jnp.float32)
+        gaussian = jax.random.normal(prng.unrolled(key), tall, precise)
 
-        def orthonormalise(step: jax.Array, a: jax.Array) -> jax.Array:
-            i = step % columns
-            column = a[:, i] / jnp.sqrt(a[:, i] @ a[:, i])
-            later = jnp.where(jnp.arange(columns) > i, column @ a, 0.0)
-            return (a - jnp.outer(column, later)).at[:, i].set(column)
+        def orthonormalise(_: jax.Array, a: jax.Array) -> jax.Array:
+            return 1.5 * a - 0.5 * a @ (a.T @ a)
 
-        q = jax.lax.fori_loop(0, 2 * columns, orthonormalise, gaussian)
-        return scale * (q if inputs >= outputs else q.T).reshape(shape)
+        start = gaussian / jnp.linalg.norm(gaussian)
+        q = jax.lax.fori_loop(0, 50, orthonormalise, start)
+        q = q if inputs >= outputs else q.T
+        return (scale * q).reshape(shape).astype(dtype)
 
     return init
 
