@@ -18,6 +18,7 @@ from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 _MINATAR = dict(
     learning_rate=1e-3,
+    gamma=0.999,
     total_steps=10_000_000,
     num_envs=64,
     num_minibatches=8,

@@ -44,13 +44,16 @@ def _random_bits(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.
     return (high ^ low).astype(f"uint{bit_width}")
 
 
+# New keys come from jax's own loop: unrolled, one derived from the next, they make
+# LLVM's vectoriser in jaxlib 0.11 take exponentially long.
 def _split(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return jnp.stack(_threefry2x32(key, *_counts(shape)), axis=-1)
+    keys = jax.random.split(jax.random.wrap_key_data(key, impl="threefry2x32"), shape)
+    return jax.random.key_data(keys)
 
 
 def _fold_in(key: jax.Array, data: Any) -> jax.Array:
-    words = _seed(data)
-    return jnp.stack(_threefry2x32(key, words[0], words[1]))
+    new = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), data)
+    return jax.random.key_data(new)
 
 
 def _seed(seed: jax.Array) -> jax.Array:

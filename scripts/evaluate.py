@@ -68,11 +68,12 @@ def draw(path: Path, run: common.Run, state: Any) -> None:
     total = np.cumsum(np.asarray(rewards[:length]))
     gym, params = env.env.gym, env.env.params
     try:
-        Visualizer(gym, params, frames, total).animate(str(path))
-    except ImportError as error:
-        raise ValueError(f"--gif: {error}; pip install '.[gif]' brings it") from error
-    except (ValueError, AttributeError, OSError) as error:
-        raise ValueError(f"--gif: cannot draw {run.env}: {error}") from error
+        drawing = Visualizer(gym, params, frames, total)
+        drawing.init()  # matplotlib hides what goes wrong here later
+        drawing.animate(str(path))
+    except Exception as error:  # of gymnax, gymnasium, pygame, matplotlib
+        hint = "pip install '.[gif]' brings what classic control needs"
+        raise ValueError(f"--gif: cannot draw {run.env}: {error} ({hint})") from error
     print(f"drew {length} steps, return {total[-1]:.1f}: {path}")
 
 
