@@ -38,7 +38,7 @@ class Config:
     rollout_length: int = cfg.static(1)  # steps per environment and iteration
     num_updates: int = cfg.static(1)  # gradient steps per iteration
     batch_size: int = cfg.static(128)
-    capacity: int = cfg.static(10_000)  # transitions in the replay
+    capacity: int = cfg.static(100_000)  # transitions in the replay
     warmup_steps: int = cfg.static(10_000)  # stored before the first update
     target_period: int = cfg.static(1)  # gradient steps between target updates
     hidden_sizes: tuple[int, ...] = cfg.static((128, 128))

@@ -76,9 +76,9 @@ def unrolled(key: jax.Array) -> jax.Array:
     """The same key, whose random numbers XLA can fuse into their consumers on CPU.
 
     jax lowers threefry on CPU to a loop, which costs more than a whole environment
-    step of a small program. Unrolled, the same rounds fuse: a PPO iteration of four
-    CartPoles takes a fifth less time, a million bits a quarter. On other backends,
-    and for keys of another kind, the key comes back as it is.
+    step of a small program. Unrolled, the rounds that draw bits fuse; those that make
+    new keys stay as they are. On other backends, and for keys of another kind, the
+    key comes back as it is.
 
     Args:
       key: typed key of any shape.
