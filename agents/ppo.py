@@ -130,9 +130,9 @@ def actor_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Clipped surrogate less the entropy bonus, mean over the batch; eq. 7."""
     log_prob, adv = batch.targets[:, 0], batch.targets[:, 1]
-    if config.normalize_advantages:  # statistics detached: no path through them
-        mean, std = jax.lax.stop_gradient((adv.mean(), adv.std()))
-        adv = (adv - mean) / (std + 1e-8)
+    if config.normalize_advantages:  # d sqrt(0) is infinite: no variance, no slope
+        std = jnp.sqrt(jnp.maximum(adv.var(), 1e-16))
+        adv = (adv - adv.mean()) / (std + 1e-8)
     distribution = actor(spec, config).apply(params, batch.obs)
     log_ratio = distribution.log_prob(batch.action) - log_prob
     ratio, epsilon = jnp.exp(log_ratio), config.clip_epsilon

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from rljax.envs import BatchedEnv, where
 from rljax.types import Agent, Rollout, TrainState
@@ -87,25 +87,21 @@ def _packing(tree: Any) -> tuple[Callable[[Any], list], Callable[[list], Any]]:
     groups: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        own_group = is_key or leaf.size > _SMALL
-        groups.setdefault(i if own_group else leaf.dtype, []).append(i)
+        alone = is_key or leaf.size > _SMALL
+        groups.setdefault(i if alone else leaf.dtype, []).append(i)
+    joined = [group for group in groups.values() if len(group) > 1]
+    unravel = [ravel_pytree([leaves[i] for i in group])[1] for group in joined]
+    single = [group[0] for group in groups.values() if len(group) == 1]
 
     def pack(tree: Any) -> list:
         leaves = jax.tree.leaves(tree)
-        return [
-            jnp.concatenate([leaves[i].ravel() for i in group])
-            if len(group) > 1
-            else leaves[group[0]]
-            for group in groups.values()
-        ]
+        vectors = [ravel_pytree([leaves[i] for i in group])[0] for group in joined]
+        return vectors + [leaves[i] for i in single]
 
     def unpack(packed: list) -> Any:
-        out = list(leaves)
-        for group, vector in zip(groups.values(), packed, strict=True):
-            ends = np.cumsum([leaves[i].size for i in group])
-            parts = jnp.split(vector, ends[:-1]) if len(group) > 1 else [vector]
-            for i, part in zip(group, parts, strict=True):
-                out[i] = part.reshape(leaves[i].shape)
-        return structure.unflatten(out)
+        out = dict(zip(single, packed[len(joined) :], strict=True))
+        for group, split, vector in zip(joined, unravel, packed, strict=False):
+            out |= zip(group, split(vector), strict=True)
+        return structure.unflatten([out[i] for i in range(len(leaves))])
 
     return pack, unpack

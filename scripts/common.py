@@ -59,7 +59,7 @@ class Run:
         return agents.get(self.agent).make(env.spec), env
 
     def keys(self) -> jax.Array:
-        """A key per seed; seed i of many is what `--seed` with that number gives."""
+        """A key per seed, the one that `--seed` with its number alone gives."""
         return jax.vmap(jax.random.key)(self.seed + jnp.arange(self.seeds))
 
     def chunks(self) -> tuple[int, int]:

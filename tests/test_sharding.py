@@ -40,11 +40,13 @@ TWO_DEVICES = """
     from rljax import sharding
     sharding.set_cpu_devices(2)
 
+    import os
+
     import jax
     import numpy as np
     from rljax import agents, envs, train
 
-    assert len(jax.devices()) == 2
+    assert len(jax.devices()) == 2 and os.environ["PJRT_NPROC"] == "2"
 
     def draw(key):
         return jax.random.normal(key, (3,))
@@ -72,9 +74,10 @@ TWO_DEVICES = """
 
 
 def test_two_devices():
+    environ = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"}
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(TWO_DEVICES)],
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
     )

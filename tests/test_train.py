@@ -225,7 +225,8 @@ def test_invalid_arguments(case):
             fn(case.agent, case.env, config, jax.random.key(0))
 
 
-def test_gradients_through_training_equal_finite_differences():
+@pytest.mark.parametrize(("normalize", "seed"), [(False, 0), (True, 1)])
+def test_gradients_through_training_equal_finite_differences(normalize, seed):
     ppo, env = agents.get("ppo"), envs.wrap(probe_envs.TwoPlaces())
     agent = ppo.make(env.spec)
     config = ppo.Config(
@@ -238,11 +239,11 @@ def test_gradients_through_training_equal_finite_differences():
         num_epochs=2,
         num_minibatches=2,
         hidden_sizes=(4,),
-        normalize_advantages=False,
+        normalize_advantages=normalize,
     )
 
     def score(config):
-        ts, _ = train.train(agent, env, config, jax.random.key(0))
+        ts, _ = train.train(agent, env, config, jax.random.key(seed))
         obs = jnp.eye(2)
         value = ppo.critic(env.spec, config).apply(ts.agent.critic, obs)
         policy = ppo.actor(env.spec, config).apply(ts.agent.actor, obs)
