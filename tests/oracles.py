@@ -114,3 +114,95 @@ def lambda_returns(r, discount, v_t, lambda_):
             g[t] += left * share * n_step_return(r, discount, v_t, t, n)
             left *= lambda_[t + n - 1]
     return g
+
+
+def discounted_returns(r, discount, v_t):
+    """`[T]` sums of discounted rewards and of the last value."""
+    return np.array(
+        [n_step_return(r, discount, v_t, t, len(r) - t) for t in range(len(r))]
+    )
+
+
+def n_step_returns(r, discount, v_t, n, lambda_):
+    """`[T]` lambda-returns of the next n steps alone, by `lambda_returns`."""
+    windows = [slice(t, t + n) for t in range(len(r))]
+    return np.array(
+        [lambda_returns(r[w], discount[w], v_t[w], lambda_[w])[0] for w in windows]
+    )
+
+
+def off_policy_returns(q, v, r, discount, c):
+    """`[K]` returns: Munos et al. (2016), eq. 4, as the sum that it is.
+
+    G_t = sum_k (prod_{t<=i<k} discount_i c_i) (r_k + discount_k (v_k - c_k q_k)),
+    with nothing to correct after the last step.
+    """
+    length = len(r)
+    q, c = np.append(q, 0.0), np.append(c, 0.0)
+    g = np.zeros(length)
+    for t in range(length):
+        weight = 1.0
+        for k in range(t, length):
+            g[t] += weight * (r[k] + discount[k] * (v[k] - c[k] * q[k]))
+            weight *= discount[k] * c[k]
+    return g
+
+
+def per_decision_errors(r, discount, rho, lambda_, v_tm1, v_t):
+    """`[T]` errors corrected by products of ratios: Sutton et al. (2014).
+
+    rho_t sum_k (prod_{t<i<=k} discount_{i-1} lambda_{i-1} rho_i) delta_k
+    """
+    errors = np.zeros(len(r))
+    for t in range(len(r)):
+        weight = rho[t]
+        for k in range(t, len(r)):
+            errors[t] += weight * (r[k] + discount[k] * v_t[k] - v_tm1[k])
+            weight *= discount[k] * lambda_[k] * (rho[k + 1] if k + 1 < len(r) else 0.0)
+    return errors
+
+
+def vtrace(v_tm1, v_t, r, discount, rho, lambda_, clip_rho, clip_pg_rho, alpha=1.0):
+    """Errors, advantages, action values: Espeholt et al. (2018), eq. 1 and 4.2.
+
+    alpha < 1: the leaky ratios of Zahavy et al. (2020). The target of a step is the
+    sum over later ones; an action's value takes the next step's target, from the
+    value of the true successor.
+    """
+    length = len(r)
+
+    def ratio(t, threshold):
+        return alpha * min(threshold, rho[t]) + (1 - alpha) * rho[t]
+
+    errors = np.zeros(length + 1)
+    for t in range(length):
+        weight = 1.0
+        for k in range(t, length):
+            delta = r[k] + discount[k] * v_t[k] - v_tm1[k]
+            errors[t] += weight * ratio(k, clip_rho) * delta
+            weight *= discount[k] * lambda_[k] * ratio(k, 1.0)
+    q = np.array(
+        [
+            r[t] + discount[t] * (v_t[t] + lambda_[t] * errors[t + 1])
+            for t in range(length)
+        ]
+    )
+    adv = np.array([ratio(t, clip_pg_rho) * (q[t] - v_tm1[t]) for t in range(length)])
+    return errors[:-1], adv, q
+
+
+def policy_gradient(mdp, logits, start):
+    """`[S, A]` d/dlogits of start . V, without the policy-gradient theorem.
+
+    V = (I - gamma P)^-1 r, so dV = (I - gamma P)^-1 (dr + gamma dP V).
+    """
+    policy = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    p, r = policy_chain(mdp, policy)
+    inverse = np.linalg.inv(np.eye(len(r)) - mdp.gamma * p)
+    v, gradient = inverse @ r, np.zeros_like(logits)
+    for s, a in np.ndindex(logits.shape):
+        d_policy = np.zeros_like(policy)
+        d_policy[s] = policy[s, a] * (np.eye(policy.shape[1])[a] - policy[s])
+        d_p, d_r = policy_chain(mdp, d_policy)
+        gradient[s, a] = start @ inverse @ (d_r + mdp.gamma * d_p @ v)
+    return gradient

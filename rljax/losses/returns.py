@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.losses._checks import Stop, check_arrays, check_stop, stop_if
+from rljax.losses._common import (
+    Stop,
+    accumulate,
+    check_arrays,
+    check_stop,
+    stop_if,
+)
 
 
 def generalized_advantage_estimation(
@@ -72,8 +78,124 @@ def generalized_advantage_estimation(
     )
     v_tm1, v_t = stop_if(stop == "bootstrap", (v_tm1, v_t))
     delta_t = r_t + discount_t * v_t - v_tm1
-    adv_t = _accumulate(delta_t, discount_t * lambda_t, 0.0)
+    adv_t = accumulate(delta_t, discount_t * lambda_t, 0.0)
     return stop_if(stop == "target", adv_t)
+
+
+def discounted_returns(
+    r_t: jax.Array,
+    discount_t: jax.Array,
+    v_t: ArrayLike,
+    *,
+    stop: Stop = "bootstrap",
+) -> jax.Array:
+    r"""Discounted returns of one trajectory to its end.
+
+    .. math:: G_t = r_t + \gamma_t G_{t+1}, \qquad G_{T} = v_{T-1}
+
+    Nothing can cut these at a truncation within the trajectory: `lambda_returns` can.
+
+    Args:
+      r_t: `[T]` rewards.
+      discount_t: `[T]` in [0, 1], 0 only at termination; differentiable.
+      v_t: `[]`, or `[T]` of which the last one counts: value of the last successor.
+      stop: "bootstrap" stops `v_t`, "target" the whole return, "none" nothing.
+
+    Returns:
+      `[T]` returns, to be compared with the values of the states acted in.
+
+    Raises:
+      ValueError: unknown `stop`.
+      AssertionError: rank, shape or dtype, at trace time.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rljax.losses import discounted_returns
+      >>> r_t, discount_t = jnp.array([1.0, 2.0, 4.0]), jnp.array([0.5, 0.5, 0.5])
+      >>> discounted_returns(r_t, discount_t, 8.0)
+      Array([4., 6., 8.], dtype=float32)
+
+    References:
+      Sutton and Barto (2018), eq. 3.9, http://incompleteideas.net/book/the-book.html
+
+    Differs from:
+      `rlax.discounted_returns` stops nothing by default, or else the whole return.
+    """
+    check_stop(stop)
+    check_arrays("r_t[T] discount_t[T] v_t[T]|[]", r_t, discount_t, v_t)
+    v_t = stop_if(stop == "bootstrap", v_t)
+    last = v_t if jnp.ndim(v_t) == 0 else jnp.asarray(v_t)[-1]
+    return stop_if(stop == "target", accumulate(r_t, discount_t, last))
+
+
+def n_step_bootstrapped_returns(
+    r_t: jax.Array,
+    discount_t: jax.Array,
+    v_t: jax.Array,
+    n: int,
+    lambda_t: ArrayLike = 1.0,
+    *,
+    stop: Stop = "bootstrap",
+) -> jax.Array:
+    r"""Returns over n rewards and the value of the state then reached.
+
+    .. math::
+        G_t &= G_t^{(n)}, \qquad G_t^{(0)} = v_{t-1} \\
+        G_t^{(k)} &= r_t + \gamma_t ((1 - \lambda_t) v_t + \lambda_t G_{t+1}^{(k-1)})
+
+    Within n steps of the end they use the rewards that are left and the last value.
+
+    Args:
+      r_t: `[T]` rewards.
+      discount_t: `[T]` in [0, 1], 0 only at termination; differentiable.
+      v_t: `[T]` values of the true successors (the final observation when truncated).
+      n: at least 1; a Python integer.
+      lambda_t: `[T]` or `[]` in [0, 1], 0 wherever an episode was truncated;
+        differentiable.
+      stop: "bootstrap" stops `v_t`, "target" the whole return, "none" nothing.
+
+    Returns:
+      `[T]` returns, to be compared with the values of the states acted in.
+
+    Raises:
+      ValueError: unknown `stop`, or n < 1.
+      AssertionError: rank, shape or dtype, at trace time.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rljax.losses import n_step_bootstrapped_returns
+      >>> n_step_bootstrapped_returns(
+      ...     r_t=jnp.array([1.0, 2.0, 4.0]),
+      ...     discount_t=jnp.array([0.5, 0.5, 0.5]),
+      ...     v_t=jnp.array([2.0, 4.0, 8.0]),
+      ...     n=2,
+      ... )
+      Array([3., 6., 8.], dtype=float32)
+
+    References:
+      Sutton and Barto (2018), eq. 7.1, http://incompleteideas.net/book/the-book.html
+
+    Differs from:
+      `rlax.n_step_bootstrapped_returns` stops nothing by default, or else the whole
+      return.
+    """
+    check_stop(stop)
+    if n < 1:
+        raise ValueError(f"n={n}: must be >= 1")
+    check_arrays(
+        "r_t[T] discount_t[T] v_t[T] lambda_t[T]|[]", r_t, discount_t, v_t, lambda_t
+    )
+    v_t = stop_if(stop == "bootstrap", v_t)
+    length, n = len(r_t), min(n, len(r_t))
+    weight_t = discount_t * lambda_t
+    mixed_t = r_t + (discount_t - weight_t) * v_t
+    # Beyond the end: no reward, no discount, the last value.
+    mixed_t = jnp.concatenate([mixed_t, jnp.zeros_like(mixed_t)])
+    weight_t = jnp.concatenate([weight_t, jnp.ones_like(weight_t)])
+    g_t = jnp.concatenate([v_t[n - 1 :], jnp.full_like(v_t[: n - 1], v_t[-1])])
+    for k in reversed(range(n)):
+        g_t = mixed_t[k : k + length] + weight_t[k : k + length] * g_t
+    return stop_if(stop == "target", g_t)
 
 
 def lambda_returns(
@@ -133,25 +255,7 @@ def lambda_returns(
         "r_t[T] discount_t[T] v_t[T] lambda_[T]|[]", r_t, discount_t, v_t, lambda_
     )
     v_t = stop_if(stop == "bootstrap", v_t)
-    g_t = _accumulate(
+    g_t = accumulate(
         r_t + discount_t * (1 - lambda_) * v_t, discount_t * lambda_, v_t[-1]
     )
     return stop_if(stop == "target", g_t)
-
-
-def _accumulate(x_t: jax.Array, decay_t: jax.Array, last: ArrayLike) -> jax.Array:
-    """`[T]` of `y_t = x_t + decay_t * y_{t+1}`, backwards from `y_T = last`.
-
-    A plain scan, because XLA compiles this body to one small loop. On a CPU, T = 128,
-    unrolling by 2 to 8 gained nothing; unrolling by 16 and more, and
-    `associative_scan`, were slower and took 3 to 30 times as long to compile.
-    """
-
-    def step(y, inputs):
-        x, decay = inputs
-        y = x + decay * y
-        return y, y
-
-    # Adds nothing, but makes `last` vary over a shard_map's devices as the result does.
-    last += jnp.zeros_like(x_t[-1] * decay_t[-1])
-    return jax.lax.scan(step, last, (x_t, decay_t), reverse=True)[1]

@@ -1,0 +1,147 @@
+"""Small parts of losses: masked means, indexing, clipped gradients."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from rljax.losses._common import check_arrays
+
+
+def masked_mean(
+    x: jax.Array, mask: jax.Array, axis: int | Sequence[int] | None = None
+) -> jax.Array:
+    r"""Mean over what a mask leaves, 0 where it leaves nothing.
+
+    .. math:: \frac{\sum_i m_i x_i}{\max(1, \sum_i m_i)}
+
+    Args:
+      x: any shape. Where it is masked it may be NaN or infinite, and its gradient is
+        0; but what made a NaN there may turn this 0 into a NaN again, so mask the
+        arguments of a logarithm or a division as well.
+      mask: the shape of `x`, bool, False for elements that are left out.
+      axis: axis or axes to average over, by default all.
+
+    Returns:
+      `x` without these axes.
+
+    Raises:
+      AssertionError: shape or dtype, at trace time.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rljax.losses import masked_mean
+      >>> x = jnp.array([[1.0, 3.0, jnp.nan], [jnp.inf, 5.0, 7.0]])
+      >>> mask = jnp.array([[True, True, False], [False, False, False]])
+      >>> masked_mean(x, mask), masked_mean(x, mask, axis=1)
+      (Array(2., dtype=float32), Array([2., 0.], dtype=float32))
+
+    References:
+      https://docs.jax.dev/en/latest/faq.html, on gradients that contain NaN
+
+    Differs from:
+      rlax has no such function; `jnp.mean(x, where=mask)` is NaN for an empty mask.
+    """
+    check_arrays("x[...] mask[...]:bool", x, mask)
+    count = jnp.sum(mask, axis, dtype=x.dtype)
+    return jnp.sum(x, axis, where=mask) / jnp.maximum(count, 1)
+
+
+def batched_index(values: jax.Array, indices: jax.Array) -> jax.Array:
+    r"""One element of the last axis for each of the others.
+
+    .. math:: y_{i \dots} = x_{i \dots, a_{i \dots}}
+
+    Args:
+      values: `[..., A]`, for instance action values `[T, A]`.
+      indices: `[...]` int in [0, A); outside, the result is NaN.
+
+    Returns:
+      `[...]`
+
+    Raises:
+      AssertionError: shape or dtype, at trace time.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rljax.losses import batched_index
+      >>> values = jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+      >>> batched_index(values, jnp.array([1, 0, 2]))
+      Array([ 2.,  3., nan], dtype=float32)
+
+    References:
+      https://docs.jax.dev/en/latest/notebooks/Common_Gotchas_in_JAX.html, on indexing
+      out of bounds
+
+    Differs from:
+      `rlax.batched_index` counts negative indices from the end.
+    """
+    axes = [f"axis{i}" for i in range(jnp.ndim(indices))]
+    spec = f"values[{','.join([*axes, 'A'])}] indices[{','.join(axes)}]:int"
+    check_arrays(spec, values, indices)
+    indices = jnp.where(indices < 0, values.shape[-1], indices)  # else from the end
+    taken = jnp.take_along_axis(values, indices[..., None], axis=-1, mode="fill")
+    return taken[..., 0]
+
+
+def clip_gradient(
+    x: jax.Array, gradient_min: ArrayLike, gradient_max: ArrayLike
+) -> jax.Array:
+    r"""The identity, through which every element of the gradient comes clipped.
+
+    .. math::
+        y = x, \qquad
+        \frac{\partial L}{\partial x} = \min\left(\max\left(
+        \frac{\partial L}{\partial y}, g_{min}\right), g_{max}\right)
+
+    The second derivative is that of the clipped first one: unchanged where nothing was
+    clipped, 0 where it was. In the same way a meta-gradient reaches the bounds, where
+    they clip. Reverse mode only: there is no `jax.jvp` of this function, though there
+    is one of its `jax.grad`.
+
+    Args:
+      x: any shape.
+      gradient_min: `[]`, the least gradient of an element.
+      gradient_max: `[]`, the greatest.
+
+    Returns:
+      `x`
+
+    Raises:
+      AssertionError: shape or dtype, at trace time.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from rljax.losses import clip_gradient
+      >>> x = jnp.array([-3.0, 0.5, 3.0])
+      >>> jax.grad(lambda x: jnp.sum(0.5 * clip_gradient(x, -1.0, 1.0) ** 2))(x)
+      Array([-1. ,  0.5,  1. ], dtype=float32)
+
+    References:
+      Mnih et al. (2015), Methods, https://doi.org/10.1038/nature14236
+
+    Differs from:
+      `rlax.clip_gradient` has no gradient in the bounds, and takes trees as well: see
+      `jax.tree.map`.
+    """
+    check_arrays("x[...] gradient_min[] gradient_max[]", x, gradient_min, gradient_max)
+    return _clip_gradient(x, gradient_min, gradient_max)
+
+
+@jax.custom_vjp
+def _clip_gradient(x, gradient_min, gradient_max):
+    del gradient_min, gradient_max
+    return x
+
+
+def _forward(x, gradient_min, gradient_max):
+    return x, (gradient_min, gradient_max)
+
+
+def _backward(bounds, gradient):
+    return jnp.clip(gradient, *bounds), None, None
+
+
+_clip_gradient.defvjp(_forward, _backward)

@@ -1,0 +1,566 @@
+"""MPO and V-MPO: policies weighted by their values, within bounds on divergences.
+
+The dual variables (temperature, alpha) are learned, each by a loss of its own. Unless
+`stop` is "none" each has a gradient from this loss alone, and this loss has none in the
+policy. For a temperature that is tuned instead, weigh the log-probabilities by
+`mpo_compute_weights_and_temperature_loss`, which stops nothing.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from rljax.losses._common import Stop, check_arrays, check_stop, stop_if
+
+Projection = Callable[[jax.Array], jax.Array]
+AxisName = str | tuple[str, ...] | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LagrangePenalty:
+    """A bound on a divergence, and the dual variable that enforces it."""
+
+    alpha: ArrayLike  # [], or [A] for a divergence per dimension: before projection
+    epsilon: ArrayLike  # [] the bound
+    per_dimension: bool = dataclasses.field(default=False, metadata={"static": True})
+
+
+class MpoOutputs(NamedTuple):
+    """The parts of a loss of MPO, of examples of shape E."""
+
+    temperature_loss: jax.Array  # E; of V-MPO []
+    policy_loss: jax.Array  # E
+    kl_loss: jax.Array  # E
+    alpha_loss: jax.Array  # E
+    normalized_weights: jax.Array  # E and the axis of samples; of V-MPO E
+    num_samples: ArrayLike  # of each example; of V-MPO how many examples were used
+
+
+KlConstraints = Sequence[tuple[jax.Array, LagrangePenalty]]
+clip_positive: Projection = functools.partial(jnp.clip, min=1e-10)
+
+
+def mpo_loss(
+    sample_log_probs: jax.Array,
+    sample_q_values: jax.Array,
+    temperature_constraint: LagrangePenalty,
+    kl_constraints: KlConstraints,
+    projection_operator: Projection = clip_positive,
+    policy_loss_weight: ArrayLike = 1.0,
+    temperature_loss_weight: ArrayLike = 1.0,
+    kl_loss_weight: ArrayLike = 1.0,
+    alpha_loss_weight: ArrayLike = 1.0,
+    sample_axis: int = 0,
+    *,
+    stop: Stop = "bootstrap",
+) -> tuple[jax.Array, MpoOutputs]:
+    r"""Loss of MPO: the policy, its divergences, and both steps' dual variables.
+
+    .. math::
+        L = -\sum_i w_i \log \pi(a_i) + L_\eta + L_{KL} + L_\alpha, \qquad
+        w_i = \frac{e^{Q_i / \eta}}{\sum_j e^{Q_j / \eta}}
+
+    with :math:`L_\eta` and :math:`w` of `mpo_compute_weights_and_temperature_loss`, the
+    others of `compute_parametric_kl_penalty_and_dual_loss`. Nothing is averaged over
+    the examples; their shape E is any, `[]` and `[T, B]` included.
+
+    Args:
+      sample_log_probs: E and the axis of samples, log-probabilities, under the policy
+        to be improved, of actions drawn from the old one.
+      sample_q_values: the shape of `sample_log_probs`, values of these actions.
+      temperature_constraint: alpha is the temperature :math:`\eta`, `[]`; epsilon
+        bounds the divergence of the weighted from the old policy.
+      kl_constraints: at least one pair of divergences of the new from the old policy,
+        E, and their `LagrangePenalty`; where it is per dimension, E + `[A]`.
+      projection_operator: makes temperature and alpha positive. The default clips them
+        at 1e-10, below which they have no gradient any more; `jax.nn.softplus` has.
+      policy_loss_weight: `[]` weight of the policy's loss.
+      temperature_loss_weight: `[]` weight of :math:`L_\eta`.
+      kl_loss_weight: `[]` weight of :math:`L_{KL}`.
+      alpha_loss_weight: `[]` weight of :math:`L_\alpha`.
+      sample_axis: which axis of the first two arguments is that of the samples.
+      stop: "bootstrap" and "target" stop `sample_q_values`, the temperature in the
+        weights, alpha in :math:`L_{KL}` and the divergences in :math:`L_\alpha`; "none"
+        nothing. Bounds and weights of losses keep their gradients. To separate the
+        arguments, call it twice with "none": with the duals of the bootstrap for
+        `policy_loss` and `kl_loss`, with its divergences for `temperature_loss` and
+        `alpha_loss`.
+
+    Returns:
+      E losses, and their parts as `MpoOutputs`.
+
+    Raises:
+      ValueError: unknown `stop`, `sample_axis` out of range, no `kl_constraints`.
+      AssertionError: rank, shape or dtype, at trace time.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rljax.losses import LagrangePenalty, mpo_loss
+      >>> loss, parts = mpo_loss(
+      ...     sample_log_probs=jnp.array([-1.0, -2.0]),
+      ...     sample_q_values=jnp.log(jnp.array([3.0, 1.0])),
+      ...     temperature_constraint=LagrangePenalty(alpha=1.0, epsilon=0.5),
+      ...     kl_constraints=[(jnp.array(2.0), LagrangePenalty(0.25, epsilon=1.0))],
+      ... )
+      >>> parts.normalized_weights.round(4)
+      Array([0.75, 0.25], dtype=float32)
+      >>> print(*(f"{x:.4f}" for x in (loss, *parts[:4])))
+      2.6931 1.1931 1.2500 0.5000 -0.2500
+
+    References:
+      Abdolmaleki et al. (2018a), https://arxiv.org/abs/1806.06920
+      Abdolmaleki et al. (2018b), https://arxiv.org/abs/1812.02256
+
+    Differs from:
+      `rlax.mpo_loss` leaves the gradient of :math:`L_\eta` in the values: a critic
+      that shared parameters with the policy would be pushed down.
+    """
+    check_stop(stop)
+    check_arrays(
+        "sample_log_probs[...] sample_q_values[...]", sample_log_probs, sample_q_values
+    )
+    sample_axis = _axis(sample_axis, sample_q_values)
+    axes = [f"E{i}" for i in range(sample_q_values.ndim)]
+    arguments = {
+        f"sample_log_probs[{','.join(axes)}]": sample_log_probs,
+        f"sample_q_values[{','.join(axes)}]": sample_q_values,
+        "temperature[]": temperature_constraint.alpha,
+        "epsilon[]": temperature_constraint.epsilon,
+    }
+    _check(arguments, axes[:sample_axis] + axes[sample_axis + 1 :], kl_constraints)
+    saddle = stop != "none"
+    temperature_loss, weights, num_samples = mpo_compute_weights_and_temperature_loss(
+        stop_if(saddle, sample_q_values),
+        *(temperature_constraint, projection_operator, sample_axis),
+    )
+    weights = stop_if(saddle, weights)
+    policy_loss = -jnp.sum(weights * sample_log_probs, axis=sample_axis)
+    kl_loss, alpha_loss = compute_parametric_kl_penalty_and_dual_loss(
+        kl_constraints, projection_operator, stop=stop
+    )
+    loss = (
+        policy_loss * policy_loss_weight
+        + temperature_loss * temperature_loss_weight
+        + kl_loss * kl_loss_weight
+        + alpha_loss * alpha_loss_weight
+    )
+    return loss, MpoOutputs(
+        temperature_loss, policy_loss, kl_loss, alpha_loss, weights, num_samples
+    )
+
+
+def mpo_compute_weights_and_temperature_loss(
+    sample_q_values: jax.Array,
+    temperature_constraint: LagrangePenalty,
+    projection_operator: Projection,
+    sample_axis: int = 0,
+) -> tuple[jax.Array, jax.Array, int]:
+    r"""Weights of sampled actions, and the loss of the temperature that they have.
+
+    .. math::
+        w_i = \frac{e^{Q_i / \eta}}{\sum_{j=1}^S e^{Q_j / \eta}}, \qquad
+        L_\eta = \eta \left(\epsilon
+        + \log \frac{1}{S} \sum_{j=1}^S e^{Q_j / \eta}\right)
+
+    The derivative of :math:`L_\eta` is epsilon minus the divergence of the weights from
+    uniform ones, so at its minimum they diverge by epsilon. Nothing is stopped here.
+
+    Args:
+      sample_q_values: E and the axis of samples, values of sampled actions.
+      temperature_constraint: alpha is the temperature :math:`\eta`, `[]`; epsilon
+        bounds the divergence.
+      projection_operator: makes the temperature positive.
+      sample_axis: which axis is that of the samples.
+
+    Returns:
+      E losses of the temperature, weights of the shape of `sample_q_values` that add up
+      to 1 over the samples, and how many samples there are.
+
+    Raises:
+      ValueError: `sample_axis` out of range.
+      AssertionError: rank, shape or dtype, at trace time.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rljax.losses import LagrangePenalty
+      >>> from rljax.losses import mpo_compute_weights_and_temperature_loss
+      >>> q_values = jnp.log(jnp.array([3.0, 1.0]))
+      >>> temperature = LagrangePenalty(alpha=1.0, epsilon=0.5)
+      >>> loss, weights, num_samples = mpo_compute_weights_and_temperature_loss(
+      ...     q_values, temperature, projection_operator=jnp.abs
+      ... )
+      >>> loss.round(4), weights.round(4), num_samples
+      (Array(1.1931, dtype=float32), Array([0.75, 0.25], dtype=float32), 2)
+
+    References:
+      Abdolmaleki et al. (2018a), "E-step", https://arxiv.org/abs/1806.06920
+
+    Differs from:
+      `rlax.mpo_compute_weights_and_temperature_loss` accepts any shape of temperature.
+    """
+    alpha, epsilon = temperature_constraint.alpha, temperature_constraint.epsilon
+    check_arrays(
+        "sample_q_values[...] temperature[] epsilon[]", sample_q_values, alpha, epsilon
+    )
+    sample_axis = _axis(sample_axis, sample_q_values)
+    num_samples = sample_q_values.shape[sample_axis]
+    temperature = projection_operator(jnp.asarray(alpha))
+    scaled = sample_q_values / temperature
+    log_mean = jax.nn.logsumexp(scaled, axis=sample_axis) - math.log(num_samples)
+    weights = jax.nn.softmax(scaled, axis=sample_axis)
+    return temperature * (epsilon + log_mean), weights, num_samples
+
+
+def compute_parametric_kl_penalty_and_dual_loss(
+    kl_constraints: KlConstraints,
+    projection_operator: Projection,
+    *,
+    stop: Stop = "bootstrap",
+) -> tuple[jax.Array, jax.Array]:
+    r"""Penalties of divergences, and losses of the dual variables that weigh them.
+
+    .. math::
+        L_{KL} = \sum_k \alpha_k D_k, \qquad
+        L_\alpha = \sum_k \alpha_k (\epsilon_k - D_k)
+
+    summed over dimensions as well where a penalty is per dimension. A divergence above
+    its bound raises its :math:`\alpha`, one below lowers it.
+
+    Args:
+      kl_constraints: at least one pair of divergences, of any shape E (the same in all
+        pairs), and their `LagrangePenalty`; where it is per dimension, E + `[A]`.
+      projection_operator: makes alpha positive.
+      stop: "bootstrap" and "target" stop alpha in :math:`L_{KL}` and the divergences in
+        :math:`L_\alpha`, "none" nothing. Bounds keep their gradients.
+
+    Returns:
+      E penalties and E losses of the dual variables.
+
+    Raises:
+      ValueError: unknown `stop`, no `kl_constraints`.
+      AssertionError: rank, shape or dtype, at trace time.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rljax.losses import LagrangePenalty
+      >>> from rljax.losses import compute_parametric_kl_penalty_and_dual_loss
+      >>> kl = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+      >>> penalty = LagrangePenalty(jnp.array([0.5, 2.0]), 3.0, per_dimension=True)
+      >>> compute_parametric_kl_penalty_and_dual_loss([(kl, penalty)], jnp.abs)
+      (Array([4.5, 9.5], dtype=float32), Array([ 3., -2.], dtype=float32))
+
+    References:
+      Abdolmaleki et al. (2018a), "M-step", https://arxiv.org/abs/1806.06920
+      Abdolmaleki et al. (2018b), https://arxiv.org/abs/1812.02256
+
+    Differs from:
+      `rlax.compute_parametric_kl_penalty_and_dual_loss` gives (0, 0) where there are
+      no constraints.
+    """
+    check_stop(stop)
+    _check({}, None, kl_constraints)
+    kl_losses, alpha_losses = [], []
+    for kl, penalty in kl_constraints:
+        alpha = projection_operator(jnp.asarray(penalty.alpha))
+        alpha = jnp.broadcast_to(alpha, kl.shape)
+        kl_loss = stop_if(stop != "none", alpha) * kl
+        alpha_loss = alpha * (penalty.epsilon - stop_if(stop != "none", kl))
+        if penalty.per_dimension:
+            kl_loss, alpha_loss = kl_loss.sum(-1), alpha_loss.sum(-1)
+        kl_losses.append(kl_loss)
+        alpha_losses.append(alpha_loss)
+    return sum(kl_losses[1:], kl_losses[0]), sum(alpha_losses[1:], alpha_losses[0])
+
+
+def vmpo_loss(
+    sample_log_probs: jax.Array,
+    advantages: jax.Array,
+    temperature_constraint: LagrangePenalty,
+    kl_constraints: KlConstraints,
+    projection_operator: Projection = clip_positive,
+    restarting_weights: jax.Array | None = None,
+    importance_weights: jax.Array | None = None,
+    top_k_fraction: float = 0.5,
+    policy_loss_weight: ArrayLike = 1.0,
+    temperature_loss_weight: ArrayLike = 1.0,
+    kl_loss_weight: ArrayLike = 1.0,
+    alpha_loss_weight: ArrayLike = 1.0,
+    axis_name: AxisName = None,
+    *,
+    stop: Stop = "bootstrap",
+) -> tuple[jax.Array, MpoOutputs]:
+    r"""Loss of V-MPO: the policy, its divergences, and both steps' dual variables.
+
+    .. math::
+        L_i = -n w_i \log \pi(a_i) + L_\eta + L_{KL,i} + L_{\alpha,i}
+
+    with :math:`L_\eta` and :math:`w` of `vmpo_compute_weights_and_temperature_loss`,
+    the others of `compute_parametric_kl_penalty_and_dual_loss`. The weights of all
+    :math:`n` examples add up to 1, so this function takes the whole batch, of any shape
+    E, and the mean of its result is V-MPO's loss.
+
+    Args:
+      sample_log_probs: E log-probabilities, under the policy to be improved, of the
+        actions taken.
+      advantages: E advantages of these actions; differentiable.
+      temperature_constraint: alpha is the temperature :math:`\eta`, `[]`; epsilon
+        bounds the divergence of the weighted from the old policy.
+      kl_constraints: at least one pair of divergences of the new from the old policy,
+        E, and their `LagrangePenalty`; where it is per dimension, E + `[A]`.
+      projection_operator: makes temperature and alpha positive. The default clips them
+        at 1e-10, below which they have no gradient any more; `jax.nn.softplus` has.
+      restarting_weights: E, 0 for examples that are left out of the weights, for
+        instance the first step of an episode, else 1; by default all 1.
+      importance_weights: E ratios of probabilities, by default all 1.
+      top_k_fraction: how many of the examples are used, those of the greatest
+        advantages; a Python float in (0, 1].
+      policy_loss_weight: `[]` weight of the policy's loss.
+      temperature_loss_weight: `[]` weight of :math:`L_\eta`.
+      kl_loss_weight: `[]` weight of :math:`L_{KL}`.
+      alpha_loss_weight: `[]` weight of :math:`L_\alpha`.
+      axis_name: mapped axis or axes (`jax.vmap`, `jax.shard_map`) that hold further
+        examples.
+      stop: "bootstrap" stops `importance_weights`, the temperature in the weights,
+        alpha in :math:`L_{KL}` and the divergences in :math:`L_\alpha`; "target" stops
+        `advantages` and `restarting_weights` as well; "none" nothing. An advantage from
+        `generalized_advantage_estimation` has its values stopped already, and
+        d/d discount and d/d lambda pass through it. To separate the arguments: as in
+        `mpo_loss`.
+
+    Returns:
+      E losses, and their parts as `MpoOutputs`.
+
+    Raises:
+      ValueError: unknown `stop`, no `kl_constraints`, `top_k_fraction` out of range or
+        too small to leave an example.
+      AssertionError: rank, shape or dtype, at trace time.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rljax.losses import LagrangePenalty, vmpo_loss
+      >>> loss, parts = vmpo_loss(
+      ...     sample_log_probs=jnp.array([-1.0, -2.0, -1.0, -2.0]),
+      ...     advantages=jnp.log(jnp.array([3.0, 1.0, 0.5, 0.25])),
+      ...     temperature_constraint=LagrangePenalty(alpha=1.0, epsilon=0.5),
+      ...     kl_constraints=[(jnp.ones(4), LagrangePenalty(0.25, epsilon=1.0))],
+      ... )
+      >>> parts.normalized_weights.round(4)
+      Array([0.75, 0.25, 0.  , 0.  ], dtype=float32)
+      >>> parts.policy_loss.round(4), loss.shape
+      (Array([3., 2., 0., 0.], dtype=float32), (4,))
+
+    References:
+      Song et al. (2020), https://arxiv.org/abs/1909.12238
+
+    Differs from:
+      `rlax.vmpo_loss` always stops the weights' advantages and never those of
+      :math:`L_\eta`; it cannot be differentiated along `axis_name` with nothing
+      stopped.
+    """
+    check_stop(stop)
+    ones = jnp.ones_like(sample_log_probs)
+    restarting = ones if restarting_weights is None else restarting_weights
+    importance = ones if importance_weights is None else importance_weights
+    examples = [f"E{i}" for i in range(jnp.ndim(sample_log_probs))]
+    axes = ",".join(examples)
+    arguments = {
+        f"sample_log_probs[{axes}]": sample_log_probs,
+        f"advantages[{axes}]": advantages,
+        f"restarting_weights[{axes}]": restarting,
+        f"importance_weights[{axes}]": importance,
+        "temperature[]": temperature_constraint.alpha,
+        "epsilon[]": temperature_constraint.epsilon,
+    }
+    _check(arguments, examples, kl_constraints)
+    temperature_loss, weights, num_samples = vmpo_compute_weights_and_temperature_loss(
+        *(advantages, restarting, importance, temperature_constraint),
+        *(projection_operator, top_k_fraction, axis_name),
+        stop=stop,
+    )
+    num_examples = sample_log_probs.size
+    if axis_name is not None:
+        num_examples *= jax.lax.psum(1, axis_name)
+    policy_loss = -num_examples * weights * sample_log_probs
+    kl_loss, alpha_loss = compute_parametric_kl_penalty_and_dual_loss(
+        kl_constraints, projection_operator, stop=stop
+    )
+    loss = (
+        policy_loss * policy_loss_weight
+        + temperature_loss * temperature_loss_weight
+        + kl_loss * kl_loss_weight
+        + alpha_loss * alpha_loss_weight
+    )
+    return loss, MpoOutputs(
+        temperature_loss, policy_loss, kl_loss, alpha_loss, weights, num_samples
+    )
+
+
+def vmpo_compute_weights_and_temperature_loss(
+    advantages: jax.Array,
+    restarting_weights: jax.Array,
+    importance_weights: jax.Array,
+    temperature_constraint: LagrangePenalty,
+    projection_operator: Projection,
+    top_k_fraction: float,
+    axis_name: AxisName = None,
+    *,
+    stop: Stop = "bootstrap",
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    r"""Weights of examples, and the loss of the temperature that they have.
+
+    .. math::
+        w_i = \frac{m_i r_i \rho_i e^{A_i / \eta}}
+        {\sum_j m_j r_j \rho_j e^{A_j / \eta}}, \qquad
+        L_\eta = \eta \left(\epsilon + \log
+        \frac{\sum_j m_j r_j \rho_j e^{A_j / \eta}}{\sum_j m_j r_j}\right)
+
+    with :math:`m_i` 1 for the greatest advantages and 0 for the others.
+
+    Args:
+      advantages: E advantages, of any shape; differentiable.
+      restarting_weights: E, :math:`r`, 0 for examples that are left out, else 1.
+      importance_weights: E ratios of probabilities, :math:`\rho`.
+      temperature_constraint: alpha is the temperature :math:`\eta`, `[]`; epsilon
+        bounds the divergence.
+      projection_operator: makes the temperature positive.
+      top_k_fraction: how many of all examples are used, rounded down, and more where
+        advantages are equal; a Python float in (0, 1].
+      axis_name: mapped axis or axes (`jax.vmap`, `jax.shard_map`) that hold further
+        examples.
+      stop: "bootstrap" stops `importance_weights` and the temperature in the weights;
+        "target" stops `advantages` and `restarting_weights` as well; "none" nothing.
+        The bound keeps its gradient.
+
+    Returns:
+      `[]` loss of the temperature, E weights that add up to 1, and `[]` how many
+      examples were used. Where there are none, the weights are 0.
+
+    Raises:
+      ValueError: unknown `stop`, `top_k_fraction` out of range or too small to leave an
+        example.
+      AssertionError: rank, shape or dtype, at trace time.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rljax.losses import LagrangePenalty
+      >>> from rljax.losses import vmpo_compute_weights_and_temperature_loss
+      >>> loss, weights, num_samples = vmpo_compute_weights_and_temperature_loss(
+      ...     advantages=jnp.log(jnp.array([3.0, 9.0, 1.0, 0.5])),
+      ...     restarting_weights=jnp.array([1.0, 0.0, 1.0, 1.0]),
+      ...     importance_weights=jnp.ones(4),
+      ...     temperature_constraint=LagrangePenalty(alpha=1.0, epsilon=0.5),
+      ...     projection_operator=jnp.abs,
+      ...     top_k_fraction=0.5,
+      ... )
+      >>> loss.round(4), num_samples
+      (Array(1.1931, dtype=float32), Array(2., dtype=float32))
+      >>> weights.round(4)
+      Array([0.75, 0.  , 0.25, 0.  ], dtype=float32)
+
+    References:
+      Song et al. (2020), "E-step", https://arxiv.org/abs/1909.12238
+
+    Differs from:
+      `rlax.vmpo_compute_weights_and_temperature_loss` multiplies the advantages by the
+      restarting weights, loses all weights where the greatest of them is far above
+      those used, and adds 1e-10 to the sums.
+    """
+    check_stop(stop)
+    alpha, epsilon = temperature_constraint.alpha, temperature_constraint.epsilon
+    check_arrays(
+        "advantages[...] restarting_weights[...] importance_weights[...] "
+        "temperature[] epsilon[]",
+        *(advantages, restarting_weights, importance_weights, alpha, epsilon),
+    )
+    importance = stop_if(stop != "none", importance_weights)
+    advantages, restarting = stop_if(stop == "target", (advantages, restarting_weights))
+    temperature = projection_operator(jnp.asarray(alpha))
+    used = _top_k(advantages, restarting > 0, top_k_fraction, axis_name)
+    restarting = jnp.where(used, restarting, 0)
+    num_samples = _all_sum(restarting, axis_name)
+
+    def weigh(temperature):
+        scaled = advantages / temperature
+        return _weigh(scaled, restarting * importance, used, axis_name)
+
+    weights, _ = weigh(stop_if(stop != "none", temperature))
+    _, log_sum = weigh(temperature)
+    log_mean = log_sum - jnp.log(jnp.where(num_samples > 0, num_samples, 1))
+    return temperature * (epsilon + log_mean), weights, num_samples
+
+
+def _top_k(
+    advantages: jax.Array, allowed: jax.Array, fraction: float, axis_name: AxisName
+) -> jax.Array:
+    """Bools: which of the allowed examples are among the greatest of all."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"top_k_fraction={fraction}: must be in (0, 1]")
+    if fraction == 1:
+        return allowed
+    candidates = jnp.where(allowed, jax.lax.stop_gradient(advantages), -jnp.inf)
+    every = candidates
+    for name in (axis_name,) if isinstance(axis_name, str) else axis_name or ():
+        every = jax.lax.all_gather(every, name)  # vmap gathers one axis at a time
+    k = int(fraction * every.size)
+    if k == 0:
+        raise ValueError(f"top_k_fraction={fraction}: leaves none of {every.size}")
+    return allowed & (candidates >= jnp.sort(every.reshape(-1))[-k])
+
+
+def _weigh(
+    scaled: jax.Array, factors: jax.Array, used: jax.Array, axis_name: AxisName
+) -> tuple[jax.Array, jax.Array]:
+    """`factors * exp(scaled)` over its sum, and its sum's logarithm; of nothing, 0."""
+    greatest = jax.lax.stop_gradient(jnp.max(jnp.where(used, scaled, -jnp.inf)))
+    if axis_name is not None:
+        greatest = jax.lax.pmax(greatest, axis_name)
+    # Without a gradient because it cancels; what is not used must not overflow.
+    weights = factors * jnp.exp(jnp.where(used, scaled - greatest, 0))
+    total = _all_sum(weights, axis_name)
+    positive = jnp.where(total > 0, total, 1)
+    log_sum = jnp.where(total > 0, greatest + jnp.log(positive), 0)
+    return weights / positive, log_sum
+
+
+def _all_sum(x: jax.Array, axis_name: AxisName) -> jax.Array:
+    return jnp.sum(x) if axis_name is None else jax.lax.psum(jnp.sum(x), axis_name)
+
+
+def _axis(sample_axis: int, samples: jax.Array) -> int:
+    """The axis, counted from the first."""
+    if not -samples.ndim <= sample_axis < samples.ndim:
+        raise ValueError(f"sample_axis={sample_axis}: no such axis of {samples.shape}")
+    return sample_axis % samples.ndim
+
+
+def _check(
+    arguments: dict[str, ArrayLike],
+    examples: list[str] | None,
+    kl_constraints: KlConstraints,
+) -> None:
+    """Asserts shapes and dtypes of the arguments, by their specs, and of constraints.
+
+    `examples` names the axes of E, by default those of the first divergence.
+    """
+    if not kl_constraints:
+        raise ValueError("kl_constraints=[]: must be at least one")
+    if examples is None:
+        kl, penalty = kl_constraints[0]
+        examples = [f"E{i}" for i in range(kl.ndim - penalty.per_dimension)]
+    for i, (kl, penalty) in enumerate(kl_constraints):
+        axes, alpha_axes = examples, "[]"
+        if penalty.per_dimension:
+            axes, alpha_axes = [*examples, f"A{i}"], f"[A{i}]|[]"
+        arguments |= {
+            f"kl_{i}[{','.join(axes)}]": kl,
+            f"alpha_{i}{alpha_axes}": penalty.alpha,
+            f"epsilon_{i}[]": penalty.epsilon,
+        }
+    check_arrays(" ".join(arguments), *arguments.values())

@@ -1,0 +1,180 @@
+"""Returns of values learned in a transformed space: non-linear Bellman equations."""
+
+import jax
+from jax.typing import ArrayLike
+
+from rljax.losses._common import Stop, check_arrays
+from rljax.losses.off_policy import general_off_policy_returns_from_action_values
+from rljax.losses.returns import lambda_returns, n_step_bootstrapped_returns
+from rljax.losses.transforms import TxPair
+
+
+def transformed_lambda_returns(
+    tx_pair: TxPair,
+    r_t: jax.Array,
+    discount_t: jax.Array,
+    v_t: jax.Array,
+    lambda_: ArrayLike = 1.0,
+    *,
+    stop: Stop = "bootstrap",
+) -> jax.Array:
+    r"""Lambda-returns of values that were learned in a transformed space.
+
+    .. math:: h(G_t), \quad G_t \text{ the `lambda_returns` of } h^{-1}(v_t)
+
+    Args:
+      tx_pair: :math:`h` and its inverse.
+      r_t: `[T]` rewards, untransformed.
+      discount_t: `[T]` as in `lambda_returns`.
+      v_t: `[T]` transformed values of the true successors.
+      lambda_: `[T]` or `[]` as in `lambda_returns`.
+      stop: as in `lambda_returns`.
+
+    Returns:
+      `[T]` transformed returns.
+
+    Raises:
+      ValueError: unknown `stop`.
+      AssertionError: rank, shape or dtype, at trace time.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rljax.losses import SIGNED_LOGP1_PAIR, transformed_lambda_returns
+      >>> r_t, v_t = jnp.array([1.0, 2.0]), jnp.log(jnp.array([1.0, 13.0]))
+      >>> discount_t = jnp.array([0.5, 0.5])
+      >>> transformed_lambda_returns(SIGNED_LOGP1_PAIR, r_t, discount_t, v_t)
+      Array([1.7917595, 2.1972246], dtype=float32)
+
+    References:
+      van Hasselt et al. (2019), https://arxiv.org/abs/1907.03687
+      Pohlen et al. (2018), https://arxiv.org/abs/1805.11593
+
+    Differs from:
+      `rlax.transformed_lambda_returns` stops nothing by default, or else all.
+    """
+    check_arrays(
+        "r_t[T] discount_t[T] v_t[T] lambda_[T]|[]", r_t, discount_t, v_t, lambda_
+    )
+    v_t = tx_pair.apply_inv(v_t)
+    return tx_pair.apply(lambda_returns(r_t, discount_t, v_t, lambda_, stop=stop))
+
+
+def transformed_n_step_returns(
+    tx_pair: TxPair,
+    r_t: jax.Array,
+    discount_t: jax.Array,
+    v_t: jax.Array,
+    n: int,
+    lambda_t: ArrayLike = 1.0,
+    *,
+    stop: Stop = "bootstrap",
+) -> jax.Array:
+    r"""n-step returns of values that were learned in a transformed space.
+
+    .. math::
+        h(G_t), \quad G_t \text{ the `n_step_bootstrapped_returns` of } h^{-1}(v_t)
+
+    Args:
+      tx_pair: :math:`h` and its inverse.
+      r_t: `[T]` rewards, untransformed.
+      discount_t: `[T]` as in `n_step_bootstrapped_returns`.
+      v_t: `[T]` transformed values of the true successors.
+      n: at least 1; a Python integer.
+      lambda_t: `[T]` or `[]` as in `n_step_bootstrapped_returns`.
+      stop: as in `n_step_bootstrapped_returns`.
+
+    Returns:
+      `[T]` transformed returns.
+
+    Raises:
+      ValueError: unknown `stop`, or n < 1.
+      AssertionError: rank, shape or dtype, at trace time.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rljax.losses import SIGNED_LOGP1_PAIR, transformed_n_step_returns
+      >>> r_t, v_t = jnp.array([1.0, 2.0]), jnp.log(jnp.array([3.0, 13.0]))
+      >>> discount_t = jnp.array([0.5, 0.5])
+      >>> transformed_n_step_returns(SIGNED_LOGP1_PAIR, r_t, discount_t, v_t, n=1)
+      Array([1.0986123, 2.1972246], dtype=float32)
+
+    References:
+      Kapturowski et al. (2019), eq. 1, https://openreview.net/forum?id=r1lyTjAqYX
+
+    Differs from:
+      `rlax.transformed_n_step_returns` stops nothing by default, or else all.
+    """
+    check_arrays(
+        "r_t[T] discount_t[T] v_t[T] lambda_t[T]|[]", r_t, discount_t, v_t, lambda_t
+    )
+    v_t = tx_pair.apply_inv(v_t)
+    return tx_pair.apply(
+        n_step_bootstrapped_returns(r_t, discount_t, v_t, n, lambda_t, stop=stop)
+    )
+
+
+def transformed_general_off_policy_returns_from_action_values(
+    tx_pair: TxPair,
+    q_t: jax.Array,
+    a_t: jax.Array,
+    r_t: jax.Array,
+    discount_t: jax.Array,
+    c_t: jax.Array,
+    pi_t: jax.Array,
+    *,
+    stop: Stop = "bootstrap",
+) -> jax.Array:
+    r"""Off-policy returns of action values learned in a transformed space.
+
+    .. math::
+        h(G_t), \quad G_t \text{ the
+        `general_off_policy_returns_from_action_values` of } h^{-1}(q_t)
+
+    Args:
+      tx_pair: :math:`h` and its inverse.
+      q_t: `[K, A]` transformed action values of the true successors.
+      a_t: `[K]` as in `general_off_policy_returns_from_action_values`.
+      r_t: `[K]` rewards, untransformed.
+      discount_t: `[K]` likewise.
+      c_t: `[K]` likewise.
+      pi_t: `[K, A]` likewise.
+      stop: likewise.
+
+    Returns:
+      `[K]` transformed returns.
+
+    Raises:
+      ValueError: unknown `stop`.
+      AssertionError: rank, shape or dtype, at trace time.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rljax import losses
+      >>> losses.transformed_general_off_policy_returns_from_action_values(
+      ...     losses.SIGNED_LOGP1_PAIR,
+      ...     q_t=jnp.log(jnp.array([[3.0, 1.0], [3.0, 5.0]])),
+      ...     a_t=jnp.array([0, 1]),
+      ...     r_t=jnp.array([1.0, 2.0]),
+      ...     discount_t=jnp.array([0.5, 0.5]),
+      ...     c_t=jnp.array([0.5, 1.0]),
+      ...     pi_t=jnp.array([[0.5, 0.5], [0.25, 0.75]]),
+      ... )
+      Array([1.0775589, 1.5581446], dtype=float32)
+
+    References:
+      Kapturowski et al. (2019), section 2.3, https://openreview.net/forum?id=r1lyTjAqYX
+
+    Differs from:
+      `rlax.transformed_general_off_policy_returns_from_action_values` stops nothing by
+      default, or else all.
+    """
+    check_arrays(
+        "q_t[K,A] a_t[K]:int r_t[K] discount_t[K] c_t[K] pi_t[K,A]",
+        *(q_t, a_t, r_t, discount_t, c_t, pi_t),
+    )
+    q_t = tx_pair.apply_inv(q_t)
+    return tx_pair.apply(
+        general_off_policy_returns_from_action_values(
+            q_t, a_t, r_t, discount_t, c_t, pi_t, stop=stop
+        )
+    )
