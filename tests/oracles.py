@@ -191,18 +191,49 @@ def vtrace(v_tm1, v_t, r, discount, rho, lambda_, clip_rho, clip_pg_rho, alpha=1
     return errors[:-1], adv, q
 
 
+def softmax(logits):
+    x = np.exp(logits - logits.max(-1, keepdims=True))
+    return x / x.sum(-1, keepdims=True)
+
+
 def policy_gradient(mdp, logits, start):
     """`[S, A]` d/dlogits of start . V, without the policy-gradient theorem.
 
     V = (I - gamma P)^-1 r, so dV = (I - gamma P)^-1 (dr + gamma dP V).
     """
-    policy = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return np.tensordot(start, value_derivatives(mdp, logits)[0], 1)
+
+
+def policy_hessian(mdp, logits, start):
+    """`[S, A, S, A]` second derivatives of start . V in the logits."""
+    return np.tensordot(start, value_derivatives(mdp, logits)[1], 1)
+
+
+def value_derivatives(mdp, logits):
+    """`[S, S, A]` dV/dlogits and `[S, S, A, S, A]` d2V/dlogits2.
+
+    With M = (I - gamma P)^-1: d_i V = M (d_i r + gamma d_i P V), and
+    d_ij V = M (d_ij r + gamma (d_ij P V + d_i P d_j V + d_j P d_i V)).
+    """
+    policy, (num_states, num_actions) = softmax(logits), logits.shape
     p, r = policy_chain(mdp, policy)
-    inverse = np.linalg.inv(np.eye(len(r)) - mdp.gamma * p)
-    v, gradient = inverse @ r, np.zeros_like(logits)
+    inverse = np.linalg.inv(np.eye(num_states) - mdp.gamma * p)
+    v, eye = inverse @ r, np.eye(num_actions)
+    first = np.zeros((num_states, num_states, num_actions))
+    second = np.zeros((num_states,) + 2 * logits.shape)
+    d_p = {}
     for s, a in np.ndindex(logits.shape):
         d_policy = np.zeros_like(policy)
-        d_policy[s] = policy[s, a] * (np.eye(policy.shape[1])[a] - policy[s])
-        d_p, d_r = policy_chain(mdp, d_policy)
-        gradient[s, a] = start @ inverse @ (d_r + mdp.gamma * d_p @ v)
-    return gradient
+        d_policy[s] = policy[s, a] * (eye[a] - policy[s])
+        d_p[s, a], d_r = policy_chain(mdp, d_policy)
+        first[:, s, a] = inverse @ (d_r + mdp.gamma * d_p[s, a] @ v)
+    for s, a in np.ndindex(logits.shape):
+        for t, b in np.ndindex(logits.shape):
+            dd_policy = np.zeros_like(policy)
+            if s == t:
+                slope = policy[s, b] * (eye[b] - policy[s])  # of the policy in b
+                dd_policy[s] = slope[a] * (eye[a] - policy[s]) - policy[s, a] * slope
+            dd_p, dd_r = policy_chain(mdp, dd_policy)
+            cross = d_p[s, a] @ first[:, t, b] + d_p[t, b] @ first[:, s, a]
+            second[:, s, a, t, b] = inverse @ (dd_r + mdp.gamma * (dd_p @ v + cross))
+    return first, second

@@ -16,6 +16,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rlax
 from absl.testing import parameterized
 
 from rljax import losses
@@ -95,15 +96,18 @@ def test_every_export_is_swept():
     assert len(set(losses.__all__)) == len(losses.__all__)
 
 
-@sweep()
+FUNCTIONS = [n for n in losses.__all__ if inspect.isfunction(getattr(losses, n))]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_docstring_is_complete(name):
     doc = inspect.getdoc(getattr(losses, name)) or ""
     sections = ["Args:", "Returns:", "Raises:", "Example:", "References:"]
     for section in (*sections, "Differs from:"):
         assert f"\n{section}" in doc, section
     assert ".. math::" in doc and ">>> " in doc and "http" in doc
-    parameters = inspect.signature(getattr(losses, name)).parameters
-    missing = [p for p in parameters if f"\n  {p}: " not in doc]
+    parameters = inspect.signature(getattr(losses, name)).parameters.values()
+    missing = [p for p in parameters if f"\n  {str(p).split(':')[0]}: " not in doc]
     assert not missing
 
 
@@ -133,6 +137,28 @@ def test_they_import_alone():
         assert not loaded, loaded
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        {*CASES, "add_gaussian_noise", "add_dirichlet_noise", "art"}
+        & {*dir(rlax)}
+        - {"batched_index", "clip_gradient", "transformed_n_step_q_learning"}
+        - {
+            name
+            for name in CASES
+            if name.startswith("transformed") and "returns" in name
+        }
+    ),
+)
+def test_signature_is_that_of_rlax(name):
+    """But for its flag, and `sample_mask` after it, which are keywords here."""
+    ours = inspect.signature(getattr(losses, name)).parameters.values()
+    theirs = inspect.signature(getattr(rlax, name)).parameters.values()
+    keywords = {"stop_target_gradients", "use_stop_gradient", "tx_pair", "sample_mask"}
+    positional = [p.name for p in ours if p.kind is not p.KEYWORD_ONLY]
+    assert positional == [p.name for p in theirs if p.name not in keywords]
 
 
 # Values.
@@ -419,6 +445,19 @@ def test_wrong_shapes_are_refused_under_jit(name):
         x[argument] = jnp.ones((2, *shape(case, argument)), x[argument].dtype)
         with pytest.raises(AssertionError, match=argument):
             jax.jit(functools.partial(call, case))(x)
+
+
+@sweep()
+def test_takes_numpy_arrays(name):
+    case, x = CASES[name], draw(CASES[name])
+    chex.assert_trees_all_close(
+        call(case, {k: np.asarray(v) for k, v in x.items()}), call(case, x), **CLOSE
+    )
+
+
+def test_no_array_is_named():
+    with pytest.raises(TypeError, match="v_t: expected an array, got None"):
+        losses.td_learning(0.5, 1.0, 0.9, None)
 
 
 @sweep()

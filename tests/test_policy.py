@@ -197,6 +197,36 @@ def test_is_the_exact_policy_gradient(name, stop, x64):
     np.testing.assert_allclose(gradient_of_return(GAMMA, name, stop), expected, 1e-10)
 
 
+def test_oracle_policy_hessian():
+    """By central differences of the gradient."""
+    mdp, logits, start = tabular()
+    hessian = oracles.policy_hessian(mdp, logits, start)
+    for s, a in np.ndindex(logits.shape):
+        h = np.zeros_like(logits)
+        h[s, a] = 1e-5
+        up, down = (oracles.policy_gradient(mdp, logits + d, start) for d in (h, -h))
+        np.testing.assert_allclose(hessian[s, a], (up - down) / 2e-5, 1e-6, 1e-9)
+
+
+def test_derivative_of_the_policy_gradient_is_the_exact_hessian(x64):
+    """Of the semi-gradient by separate arguments: values and states move as well."""
+    mdp, logits, start = jax.tree.map(jnp.asarray, tabular())
+
+    def gradient(logits):
+        values = evaluation(mdp, jax.nn.softmax(logits), start, GAMMA)
+        return -all_action_gradient(logits, None, *values, "none", qpg_loss)
+
+    expected = oracles.policy_hessian(*tabular())
+    np.testing.assert_allclose(jax.jacobian(gradient)(logits), expected, 1e-8, 1e-10)
+
+
+def test_clipped_dpg_at_the_ends_of_float32():
+    for scale in (1e20, 1e-25):
+        dqda_t = jnp.array([3.0, 4.0]) * scale
+        loss = dpg_loss(jnp.array([1.0, 2.0]), dqda_t, scale)
+        np.testing.assert_allclose(loss, -2.2 * scale, 1e-5)
+
+
 @pytest.mark.parametrize(
     "name, stop",
     [

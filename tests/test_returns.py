@@ -120,10 +120,10 @@ def test_n_step_returns_from_one_step_to_all(n, x64):
         np.testing.assert_allclose(mixed, whole, 1e-12)
 
 
-@pytest.mark.parametrize("n", [0, -1])
+@pytest.mark.parametrize("n", [0, -1, 2.0])
 def test_n_below_one(n):
     x = draw(CASES["n_step_bootstrapped_returns"])
-    with pytest.raises(ValueError, match=f"n={n}: must be >= 1"):
+    with pytest.raises(ValueError, match=f"n={n}: must be an integer >= 1"):
         losses.n_step_bootstrapped_returns(**x, n=n)
 
 
@@ -161,6 +161,47 @@ def test_vtrace_sample_mask_leaves_steps_out(stop, x64):
     np.testing.assert_array_equal(nothing, 0.0)
     rlax_errors = rlax.leaky_vtrace(**x, sample_mask=jnp.asarray(mask))
     np.testing.assert_allclose(errors, rlax_errors, 1e-12)
+
+
+def test_sample_mask_reaches_the_advantages(x64):
+    x = draw(CASES["vtrace_td_error_and_advantage"])
+    x["v_t"] = jnp.append(x["v_tm1"][1:], x["v_t"][-1])
+    mask = jnp.array([True, False, True, True, False, True])
+    ours = losses.vtrace_td_error_and_advantage(**x, sample_mask=mask)
+    theirs = rlax.vtrace_td_error_and_advantage(**x, sample_mask=mask)
+    chex.assert_trees_all_close(tuple(ours), tuple(theirs))
+    whole = losses.vtrace_td_error_and_advantage(**x)
+    assert not jnp.allclose(ours.pg_advantage, whole.pg_advantage)
+
+
+@pytest.mark.parametrize("stop", ["bootstrap", "target", "none"])
+@pytest.mark.parametrize("name", [name for name in CASES if "transformed" in name])
+def test_meta_gradient_of_the_transform(name, stop, x64):
+    """Through one step: its parameters are tuned, unless the target is stopped."""
+    case, rng = CASES[name], np.random.default_rng(3)
+    x = {k: v for k, v in draw(case).items()}
+    network = "q_t" if "q_t" in x else "v_t"
+    weights = jnp.asarray(rng.normal(size=(*x[network].shape, 3)))
+    predict = jnp.asarray(rng.normal(size=(T, 3)))
+
+    def outer(eps):
+        pair = losses.TxPair(
+            lambda y: losses.signed_hyperbolic(y, eps),
+            lambda y: losses.signed_parabolic(y, eps),
+        )
+
+        def loss(p, boot):
+            static = dict(case.static) | {"tx_pair": pair}
+            target = case.fn(**x | {network: weights @ boot}, **static, stop=stop)
+            return jnp.mean((target - predict @ p) ** 2)
+
+        p = jnp.ones(3)
+        return jnp.sum(jnp.sin(p - 0.1 * jax.grad(loss)(p, p)))
+
+    slope, h = jax.grad(outer)(0.1), 1e-6
+    expected = (outer(0.1 + h) - outer(0.1 - h)) / (2 * h)
+    assert abs(expected) > 1e-4
+    np.testing.assert_allclose(slope, 0.0 if stop == "target" else expected, 1e-5)
 
 
 @pytest.mark.parametrize("length", [T - 1, T + 1])

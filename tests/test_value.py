@@ -1,7 +1,6 @@
 """Temporal-difference errors: identities, tabular MDPs, stop-gradients, divergence."""
 
 import functools
-import inspect
 
 import chex
 import jax
@@ -34,17 +33,38 @@ def values_of(q, a):
 # Signatures and refusals.
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if hasattr(rlax, name)])
-def test_signature_is_that_of_rlax(name):
-    ours = inspect.signature(CASES[name].fn).parameters.values()
-    theirs = inspect.signature(getattr(rlax, name)).parameters.values()
-    flags = ("stop_target_gradients", "tx_pair")  # ours are keywords
-    positional = [
-        (p.name, p.default)
-        for p in ours
-        if p.kind is not p.KEYWORD_ONLY and p.name != "lambda_t"  # for truncation
-    ]
-    assert positional == [(p.name, p.default) for p in theirs if p.name not in flags]
+@pytest.mark.parametrize("stop", ["bootstrap", "none"])
+@pytest.mark.parametrize(
+    "name", ["soft_q_learning", "munchausen_q_learning", "expected_sarsa"]
+)
+def test_masked_actions_count_nothing(name, stop, x64):
+    """-inf for an action that cannot be taken: values and gradients without it."""
+    case = CASES[name]
+    x, mask = draw(case) | {"a_tm1": jnp.int32(0)}, jnp.array([True, True, False])
+    networks = [k for k in ("q_t", "target_q_tm1") if k in x]
+    if "probs_a_t" in x:
+        x["probs_a_t"] = jnp.array([0.4, 0.6, 0.0])
+    short = {k: v[:2] if v.ndim else v for k, v in x.items()}
+    x |= {k: jnp.where(mask, x[k], -jnp.inf) for k in networks}
+    tuned = [*networks, *(k for k in x if k.startswith(("entropy", "discount")))]
+
+    def f(y, x):
+        return call(case, x | y, stop=stop)
+
+    value, g = jax.value_and_grad(f)({k: x[k] for k in tuned}, x)
+    expected = jax.value_and_grad(f)({k: short[k] for k in tuned}, short)
+    g = {k: v[:2] if v.ndim else v for k, v in g.items()}
+    chex.assert_trees_all_close((value, g), expected)
+
+
+def test_munchausen_bonus_of_large_values():
+    """A constant added to all values changes nothing but what it is worth itself."""
+    q = jnp.array([0.0, 0.25, 0.5])
+    args = (jnp.zeros(3), 1, 0.0, 0.0, jnp.zeros(3))
+    small, large = (
+        losses.munchausen_q_learning(*args, q + c, 0.3, 1.0) for c in (0.0, 2.0**18)
+    )
+    np.testing.assert_allclose(small, large, 1e-5)
 
 
 @pytest.mark.parametrize("action", [-1, A, A + 4])
@@ -92,7 +112,7 @@ def test_retrace_continuous_has_one_step_less_of_ratios():
 @pytest.mark.parametrize("n", [0, -1])
 def test_n_below_one(n):
     x = draw(CASES["transformed_n_step_q_learning"])
-    with pytest.raises(ValueError, match=f"n={n}: must be >= 1"):
+    with pytest.raises(ValueError, match=f"n={n}: must be an integer >= 1"):
         losses.transformed_n_step_q_learning(**x, n=n)
 
 

@@ -30,13 +30,19 @@ def stop_if(condition: bool, x: Any) -> Any:
 
 def chosen(x: jax.Array, a: ArrayLike) -> jax.Array:
     """Returns `x[a]` of `[A, ...]`, NaN where there is no such action."""
-    return x.at[a].get(mode="fill", wrap_negative_indices=False)
+    return jnp.asarray(x).at[a].get(mode="fill", wrap_negative_indices=False)
 
 
 def expectation(log_pi: jax.Array, x: jax.Array) -> jax.Array:
     """Sums `pi * x` over the last axis; where `pi` is 0 so is the term, for any `x`."""
     pi = jnp.exp(log_pi)
     return jnp.sum(pi * jnp.where(pi > 0, x, 0.0), axis=-1)
+
+
+def mean_value(probs: jax.Array, q: jax.Array) -> jax.Array:
+    """Sums `probs * q` over the last axis; masked actions, 0 times -inf, count 0."""
+    masked = (probs == 0) & (q == -jnp.inf)
+    return jnp.sum(probs * jnp.where(masked, 0, q), axis=-1)
 
 
 def check_arrays(spec: str, *arrays: ArrayLike) -> None:
@@ -52,9 +58,10 @@ def check_arrays(spec: str, *arrays: ArrayLike) -> None:
 
     Raises:
       AssertionError: naming every argument with its dtype and shape.
+      TypeError: naming an argument that is no array.
     """
     arguments = _ARGUMENT.findall(spec)
-    avals = [jax.typeof(x) for x in arrays]
+    avals = [_type_of(name, x) for (name, *_), x in zip(arguments, arrays, strict=True)]
     given = ", ".join(
         f"{name} {aval.str_short()}"
         for (name, *_), aval in zip(arguments, avals, strict=True)
@@ -75,6 +82,14 @@ def check_arrays(spec: str, *arrays: ArrayLike) -> None:
         if not (other or aval.weak_type):
             floats.append(aval)
             chex.assert_type(aval, floats[0].dtype, custom_message=message)
+
+
+def _type_of(name: str, x: Any) -> Any:
+    """Shape and dtype of an argument."""
+    try:
+        return jax.typeof(x)
+    except TypeError as error:
+        raise TypeError(f"{name}: expected an array, got {x!r}") from error
 
 
 def accumulate(x_t: jax.Array, decay_t: jax.Array, last: ArrayLike) -> jax.Array:

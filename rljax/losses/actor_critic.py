@@ -464,9 +464,11 @@ def expectile_loss(
 
 def _clip_norm(x: jax.Array, max_norm: ArrayLike) -> jax.Array:
     """`x` with at most this Euclidean norm; differentiable, at 0 as well."""
-    squared = jnp.sum(x**2)
-    clipped = squared > max_norm**2
-    norm = jnp.sqrt(jnp.where(clipped, squared, 1.0))
+    greatest = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
+    unit = jnp.where(greatest > 0, greatest, 1.0)  # whose squares are in range
+    squared = jnp.sum((x / unit) ** 2)
+    norm = unit * jnp.sqrt(jnp.where(squared > 0, squared, 1.0))
+    clipped = (squared > 0) & (norm > max_norm)
     return x * jnp.where(clipped, max_norm / norm, 1.0)
 
 

@@ -75,7 +75,7 @@ def batched_index(values: jax.Array, indices: jax.Array) -> jax.Array:
       out of bounds
 
     Differs from:
-      `rlax.batched_index` counts negative indices from the end.
+      `rlax.batched_index` counts negative indices from the end, and has `keepdims`.
     """
     axes = [f"axis{i}" for i in range(jnp.ndim(indices))]
     spec = f"values[{','.join([*axes, 'A'])}] indices[{','.join(axes)}]:int"

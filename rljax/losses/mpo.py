@@ -518,6 +518,7 @@ def _weigh(
     scaled: jax.Array, factors: jax.Array, used: jax.Array, axis_name: AxisName
 ) -> tuple[jax.Array, jax.Array]:
     """`factors * exp(scaled)` over its sum, and its sum's logarithm; of nothing, 0."""
+    used &= factors > 0  # else the greatest might not count
     greatest = jax.lax.stop_gradient(jnp.max(jnp.where(used, scaled, -jnp.inf)))
     if axis_name is not None:
         greatest = jax.lax.pmax(greatest, axis_name)

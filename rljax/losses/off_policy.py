@@ -9,6 +9,7 @@ from rljax.losses._common import (
     check_arrays,
     check_stop,
     chosen,
+    mean_value,
     stop_if,
 )
 
@@ -149,7 +150,7 @@ def general_off_policy_returns_from_action_values(
     q_t, pi_t = stop_if(stop == "bootstrap", (q_t, pi_t))
     return general_off_policy_returns_from_q_and_v(
         jax.vmap(chosen)(q_t, a_t)[:-1],
-        jnp.sum(pi_t * q_t, axis=-1),
+        mean_value(pi_t, q_t),
         *(r_t, discount_t, c_t[:-1]),
         stop=stop,
     )

@@ -45,6 +45,10 @@ def popart(
 ]:
     r"""PopArt for a linear layer: `art` and `pop` together.
 
+    .. math::
+        y = \sigma (W x + b) + \mu, \text{ unchanged while }
+        (\mu, \sigma) \text{ follow the targets}
+
     Args:
       num_outputs: outputs of the layer, each with statistics of its own; one for each
         task, for instance.
@@ -76,6 +80,9 @@ def popart(
     References:
       van Hasselt et al. (2016), https://arxiv.org/abs/1602.07714
       Hessel et al. (2018), https://arxiv.org/abs/1809.04474
+
+    Differs from:
+      `rlax.popart` knows parameters named "w" and "b" only, and stops the statistics.
     """
     if num_outputs < 1:
         raise ValueError(f"num_outputs={num_outputs}: must be >= 1")
@@ -211,7 +218,9 @@ def pop(params: Params, old: PopArtState, new: PopArtState) -> dict[str, jax.Arr
         "weight[...] bias[N] old_shift[N] old_scale[N] new_shift[N] new_scale[N]",
         *(weight, bias, *old[:2], *new[:2]),
     )
-    chex.assert_axis_dimension(weight, -1, len(bias))
+    chex.assert_axis_dimension(
+        weight, -1, len(bias), custom_message=f"weight {weight.shape}"
+    )
     weight = weight * jnp.broadcast_to(old.scale / new.scale, weight.shape)
     bias = (old.scale * bias + old.shift - new.shift) / new.scale
     return dict(zip(names, (weight, bias), strict=True))
@@ -321,7 +330,9 @@ def unnormalize_linear(
     Differs from:
       `rlax.unnormalize_linear` takes an index out of range for the nearest one.
     """
-    chex.assert_axis_dimension(inputs, -1, len(state.shift))
+    chex.assert_axis_dimension(
+        inputs, -1, len(state.shift), custom_message=f"inputs {inputs.shape}"
+    )
     normalized = batched_index(inputs, indices)
     return PopArtOutput(normalized, unnormalize(state, normalized, indices))
 

@@ -180,8 +180,8 @@ def n_step_bootstrapped_returns(
       return.
     """
     check_stop(stop)
-    if n < 1:
-        raise ValueError(f"n={n}: must be >= 1")
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"n={n}: must be an integer >= 1")
     check_arrays(
         "r_t[T] discount_t[T] v_t[T] lambda_t[T]|[]", r_t, discount_t, v_t, lambda_t
     )

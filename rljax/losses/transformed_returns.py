@@ -3,7 +3,7 @@
 import jax
 from jax.typing import ArrayLike
 
-from rljax.losses._common import Stop, check_arrays
+from rljax.losses._common import Stop, check_arrays, check_stop, stop_if
 from rljax.losses.off_policy import general_off_policy_returns_from_action_values
 from rljax.losses.returns import lambda_returns, n_step_bootstrapped_returns
 from rljax.losses.transforms import TxPair
@@ -23,7 +23,7 @@ def transformed_lambda_returns(
     .. math:: h(G_t), \quad G_t \text{ the `lambda_returns` of } h^{-1}(v_t)
 
     Args:
-      tx_pair: :math:`h` and its inverse.
+      tx_pair: :math:`h` and its inverse; parameters inside stay differentiable.
       r_t: `[T]` rewards, untransformed.
       discount_t: `[T]` as in `lambda_returns`.
       v_t: `[T]` transformed values of the true successors.
@@ -52,11 +52,13 @@ def transformed_lambda_returns(
     Differs from:
       `rlax.transformed_lambda_returns` stops nothing by default, or else all.
     """
+    check_stop(stop)
     check_arrays(
         "r_t[T] discount_t[T] v_t[T] lambda_[T]|[]", r_t, discount_t, v_t, lambda_
     )
-    v_t = tx_pair.apply_inv(v_t)
-    return tx_pair.apply(lambda_returns(r_t, discount_t, v_t, lambda_, stop=stop))
+    v_t = tx_pair.apply_inv(stop_if(stop == "bootstrap", v_t))
+    g_t = lambda_returns(r_t, discount_t, v_t, lambda_, stop="none")
+    return stop_if(stop == "target", tx_pair.apply(g_t))
 
 
 def transformed_n_step_returns(
@@ -75,7 +77,7 @@ def transformed_n_step_returns(
         h(G_t), \quad G_t \text{ the `n_step_bootstrapped_returns` of } h^{-1}(v_t)
 
     Args:
-      tx_pair: :math:`h` and its inverse.
+      tx_pair: :math:`h` and its inverse; parameters inside stay differentiable.
       r_t: `[T]` rewards, untransformed.
       discount_t: `[T]` as in `n_step_bootstrapped_returns`.
       v_t: `[T]` transformed values of the true successors.
@@ -104,13 +106,13 @@ def transformed_n_step_returns(
     Differs from:
       `rlax.transformed_n_step_returns` stops nothing by default, or else all.
     """
+    check_stop(stop)
     check_arrays(
         "r_t[T] discount_t[T] v_t[T] lambda_t[T]|[]", r_t, discount_t, v_t, lambda_t
     )
-    v_t = tx_pair.apply_inv(v_t)
-    return tx_pair.apply(
-        n_step_bootstrapped_returns(r_t, discount_t, v_t, n, lambda_t, stop=stop)
-    )
+    v_t = tx_pair.apply_inv(stop_if(stop == "bootstrap", v_t))
+    g_t = n_step_bootstrapped_returns(r_t, discount_t, v_t, n, lambda_t, stop="none")
+    return stop_if(stop == "target", tx_pair.apply(g_t))
 
 
 def transformed_general_off_policy_returns_from_action_values(
@@ -131,7 +133,7 @@ def transformed_general_off_policy_returns_from_action_values(
         `general_off_policy_returns_from_action_values` of } h^{-1}(q_t)
 
     Args:
-      tx_pair: :math:`h` and its inverse.
+      tx_pair: :math:`h` and its inverse; parameters inside stay differentiable.
       q_t: `[K, A]` transformed action values of the true successors.
       a_t: `[K]` as in `general_off_policy_returns_from_action_values`.
       r_t: `[K]` rewards, untransformed.
@@ -168,13 +170,13 @@ def transformed_general_off_policy_returns_from_action_values(
       `rlax.transformed_general_off_policy_returns_from_action_values` stops nothing by
       default, or else all.
     """
+    check_stop(stop)
     check_arrays(
         "q_t[K,A] a_t[K]:int r_t[K] discount_t[K] c_t[K] pi_t[K,A]",
         *(q_t, a_t, r_t, discount_t, c_t, pi_t),
     )
-    q_t = tx_pair.apply_inv(q_t)
-    return tx_pair.apply(
-        general_off_policy_returns_from_action_values(
-            q_t, a_t, r_t, discount_t, c_t, pi_t, stop=stop
-        )
+    q_t, pi_t = stop_if(stop == "bootstrap", (q_t, pi_t))
+    g_t = general_off_policy_returns_from_action_values(
+        tx_pair.apply_inv(q_t), a_t, r_t, discount_t, c_t, pi_t, stop="none"
     )
+    return stop_if(stop == "target", tx_pair.apply(g_t))

@@ -215,6 +215,9 @@ def compose_tx(*tx_list: TxPair) -> TxPair:
     Returns:
       A `TxPair`.
 
+    Raises:
+      What the transforms raise, when they are applied.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from rljax.losses import SIGNED_LOGP1_PAIR, TxPair, compose_tx
@@ -225,6 +228,9 @@ def compose_tx(*tx_list: TxPair) -> TxPair:
 
     References:
       van Hasselt et al. (2019), https://arxiv.org/abs/1907.03687
+
+    Differs from:
+      `rlax.compose_tx` is the same.
     """
 
     def apply(x):
@@ -326,6 +332,10 @@ def transform_from_2hot(
 def twohot_pair(min_value: float, max_value: float, num_bins: int) -> TxPair:
     r"""`transform_to_2hot` and `transform_from_2hot` over the same bins.
 
+    .. math::
+        h(x)_i = \max(0,\; 1 - |x - z_i| / \Delta), \qquad
+        h^{-1}(p) = \sum_i p_i z_i
+
     Args:
       min_value: the first bin.
       max_value: the last bin, greater.
@@ -345,6 +355,9 @@ def twohot_pair(min_value: float, max_value: float, num_bins: int) -> TxPair:
 
     References:
       Schrittwieser et al. (2020), appendix F, https://arxiv.org/abs/1911.08265
+
+    Differs from:
+      `rlax.twohot_pair` takes any number of bins: see `transform_to_2hot`.
     """
     _check_bins(min_value, max_value, num_bins)
     bins = {"min_value": min_value, "max_value": max_value, "num_bins": num_bins}
@@ -358,6 +371,8 @@ def muzero_pair(
     min_value: float, max_value: float, num_bins: int, tx: TxPair
 ) -> TxPair:
     r"""Squashes values and codes them over evenly spaced bins.
+
+    .. math:: h(x) = \mathrm{twohot}(g(x)), \qquad h^{-1}(p) = g^{-1}(\sum_i p_i z_i)
 
     The mean is taken in the squashed space: the value of a mixture of codes is not
     the mixture of their values. `unbiased_transform_pair` has no such bias.
@@ -383,6 +398,9 @@ def muzero_pair(
 
     References:
       Schrittwieser et al. (2020), appendix F, https://arxiv.org/abs/1911.08265
+
+    Differs from:
+      `rlax.muzero_pair`: as `twohot_pair`.
     """
     return compose_tx(tx, twohot_pair(min_value, max_value, num_bins))
 
@@ -391,6 +409,8 @@ def unbiased_transform_pair(
     min_value: float, max_value: float, num_bins: int, tx: TxPair
 ) -> TxPair:
     r"""Codes values over bins that are evenly spaced in a squashed space.
+
+    .. math:: h^{-1}(p) = \sum_i p_i\, g^{-1}(z_i)
 
     The bins are mapped back and values coded between them, so the value of a mixture
     of codes is the mixture of their values.
@@ -416,6 +436,9 @@ def unbiased_transform_pair(
 
     References:
       Hafner et al. (2023), "symexp twohot", https://arxiv.org/abs/2301.04104
+
+    Differs from:
+      `rlax.unbiased_transform_pair` makes its bins in the default type, once.
     """
     _check_bins(min_value, max_value, num_bins)
 
@@ -454,5 +477,7 @@ def _two_hot(lower: jax.Array, share: jax.Array, num_bins: int) -> jax.Array:
 
 
 def _mean(probs: jax.Array, bins: jax.Array) -> jax.Array:
-    chex.assert_axis_dimension(probs, -1, len(bins))
+    chex.assert_axis_dimension(
+        probs, -1, len(bins), custom_message=f"probs {probs.shape}"
+    )
     return jnp.sum(probs * jnp.broadcast_to(bins, probs.shape), axis=-1)

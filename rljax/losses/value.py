@@ -4,7 +4,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.losses._common import Stop, check_arrays, check_stop, chosen, stop_if
+from rljax.losses._common import (
+    Stop,
+    check_arrays,
+    check_stop,
+    chosen,
+    mean_value,
+    stop_if,
+)
 
 
 def td_learning(
@@ -288,7 +295,7 @@ def expected_sarsa(
         *(q_tm1, a_tm1, r_t, discount_t, q_t, probs_a_t),
     )
     q_t, probs_a_t = stop_if(stop == "bootstrap", (q_t, probs_a_t))
-    target_tm1 = r_t + discount_t * jnp.sum(probs_a_t * q_t)
+    target_tm1 = r_t + discount_t * mean_value(probs_a_t, q_t)
     return stop_if(stop == "target", target_tm1) - chosen(q_tm1, a_tm1)
 
 
@@ -356,8 +363,10 @@ def persistent_q_learning(
 def _soft_value(q: jax.Array, temperature: ArrayLike) -> jax.Array:
     """Returns temperature * logsumexp(q / temperature) of `[A]`, however cold."""
     q_max = jax.lax.stop_gradient(jnp.max(q))  # cancels, and its gradient with it
-    exponentials = jnp.exp((q - q_max) / temperature)
-    return q_max + temperature * jnp.log(jnp.sum(exponentials))
+    possible = q > -jnp.inf  # masked actions would have NaN gradients
+    exponentials = jnp.exp(jnp.where(possible, q - q_max, 0) / temperature)
+    total = jnp.sum(jnp.where(possible, exponentials, 0))
+    return q_max + temperature * jnp.log(total)
 
 
 def soft_q_learning(
@@ -488,9 +497,11 @@ def munchausen_q_learning(
         *(entropy_temperature, munchausen_coefficient, clip_value_min),
     )
     q_t, target_q_tm1 = stop_if(stop == "bootstrap", (q_t, target_q_tm1))
-    # Temperature times log-probability without forming either: finite however cold.
-    v_tm1 = _soft_value(target_q_tm1, entropy_temperature)
-    scaled_log_pi_tm1 = chosen(target_q_tm1, a_tm1) - v_tm1
+    # Temperature times log-probability without forming either: finite however cold,
+    # and without the greatest value, which would round it away.
+    below_tm1 = target_q_tm1 - jax.lax.stop_gradient(jnp.max(target_q_tm1))
+    v_tm1 = _soft_value(below_tm1, entropy_temperature)
+    scaled_log_pi_tm1 = chosen(below_tm1, a_tm1) - v_tm1
     bonus_tm1 = munchausen_coefficient * jnp.clip(scaled_log_pi_tm1, clip_value_min, 0)
     v_t = _soft_value(q_t, entropy_temperature)
     target_tm1 = r_t + bonus_tm1 + discount_t * v_t

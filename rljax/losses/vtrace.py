@@ -124,7 +124,8 @@ def vtrace(
         "target" the whole target, "none" nothing. To separate the arguments:
         `vtrace(old_v_tm1, v_t, ..., stop="none") + old_v_tm1 - v_tm1`, where all but
         the last `v_tm1` come from `bootstrap_params`.
-      sample_mask: `[T]` bool, False for steps that are left out of the trace.
+      sample_mask: `[T]` bool, False for steps that are left out of the trace: their
+        errors are the next step's. Mask the loss as well.
 
     Returns:
       `[T]` errors: target minus prediction.
@@ -151,6 +152,11 @@ def vtrace(
     Differs from:
       `rlax.vtrace` stops the whole target, and d/d discount and d/d lambda with it.
     """
+    check_arrays(
+        "v_tm1[T] v_t[T] r_t[T] discount_t[T] rho_tm1[T] lambda_[T]|[] "
+        "clip_rho_threshold[]",
+        *(v_tm1, v_t, r_t, discount_t, rho_tm1, lambda_, clip_rho_threshold),
+    )
     return leaky_vtrace(
         *(v_tm1, v_t, r_t, discount_t, rho_tm1, 1.0, lambda_, clip_rho_threshold),
         stop=stop,
@@ -191,7 +197,8 @@ def leaky_vtrace(
         differentiable.
       clip_rho_threshold: `[]`, where ratios are clipped; differentiable.
       stop: as in `vtrace`.
-      sample_mask: `[T]` bool, False for steps that are left out of the trace.
+      sample_mask: `[T]` bool, False for steps that are left out of the trace: their
+        errors are the next step's. Mask the loss as well.
 
     Returns:
       `[T]` errors: target minus prediction.
@@ -272,7 +279,8 @@ def vtrace_td_error_and_advantage(
       clip_pg_rho_threshold: `[]`, where the advantages' are; differentiable.
       stop: as in `vtrace`; no mode leaves a gradient with respect to the values in
         the advantage but "none".
-      sample_mask: `[T]` bool, False for steps that are left out of the trace.
+      sample_mask: `[T]` bool, False for steps that are left out of the trace: their
+        errors are the next step's. Mask the loss as well.
 
     Returns:
       Errors, advantages and estimates of action values, `[T]` each.
@@ -303,6 +311,12 @@ def vtrace_td_error_and_advantage(
       `rlax.vtrace_td_error_and_advantage` takes the next `v_tm1` for `v_t`, wrong
       where an episode was truncated, and leaves the values' gradient in the advantage.
     """
+    check_arrays(
+        "v_tm1[T] v_t[T] r_t[T] discount_t[T] rho_tm1[T] lambda_[T]|[] "
+        "clip_rho_threshold[] clip_pg_rho_threshold[]",
+        *(v_tm1, v_t, r_t, discount_t, rho_tm1),
+        *(lambda_, clip_rho_threshold, clip_pg_rho_threshold),
+    )
     return leaky_vtrace_td_error_and_advantage(
         *(v_tm1, v_t, r_t, discount_t, rho_tm1, 1.0, lambda_),
         *(clip_rho_threshold, clip_pg_rho_threshold),
@@ -347,7 +361,8 @@ def leaky_vtrace_td_error_and_advantage(
       clip_rho_threshold: `[]`, where the errors' ratios are clipped; differentiable.
       clip_pg_rho_threshold: `[]`, where the advantages' are; differentiable.
       stop: as in `vtrace_td_error_and_advantage`.
-      sample_mask: `[T]` bool, False for steps that are left out of the trace.
+      sample_mask: `[T]` bool, False for steps that are left out of the trace: their
+        errors are the next step's. Mask the loss as well.
 
     Returns:
       Errors, advantages and estimates of action values, `[T]` each.
