@@ -21,6 +21,7 @@ from rljax.types import (
 if TYPE_CHECKING:
     from rljax import (
         agents,
+        autodiff,
         checkpoint,
         config,
         distributions,
@@ -50,6 +51,7 @@ __all__ = [
     "TrainState",
     "Transition",
     "agents",
+    "autodiff",
     "checkpoint",
     "config",
     "distributions",

@@ -1,0 +1,378 @@
+"""Norms of per-transition gradients from the inputs and output gradients of layers.
+
+The loss is traced to a jaxpr. Where a parameter enters linearly (a product of
+matrices, a convolution, a row look-up, a scale, a bias), a zero is added to the
+equation's output; the gradient with respect to that zero and the equation's other
+operand determine the parameter's gradient. A parameter that is used in any other way
+is *loose*: its gradient is taken as it is.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+CALLS = ("jit", "pjit")
+STEPS = (
+    *("reshape", "transpose", "squeeze", "expand_dims", "convert_element_type"),
+    *("broadcast_in_dim", "slice", "copy"),
+)
+PRODUCTS = ("dot_general", "conv_general_dilated", "mul")
+SUMS = ("add", "sub")
+
+
+def _aval(v: Any) -> Any:
+    """Shape and dtype of a variable."""
+    return v.aval
+
+
+class Tagged(NamedTuple):
+    """A value that is a parameter, reshaped, cast or the like by `steps`."""
+
+    value: Any
+    leaf: int
+    steps: tuple[JaxprEqn, ...]
+
+
+class Use(NamedTuple):
+    """An equation whose operand `position` is a parameter, and linear in it."""
+
+    leaf: int
+    steps: tuple[JaxprEqn, ...]
+    eqn: JaxprEqn
+    position: int
+
+    @property
+    def kind(self) -> str:
+        """The primitive's name."""
+        return self.eqn.primitive.name
+
+    @property
+    def out(self) -> Any:
+        """Shape and dtype of the output."""
+        return _aval(self.eqn.outvars[0])
+
+
+class Trace(NamedTuple):
+    """A loss of one transition and how it uses its parameters."""
+
+    jaxpr: Jaxpr
+    consts: Sequence[Any]
+    uses: list[Use]  # of the leaves that are not loose, in order of evaluation
+    loose: dict[int, str]  # leaf -> what it is used by
+
+
+def _bind(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    params = eqn.primitive.get_bind_params(eqn.params)
+    with eqn.ctx.manager:
+        out = eqn.primitive.bind(*values, **params)
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _live(jaxpr: Jaxpr) -> list[JaxprEqn]:
+    """The equations that the outputs need, so that dead uses make nothing loose."""
+    needed = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+    live = []
+    for eqn in reversed(jaxpr.eqns):
+        if eqn.effects or needed.intersection(eqn.outvars):
+            live.append(eqn)
+            needed.update(v for v in eqn.invars if not isinstance(v, Literal))
+    return live[::-1]
+
+
+def _is_step(eqn: JaxprEqn) -> bool:
+    name, out = eqn.primitive.name, _aval(eqn.outvars[0])
+    floating = jnp.issubdtype(out.dtype, jnp.floating)
+    return name in STEPS and len(eqn.invars) == 1 and floating
+
+
+def _untagged(values: Sequence[Any]) -> list[Any]:
+    return [x.value if isinstance(x, Tagged) else x for x in values]
+
+
+def _evaluate(
+    jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], use: Callable[..., Any]
+) -> list[Any]:
+    """Evaluates; `use(eqn, values)` gives the outputs where tagged values are used."""
+    env = dict(zip(jaxpr.constvars, consts, strict=True))
+    env.update(zip(jaxpr.invars, args, strict=True))
+
+    def read(v: Any) -> Any:
+        return v.val if isinstance(v, Literal) else env[v]
+
+    for eqn in _live(jaxpr):
+        values = [read(v) for v in eqn.invars]
+        tagged = [x for x in values if isinstance(x, Tagged)]
+        name = eqn.primitive.name
+        if tagged and name in CALLS:
+            inner = eqn.params["jaxpr"]
+            outs = _evaluate(inner.jaxpr, inner.consts, values, use)
+        elif tagged and _is_step(eqn):
+            (x,) = tagged
+            (value,) = _bind(eqn, [x.value])
+            outs = [Tagged(value, x.leaf, (*x.steps, eqn))]
+        elif tagged and name != "stop_gradient":
+            outs = use(eqn, values)
+        else:
+            outs = _bind(eqn, _untagged(values))
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def trace(loss_fn: Callable[..., Any], params: Any, transition: Any) -> Trace:
+    """Traces the loss of one transition and finds where it uses its parameters."""
+    closed = jax.make_jaxpr(loss_fn)(params, transition)
+    num_leaves = len(jax.tree.leaves(params))
+    uses: list[Use] = []
+    loose: dict[int, str] = {}
+
+    def find(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
+        tagged = [(i, x) for i, x in enumerate(values) if isinstance(x, Tagged)]
+        name = eqn.primitive.name
+        linear = name in PRODUCTS + SUMS or (name == "gather" and tagged[0][0] == 0)
+        if linear and len(tagged) == 1:
+            position, x = tagged[0]
+            uses.append(Use(x.leaf, x.steps, eqn, position))
+        else:
+            loose.update({x.leaf: name for _, x in tagged})
+        return _bind(eqn, _untagged(values))
+
+    def run(*args: Any) -> list[Any]:
+        tagged = [Tagged(x, i, ()) for i, x in enumerate(args[:num_leaves])]
+        rest = args[num_leaves:]
+        outs = _evaluate(closed.jaxpr, closed.consts, [*tagged, *rest], find)
+        loose.update({x.leaf: "the loss" for x in outs if isinstance(x, Tagged)})
+        return _untagged(outs)
+
+    jax.eval_shape(run, *jax.tree.leaves((params, transition)))
+    covered = [use for use in uses if use.leaf not in loose]
+    return Trace(closed.jaxpr, closed.consts, covered, loose)
+
+
+class Parts(NamedTuple):
+    """What determines the gradients of one transition."""
+
+    others: list[Any]  # per use, its other operand; None for a sum
+    deltas: list[jax.Array]  # per use, the gradient with respect to its output
+    loose: dict[int, jax.Array]  # the gradients of the loose leaves
+
+
+def backward(
+    traced: Trace, leaves: Sequence[jax.Array], transition: Any
+) -> tuple[jax.Array, Parts]:
+    """Loss and gradients of one transition: one forward and backward pass."""
+
+    def forward(zeros: list[jax.Array], loose: dict[int, jax.Array]) -> Any:
+        others: list[Any] = []
+
+        def perturb(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
+            use = traced.uses[len(others)]
+            other = [x for x in values if not isinstance(x, Tagged)]
+            others.append(None if use.kind in SUMS else other[0])
+            (out,) = _bind(eqn, _untagged(values))
+            return [out + zeros[len(others) - 1]]
+
+        args = [
+            loose[i] if i in loose else Tagged(x, i, ()) for i, x in enumerate(leaves)
+        ]
+        args += jax.tree.leaves(transition)
+        (loss,) = _evaluate(traced.jaxpr, traced.consts, args, perturb)
+        return loss, others
+
+    zeros = [jnp.zeros(use.out.shape, use.out.dtype) for use in traced.uses]
+    loose = {i: leaves[i] for i in traced.loose}
+    both = jax.value_and_grad(forward, argnums=(0, 1), has_aux=True)
+    (loss, others), (deltas, loose_grads) = both(zeros, loose)
+    return loss, Parts(others, deltas, loose_grads)
+
+
+def gradient(use: Use, leaf: jax.Array, other: Any, delta: jax.Array) -> jax.Array:
+    """The leaf's gradient by one use: the transpose of the equation applied to delta.
+
+    With a leading axis on `other` and `delta`, its sum over that axis.
+    """
+
+    def linear(value: jax.Array, other: Any) -> jax.Array:
+        for step in use.steps:
+            (value,) = _bind(step, [value])
+        if use.kind in SUMS:
+            value = jnp.broadcast_to(value, use.out.shape).astype(use.out.dtype)
+            return -value if use.kind == "sub" and use.position == 1 else value
+        operands = [value, other] if use.position == 0 else [other, value]
+        return _bind(use.eqn, operands)[0]
+
+    def batched(value: jax.Array) -> jax.Array:
+        if delta.ndim == len(use.out.shape):
+            return linear(value, other)
+        each = jax.vmap(lambda other: linear(value, other), axis_size=len(delta))
+        return each(other)
+
+    return jax.linear_transpose(batched, leaf)(delta)[0]
+
+
+def _isometric(step: JaxprEqn) -> bool:
+    """The transpose of this step keeps norms."""
+    before, after = (_aval(v[0]).shape for v in (step.invars, step.outvars))
+    repeats = math.prod(before) != math.prod(after)
+    return step.primitive.name != "broadcast_in_dim" or not repeats
+
+
+def _family(use: Use) -> Any:
+    """Uses of one leaf with the same family have rows that can be put together."""
+    if not all(map(_isometric, use.steps)):
+        return None
+    steps = tuple((step.primitive.name, str(step.params)) for step in use.steps)
+    params = use.eqn.params
+    if use.kind == "dot_general":
+        contracting, batch = params["dimension_numbers"]
+        axes = contracting[use.position], batch[use.position]
+        # A product contracts axes in pairs: sorted, they pair the same way each time.
+        return use.kind, steps, tuple(sorted(axes[0])), tuple(axes[1])
+    if use.kind == "conv_general_dilated":
+        plain = params["batch_group_count"] == 1 and use.position == 1
+        return (use.kind, steps, str(params)) if plain else None
+    if use.kind == "gather":
+        rows = _gathers_rows(use.eqn)
+        return (use.kind, steps, params["mode"].name) if rows else None
+    return None
+
+
+def _gathers_rows(eqn: JaxprEqn) -> bool:
+    table, indices = map(_aval, eqn.invars)
+    numbers, before = eqn.params["dimension_numbers"], indices.ndim - 1
+    return (
+        indices.shape[-1] == 1
+        and numbers.collapsed_slice_dims == (0,)
+        and numbers.start_index_map == (0,)
+        and not numbers.operand_batching_dims
+        and numbers.offset_dims == tuple(range(before, before + table.ndim - 1))
+        and eqn.params["slice_sizes"] == (1, *table.shape[1:])
+        and eqn.params["mode"].name in ("CLIP", "FILL_OR_DROP", "PROMISE_IN_BOUNDS")
+    )
+
+
+def _matrices(x: jax.Array, *axes: Sequence[int]) -> jax.Array:
+    """Brings groups of axes to one axis each, in the order given."""
+    order = [i for group in axes for i in group]
+    sizes = [math.prod(x.shape[i] for i in group) for group in axes]
+    return x.transpose(order).reshape(sizes)
+
+
+def _dot_rows(use: Use, other: jax.Array, delta: jax.Array) -> Any:
+    """`[G, T, D]` inputs and `[G, T, O]` output gradients of a product of matrices."""
+    contracting, batch = use.eqn.params["dimension_numbers"]
+    mine, its = use.position, 1 - use.position
+    pairs = sorted(zip(contracting[mine], contracting[its], strict=True))
+    summed, grouped = [axis for _, axis in pairs], list(batch[its])
+    free = [i for i in range(other.ndim) if i not in (*summed, *grouped)]
+    inputs = _matrices(other, grouped, free, summed)
+    after, last = len(grouped) + len(free), delta.ndim
+    groups = range(len(grouped))
+    if mine == 1:  # the output's axes: groups, the input's, the parameter's
+        deltas = _matrices(
+            delta, groups, range(len(grouped), after), range(after, last)
+        )
+    else:
+        middle = last - len(free)
+        deltas = _matrices(
+            delta, groups, range(middle, last), range(len(grouped), middle)
+        )
+    return inputs, deltas
+
+
+def _patches(x: jax.Array, params: dict[str, Any], kernel: Sequence[int]) -> jax.Array:
+    """`[N, *spatial, C]` to `[N, *positions, *kernel, C]`."""
+    dilated = zip(params["padding"], params["lhs_dilation"], strict=True)
+    edges = [(low, high, dilation - 1) for (low, high), dilation in dilated]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    strides, dilations = params["window_strides"], params["rhs_dilation"]
+    for i, (size, stride, dilation) in enumerate(
+        zip(kernel, strides, dilations, strict=True), start=1
+    ):
+        count = (x.shape[i] - (size - 1) * dilation - 1) // stride + 1
+        windows = [
+            jax.lax.slice_in_dim(
+                x, k * dilation, k * dilation + (count - 1) * stride + 1, stride, i
+            )
+            for k in range(size)
+        ]
+        x = jnp.stack(windows, axis=-2)
+    return x
+
+
+def _conv_rows(use: Use, other: jax.Array, delta: jax.Array) -> Any:
+    """Patches and output gradients of a convolution; G: its feature groups."""
+    params, kernel = use.eqn.params, _aval(use.eqn.invars[1]).shape
+    numbers, groups = params["dimension_numbers"], params["feature_group_count"]
+    n, channel, *spatial = numbers.lhs_spec
+    sizes = [kernel[i] for i in numbers.rhs_spec[2:]]
+    x = _patches(other.transpose(n, *spatial, channel), params, sizes)
+    inputs = x.reshape(-1, math.prod(sizes), groups, x.shape[-1] // groups)
+    inputs = inputs.transpose(2, 0, 1, 3).reshape(groups, len(inputs), -1)
+    n, channel, *spatial = numbers.out_spec
+    y = delta.transpose(n, *spatial, channel)
+    return inputs, y.reshape(inputs.shape[1], groups, -1).transpose(1, 0, 2)
+
+
+def precise(x: jax.Array) -> jax.Array:
+    """At least float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def squared(x: jax.Array, axis: Any = None) -> jax.Array:
+    """Sum of squares."""
+    return jnp.sum(jnp.square(precise(x)), axis=axis)
+
+
+def _product_norm(inputs: jax.Array, deltas: jax.Array) -> jax.Array:
+    """The squared norm of `inputs^T deltas`, summed over G."""
+    positions, size = inputs.shape[1], inputs.shape[2] * deltas.shape[2]
+    if positions == 1:
+        return jnp.sum(squared(inputs, (1, 2)) * squared(deltas, (1, 2)))
+    inputs, deltas = precise(inputs), precise(deltas)
+    if 2 * positions**2 < size:  # the Gram form
+        grams = [jnp.einsum("gti,gsi->gts", x, x) for x in (inputs, deltas)]
+        return jnp.maximum(jnp.sum(grams[0] * grams[1]), 0.0)
+    return squared(jnp.einsum("gti,gto->gio", inputs, deltas))
+
+
+def _row_norm(uses: list[Use], others: list[Any], deltas: list[jax.Array]) -> Any:
+    """The squared norm of a look-up table's gradient; equal rows add up first."""
+    pairs = zip(deltas, others, strict=True)
+    count = _aval(uses[0].eqn.invars[0]).shape[0]
+    rows = jnp.concatenate([indices.reshape(-1) for indices in others])
+    delta = precise(jnp.concatenate([x.reshape(y.size, -1) for x, y in pairs]))
+    if uses[0].eqn.params["mode"].name == "CLIP":
+        rows = jnp.clip(rows, 0, count - 1)
+    inside = (rows >= 0) & (rows < count)
+    delta = jnp.where(inside[:, None], delta, 0.0)
+    same = rows[:, None] == rows[None, :]
+    return jnp.maximum(jnp.sum(jnp.where(same, delta @ delta.T, 0.0)), 0.0)
+
+
+def squared_norm(
+    leaf: jax.Array, uses: list[Use], others: list[Any], deltas: list[jax.Array]
+) -> jax.Array:
+    """The squared norm of the gradient of one leaf for one transition."""
+    families = [_family(use) for use in uses]
+    kind = None
+    if families and families[0] is not None and len(set(families)) == 1:
+        kind = families[0][0]
+    if kind in ("dot_general", "conv_general_dilated"):
+        rows = _dot_rows if kind == "dot_general" else _conv_rows
+        pairs = [rows(*each) for each in zip(uses, others, deltas, strict=True)]
+        inputs, outputs = zip(*pairs, strict=True)
+        return _product_norm(
+            jnp.concatenate(inputs, axis=1), jnp.concatenate(outputs, axis=1)
+        )
+    positions = sum(math.prod(x.shape) for x in others) if kind == "gather" else 0
+    if kind == "gather" and 2 * positions**2 < leaf.size:
+        return _row_norm(uses, others, deltas)
+    grads = [
+        gradient(use, leaf, other, delta)
+        for use, other, delta in zip(uses, others, deltas, strict=True)
+    ]
+    return squared(sum(grads, jnp.zeros_like(leaf)))

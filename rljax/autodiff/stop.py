@@ -1,0 +1,202 @@
+"""Where gradients stop: by separate arguments, or by a factor on the way back."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+Params = Any
+Loss = Callable[..., Any]
+
+
+def semi_gradient(loss: Loss, has_aux: bool = False) -> Callable[..., Any]:
+    r"""The gradient of a loss with its bootstrap held fixed, by argument separation.
+
+    .. math:: g(\theta) = \partial_1 L(\theta, \theta)
+
+    The function that comes back has the exact semi-gradient as its value, and stays
+    exact when it is differentiated: a stopped bootstrap would cut every path from
+    earlier updates through later targets, and a meta-gradient through two or more
+    updates would be wrong. So the loss itself must stop nothing: `stop="none"`.
+
+    Args:
+      loss: `loss(params, bootstrap_params, *args, **kwargs) -> []`, where
+        `bootstrap_params` make the target.
+      has_aux: `loss` returns a pair of the scalar and something else.
+
+    Returns:
+      `(params, *args, **kwargs) -> gradient` like `params`; a pair with the auxiliary
+      output if `has_aux`. Differentiable in all its arguments, any number of times.
+
+    Raises:
+      ValueError: `loss` is no function; when called, it returns no scalar, or `params`
+        is no tree of floating arrays.
+
+    Example:
+      >>> import jax
+      >>> from rljax.autodiff import semi_gradient
+      >>> from rljax.losses import td_learning
+      >>> def loss(v, v_bootstrap, discount):
+      ...     error = td_learning(v, 1.0, discount, 2 * v_bootstrap, stop="none")
+      ...     return 0.5 * error**2
+      >>> gradient = semi_gradient(loss)
+      >>> float(gradient(1.0, 0.25)), float(jax.grad(gradient)(1.0, 0.25))
+      (-0.5, 0.5)
+
+    References:
+      Sutton and Barto (2018), section 9.3, http://incompleteideas.net/book/the-book.html
+    """
+    return _gradient(jax.grad, loss, has_aux, separate=True)
+
+
+def value_and_semi_gradient(loss: Loss, has_aux: bool = False) -> Callable[..., Any]:
+    r"""A loss and its :func:`semi_gradient`, in one pass.
+
+    .. math:: L(\theta, \theta), \quad \partial_1 L(\theta, \theta)
+
+    Args:
+      loss: as in :func:`semi_gradient`.
+      has_aux: `loss` returns a pair of the scalar and something else.
+
+    Returns:
+      `(params, *args, **kwargs) -> (value, gradient)`; the value is a pair with the
+      auxiliary output if `has_aux`.
+
+    Raises:
+      ValueError: as :func:`semi_gradient`.
+
+    Example:
+      >>> import jax
+      >>> from rljax.autodiff import value_and_semi_gradient
+      >>> def loss(v, v_bootstrap, r):
+      ...     return 0.5 * (r + 0.5 * v_bootstrap - v) ** 2
+      >>> jax.tree.map(float, value_and_semi_gradient(loss)(2.0, 3.0))
+      (2.0, -2.0)
+
+    References:
+      Sutton and Barto (2018), section 9.3, http://incompleteideas.net/book/the-book.html
+    """
+    return _gradient(jax.value_and_grad, loss, has_aux, separate=True)
+
+
+def residual_gradient(loss: Loss, has_aux: bool = False) -> Callable[..., Any]:
+    r"""The whole gradient of a loss, through its bootstrap as well.
+
+    .. math:: g(\theta) = \partial_1 L(\theta, \theta) + \partial_2 L(\theta, \theta)
+
+    On squared errors of sampled transitions it converges, but to values that mix in
+    the variance of the successors (Sutton and Barto, 2018, example 11.2).
+
+    Args:
+      loss: as in :func:`semi_gradient`.
+      has_aux: `loss` returns a pair of the scalar and something else.
+
+    Returns:
+      `(params, *args, **kwargs) -> gradient` like `params`; a pair with the auxiliary
+      output if `has_aux`.
+
+    Raises:
+      ValueError: as :func:`semi_gradient`.
+
+    Example:
+      >>> from rljax.autodiff import residual_gradient
+      >>> def loss(v, v_bootstrap, r):
+      ...     return 0.5 * (r + 0.5 * v_bootstrap - v) ** 2
+      >>> residual_gradient(loss)(2.0, 3.0)
+      Array(-1., dtype=float32, weak_type=True)
+
+    References:
+      Baird (1995), https://doi.org/10.1016/B978-1-55860-377-6.50013-X
+    """
+    return _gradient(jax.grad, loss, has_aux, separate=False)
+
+
+def scale_gradient(x: Any, scale: ArrayLike) -> Any:
+    r"""The identity, through which the gradient comes multiplied.
+
+    .. math:: y = x, \qquad \partial y = c \, \partial x
+
+    In forward and reverse mode and at every order: derivative n of f(y) is
+    :math:`c^n f^{(n)}(x)`. The gradient, not the value, depends on `scale`, so a
+    meta-gradient reaches it. MuZero halves gradients at every step of its model; a
+    negative scale reverses them.
+
+    Args:
+      x: an array or a tree of arrays; integers pass unchanged.
+      scale: `[]`. The Python number 0 stops the gradient even where it is infinite.
+
+    Returns:
+      `x`, bit for bit.
+
+    Raises:
+      ValueError: `scale` is no scalar.
+
+    Example:
+      >>> import jax
+      >>> from rljax.autodiff import scale_gradient
+      >>> value_and_grad = jax.value_and_grad(lambda x: scale_gradient(x, 0.5) ** 2)
+      >>> jax.tree.map(float, value_and_grad(3.0))
+      (9.0, 3.0)
+
+    References:
+      Schrittwieser et al. (2020), appendix G, https://arxiv.org/abs/1911.08265
+      Ganin et al. (2016), section 4.2, https://arxiv.org/abs/1505.07818
+    """
+    if jnp.ndim(scale) != 0:
+        raise ValueError(f"scale: expected a scalar, got shape {jnp.shape(scale)}")
+    if isinstance(scale, int | float) and scale == 0:
+        return jax.lax.stop_gradient(x)
+
+    def leaf(x):
+        x = jnp.asarray(x)
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            return x
+        return _scale_gradient(x, jnp.asarray(scale, x.dtype))
+
+    return jax.tree.map(leaf, x)
+
+
+@jax.custom_jvp
+def _scale_gradient(x, scale):
+    del scale
+    return x
+
+
+_scale_gradient.defjvps(lambda x_dot, out, x, scale: scale * x_dot, None)
+
+
+def _gradient(transform: Any, loss: Loss, has_aux: bool, separate: bool) -> Any:
+    """`transform` is jax.grad or jax.value_and_grad, in `loss`'s first argument.
+
+    In the second one as well, unless `separate`.
+    """
+    if not callable(loss):
+        raise ValueError(f"loss: expected a function, got {loss!r}")
+
+    def gradient(params, *args, **kwargs):
+        check_params(params)
+
+        def inner(x):
+            output = loss(x, params if separate else x, *args, **kwargs)
+            value = output[0] if has_aux else output
+            if jnp.shape(value) != ():
+                raise ValueError(f"loss: expected a scalar, got {jnp.shape(value)}")
+            return output
+
+        return transform(inner, has_aux=has_aux)(params)
+
+    return gradient
+
+
+def check_params(params: Params) -> None:
+    """Raises ValueError unless every leaf is floating, and there is one."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError(f"params: expected a tree of floating arrays, got {params!r}")
+    for path, leaf in leaves:
+        dtype = getattr(leaf, "dtype", type(leaf))
+        if dtype is not float and not jnp.issubdtype(dtype, jnp.floating):
+            name = "params" + jax.tree_util.keystr(path)
+            raise ValueError(f"{name}: expected a floating array, got {dtype}")

@@ -1,0 +1,635 @@
+"""Per-transition gradients against vmap(grad), closed forms and bad input."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rljax import losses, networks
+from rljax.autodiff.per_transition import (
+    clipped_mean_grad,
+    gradient_statistics,
+    pairwise_cosine,
+    per_transition_grad_norms,
+    per_transition_grads,
+    value_and_grad_with_norms,
+)
+from rljax.types import Discrete
+
+B = 5
+
+
+def normal(seed, *shape):
+    values = np.random.default_rng(seed).normal(size=shape)
+    return jnp.asarray(values.astype(np.float32))
+
+
+def drawn(shapes, seed=3):
+    """Parameters without zero biases and equal scales, which would hide errors."""
+    leaves, treedef = jax.tree.flatten(shapes)
+    leaves = [0.5 * normal(seed + i, *x.shape) for i, x in enumerate(leaves)]
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def initial(module, x, seed=3):
+    return drawn(jax.eval_shape(module.init, jax.random.key(0), x), seed)
+
+
+def of_module(module, x, **kwargs):
+    """A loss of all outputs of a module, its parameters and a batch."""
+    params = initial(module, x[0])
+
+    def loss_fn(params, x):
+        y = module.apply(params, x, **kwargs)
+        return jnp.sum(jnp.sin(y + 0.1 * jnp.arange(y.size).reshape(y.shape)))
+
+    return loss_fn, params, x
+
+
+def images(*shape):
+    return (normal(1, B, *shape) > 0).astype(jnp.float32)
+
+
+def mlp():
+    net = networks.Critic(obs_ndim=1, hidden_sizes=(8, 7))
+    return of_module(net, normal(1, B, 6))
+
+
+def minatar():
+    net = networks.QNetwork(obs_ndim=3, num_actions=3, hidden_sizes=(8,))
+    return of_module(net, images(10, 10, 4))
+
+
+def dueling():
+    net = networks.QNetwork(1, 3, hidden_sizes=(8,), dueling=True)
+    return of_module(net, normal(1, B, 6))
+
+
+class Twice(nn.Module):
+    """A small matrix (direct form) or a large one (Gram form), applied twice."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.Dense(self.size)
+        return layer(nn.tanh(layer(x)))
+
+
+class Norms(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for layer in (nn.LayerNorm(), nn.RMSNorm(), nn.GroupNorm(num_groups=2)):
+            x = nn.silu(nn.Dense(8)(layer(x)))
+        return x
+
+
+class Embedding(nn.Module):
+    """Words occur more than once; tied: the table is also the last layer."""
+
+    count: int = 7
+    tied: bool = False
+
+    @nn.compact
+    def __call__(self, words):
+        table = nn.Embed(self.count, 3)
+        x = nn.tanh(table(words))
+        return table.attend(x) if self.tied else x
+
+
+class Unrolled(nn.Module):
+    """A cell for 8 steps, the first layer of an ensemble of vmapped ones."""
+
+    @nn.compact
+    def __call__(self, x):
+        cell, h = nn.GRUCell(5), jnp.ones(5)
+        for x_t in x:
+            h, _ = cell(h, x_t)
+        members = nn.vmap(
+            nn.Dense,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=None,
+            axis_size=3,
+        )
+        return members(4)(h)
+
+
+class Attention(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=4)(x, x)
+        x = nn.DenseGeneral((2, 3), axis=(-2, -1))(x)
+        return nn.DenseGeneral(4, batch_dims=(0,))(x)
+
+
+def embedding_batch():
+    return jnp.array([[0, 1, 1, 6], [2, 2, 2, 2], [3, 4, 5, 3], [0, 0, 1, 1], [6] * 4])
+
+
+def conv(channels, **kwargs):
+    return lambda: of_module(nn.Conv(**kwargs), normal(1, B, *channels))
+
+
+def actor_critic():
+    """Two networks in one tree, a log_std-like parameter and a vmapped time axis."""
+    actor = networks.Actor(1, Discrete(3), hidden_sizes=(8,))
+    critic = networks.Critic(1, hidden_sizes=(8,))
+    obs = normal(1, B, 4, 6)
+    params = {
+        "actor": initial(actor, obs[0]),
+        "critic": initial(critic, obs[0], 20),
+        "temperature": jnp.array(0.7),
+    }
+
+    def loss_fn(params, transition):
+        obs, action = transition
+        policy = actor.apply(params["actor"], obs)
+        v = jax.vmap(lambda x: critic.apply(params["critic"], x))(obs)
+        policy_loss = -policy.log_prob(action) * jax.lax.stop_gradient(1.0 - v)
+        return jnp.mean(policy_loss + params["temperature"] * jnp.square(1.0 - v))
+
+    return loss_fn, params, (obs, jnp.arange(B * 4).reshape(B, 4) % 3)
+
+
+def dqn(stop="bootstrap"):
+    """Current and next states through one network; a target network in the tree."""
+    net = networks.QNetwork(1, 3, hidden_sizes=(8,))
+    obs = normal(1, B, 2, 6)
+    online = initial(net, obs[0, 0])
+    params = {"online": online, "target": drawn(online, 9)}
+
+    def loss_fn(params, obs):
+        q_tm1, q_t = net.apply(params["online"], obs)
+        target = net.apply(jax.lax.stop_gradient(params["target"]), obs[1])
+        q_t = target if stop == "bootstrap" else q_t
+        return jnp.square(losses.q_learning(q_tm1, 1, 1.0, 0.9, q_t, stop=stop))
+
+    return loss_fn, params, obs
+
+
+def positions():
+    """Gram form: few positions and a large weight; also by transposed tying."""
+
+    def loss_fn(params, x):
+        return jnp.sum(jnp.sin(jnp.einsum("ti,oi->ot", x, params["w"]) - params["b"]))
+
+    params = {"w": normal(0, 16, 12), "b": normal(1, 1, 3)}
+    return loss_fn, params, normal(2, B, 3, 12)
+
+
+def transposed():
+    def loss_fn(w, x):
+        return jnp.sum(jnp.sin(jnp.tanh(x @ w) @ w.T))
+
+    return loss_fn, normal(0, 4, 6), normal(1, B, 4)
+
+
+def doubled():
+    """Casts, scalars, negative biases, columns of a table, a constant in between."""
+
+    def loss_fn(params, x):
+        y = x @ (0.5 * params["w"]) - params["b"]
+        y = y * params["s"].astype(y.dtype) + params["w"][:3].sum() * 0.0
+        return jnp.sum(y**2 * params["table"][:, jnp.array([0, 2, 0])].sum(0))
+
+    params = {"w": normal(0, 4, 3), "b": normal(1, 3), "s": jnp.array(0.7)}
+    return loss_fn, params | {"table": normal(2, 2, 3)}, normal(3, B, 4)
+
+
+GRAM_CONV = dict(features=64, kernel_size=(3, 3), strides=2)
+COVERED = {
+    "mlp": mlp,
+    "minatar": minatar,
+    "dueling": dueling,
+    "twice": lambda: of_module(Twice(2), normal(1, B, 2)),
+    "twice_gram": lambda: of_module(Twice(8), normal(1, B, 8)),
+    "norms": lambda: of_module(Norms(), normal(1, B, 3, 8)),
+    "embed": lambda: of_module(Embedding(), embedding_batch()),
+    "embed_gram": lambda: of_module(Embedding(40), embedding_batch()),
+    "embed_out_of_range": lambda: of_module(
+        Embedding(13), jnp.minimum(embedding_batch(), 5) - 2
+    ),
+    "tied": lambda: of_module(Embedding(tied=True), embedding_batch()),
+    "transposed": transposed,
+    "unrolled": lambda: of_module(Unrolled(), normal(1, B, 8, 3)),
+    "attention": lambda: of_module(Attention(), normal(1, B, 3, 4)),
+    "conv": conv((6, 5, 3), features=4, kernel_size=(3, 2), padding="VALID"),
+    "conv_gram": conv((5, 5, 8), **GRAM_CONV),
+    "conv_strided": conv(
+        (7, 6, 4), features=6, kernel_size=(3, 3), strides=(2, 1), kernel_dilation=2,
+        padding=((1, 2), (0, 3)), feature_group_count=2,
+    ),
+    "conv_1d": conv((9, 2), features=3, kernel_size=(4,), padding="CIRCULAR"),
+    "conv_transposed": lambda: of_module(
+        nn.ConvTranspose(3, (3, 3), strides=(2, 2)), normal(1, B, 4, 4, 2)
+    ),
+    "positions": positions,
+    "actor_critic": actor_critic,
+    "dqn": dqn,
+    "residual": lambda: dqn("none"),
+}  # fmt: skip
+
+
+def with_decay():
+    loss_fn, params, batch = mlp()
+
+    def decayed(params, x):
+        kernel = params["params"]["MLP_0"]["Dense_0"]["kernel"]
+        return loss_fn(params, x) + 0.1 * jnp.sum(kernel * kernel)
+
+    return decayed, params, batch
+
+
+def scanned():
+    cell = nn.RNN(nn.GRUCell(5))
+    return of_module(cell, normal(1, B, 8, 3))
+
+
+def rematerialised():
+    return of_module(nn.remat(Twice)(8), normal(1, B, 8))
+
+
+def frozen_statistics():
+    net = nn.BatchNorm(use_running_average=True)
+    statistics = {"mean": jnp.arange(3.0), "var": jnp.arange(1.0, 4.0)}
+
+    def loss_fn(params, x):
+        variables = {"params": params, "batch_stats": statistics}
+        return jnp.sum(net.apply(variables, x) ** 2)
+
+    params = {"scale": normal(0, 3), "bias": normal(1, 3)}
+    return loss_fn, params, normal(2, B, 3)
+
+
+FALLBACK = {
+    "decay": with_decay,
+    "scan": scanned,
+    "remat": rematerialised,
+    "odd_uses": doubled,
+}
+
+
+def oracle(loss_fn, params, batch):
+    @jax.jit
+    def run(params, batch):
+        grads = jax.vmap(jax.grad(loss_fn), (None, 0))(params, batch)
+        return grads, jax.vmap(optax.tree.norm)(grads)
+
+    return run(params, batch)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("method", "chunk_size"))
+def factored_norms(loss_fn, params, batch, method="factored", chunk_size=None):
+    return per_transition_grad_norms(
+        loss_fn, params, batch, method=method, chunk_size=chunk_size
+    )
+
+
+def weighted_mean(grads, weights):
+    return jax.tree.map(
+        lambda g: jnp.tensordot(jnp.asarray(weights, g.dtype), g, 1) / len(g), grads
+    )
+
+
+@pytest.mark.parametrize("name", COVERED | FALLBACK)
+def test_all_forms_equal_vmap_of_grad(name):
+    loss_fn, params, batch = (COVERED | FALLBACK)[name]()
+    grads, norms = oracle(loss_fn, params, batch)
+    weights = jnp.linspace(0.5, 2.0, B)
+    method = "factored" if name in COVERED else "auto"
+
+    @jax.jit
+    def run(params, batch):
+        only_norms = per_transition_grad_norms(loss_fn, params, batch, method=method)
+        return only_norms, value_and_grad_with_norms(loss_fn, params, batch, weights)
+
+    only_norms, (values, gradient, with_norms) = run(params, batch)
+    assert jnp.all(norms > 0)
+    np.testing.assert_allclose(only_norms, norms, rtol=1e-5)
+    np.testing.assert_allclose(with_norms, norms, rtol=1e-5)
+    np.testing.assert_allclose(
+        values, jax.vmap(loss_fn, (None, 0))(params, batch), rtol=1e-5, atol=1e-6
+    )
+    for g, expected in zip(
+        *map(jax.tree.leaves, (gradient, weighted_mean(grads, weights))), strict=True
+    ):
+        np.testing.assert_allclose(g, expected, rtol=1e-4, atol=1e-5)
+
+
+class Random(nn.Module):
+    """Layers by name and size; "shared" is the same one each time."""
+
+    layers: tuple[tuple[str, int], ...]
+
+    @nn.compact
+    def __call__(self, x):
+        shared = nn.Dense(4)
+        for kind, size in self.layers:
+            if kind == "shared":
+                x = shared(nn.Dense(4, use_bias=size > 4)(x))
+            elif kind == "conv":
+                x = nn.Conv(size, (size % 3 + 1,))(x)
+            elif kind == "norm":
+                x = nn.LayerNorm(use_bias=size > 4)(x)
+            else:
+                x = nn.DenseGeneral((size, 2))(x).reshape(len(x), -1)
+            x = nn.silu(x)
+        return x
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_architectures(seed):
+    rng = np.random.default_rng(seed)
+    kinds = rng.choice(["shared", "conv", "norm", "general"], size=4)
+    layers = tuple((str(kind), int(rng.integers(1, 9))) for kind in kinds)
+    x = normal(seed, B, int(rng.integers(1, 6)), 4)
+    loss_fn, params, x = of_module(Random(layers), x)
+    actual = factored_norms(loss_fn, params, x)
+    np.testing.assert_allclose(actual, oracle(loss_fn, params, x)[1], rtol=1e-5)
+
+
+def test_factored_names_what_is_not_covered():
+    with pytest.raises(ValueError, match=r"\['Dense_0'\]\['kernel'\] is used by"):
+        per_transition_grad_norms(*with_decay(), method="factored")
+    with pytest.raises(ValueError, match="is used by scan"):
+        per_transition_grad_norms(*scanned(), method="factored")
+    with pytest.raises(ValueError, match="params is used by the loss"):
+        per_transition_grad_norms(
+            lambda w, x: w, jnp.array(1.0), jnp.ones(2), method="factored"
+        )
+
+
+def test_a_scanned_layer_leaves_the_others_factored():
+    """An LSTM by lax.scan beside a plain layer: only the cell is loose."""
+    loss_fn, params, x = scanned()
+    w = normal(5, 3, 2)
+
+    def both(params, x):
+        return loss_fn(params["rnn"], jnp.tanh(x @ params["w"] @ params["w"].T))
+
+    tree = {"rnn": params, "w": w}
+    _, norms = oracle(both, tree, x)
+    np.testing.assert_allclose(
+        factored_norms(both, tree, x, method="auto"), norms, rtol=1e-5
+    )
+    with pytest.raises(ValueError) as error:
+        per_transition_grad_norms(both, tree, x, method="factored")
+    assert "params['w']" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["auto", "vmap"])
+def test_batch_normalisation(method):
+    net = nn.BatchNorm(use_running_average=False)
+    x = normal(0, B, 3, 2)
+    params = net.init(jax.random.key(0), x[0])
+
+    def loss_fn(weights, x):
+        variables = {**params, "params": weights}
+        return jnp.sum(net.apply(variables, x, mutable="batch_stats")[0] ** 3)
+
+    with pytest.raises(ValueError, match="batch statistics"):
+        per_transition_grad_norms(loss_fn, params["params"], x, method=method)
+    jitted = jax.jit(loss_fn)
+    jitted(params["params"], x[0])  # so that it is not traced again
+    with pytest.raises(ValueError, match="batch statistics"):
+        value_and_grad_with_norms(jitted, params["params"], x)
+    case = frozen_statistics()
+    np.testing.assert_allclose(
+        factored_norms(*case, method=method), oracle(*case)[1], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("method", ["factored", "vmap"])
+@pytest.mark.parametrize("chunk_size", [3, 8])
+def test_chunks_do_not_matter(method, chunk_size):
+    loss_fn, params, x = mlp()
+    actual = factored_norms(loss_fn, params, x, method=method, chunk_size=chunk_size)
+    np.testing.assert_allclose(actual, oracle(loss_fn, params, x)[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["factored", "vmap"])
+def test_zero_gradients_through_two_derivatives(method):
+    """Squared error of 0 in the first transition: norm |e| |x|, e = w x - y."""
+    x, y = jnp.array([[1.0, 2], [3, 4]]), jnp.array([3.0, 5.0])
+
+    def loss_fn(params, transition):
+        x, y = transition
+        return 0.5 * jnp.square(x @ params["w"] - y)
+
+    @jax.jit
+    def norms(w):
+        batch = (x, y)
+        return per_transition_grad_norms(loss_fn, {"w": w}, batch, method=method)
+
+    w = jnp.ones(2)
+    np.testing.assert_allclose(norms(w), [0, 10], rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(jax.jacrev(norms))(w), [[0, 0], [15, 20]], rtol=1e-6
+    )
+    second = jax.jit(jax.jacfwd(jax.jacrev(norms)))(w)
+    np.testing.assert_allclose(second, jnp.zeros((2, 2, 2)), atol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_derivative_of_norms_in_float64():
+    case = positions()
+    params, batch = jax.tree.map(lambda x: x.astype(jnp.float64), case[1:])
+
+    def total(method, params):
+        return per_transition_grad_norms(case[0], params, batch, method=method).sum()
+
+    slope = jax.jit(jax.value_and_grad(total, argnums=1), static_argnums=0)
+    value, grads = slope("factored", params)
+    assert value.dtype == jnp.float64
+    _, expected = slope("vmap", params)
+    for g, other in zip(*map(jax.tree.leaves, (grads, expected)), strict=True):
+        np.testing.assert_allclose(g, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["factored", "vmap"])
+def test_nan_is_not_hidden(method):
+    x = jnp.array([[1.0, 2.0], [jnp.nan, 1.0]])
+    norms = per_transition_grad_norms(
+        lambda w, x: jnp.sum(jnp.sin(x @ w)), jnp.ones((2, 2)), x, method=method
+    )
+    assert jnp.isfinite(norms[0]) and jnp.isnan(norms[1])
+
+
+def test_transforms():
+    """Several networks by vmap; a closed-over tracer; a jitted scan."""
+    loss_fn, params, x = mlp()
+    many = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
+
+    @jax.jit
+    def norms(scale, params):
+        def scaled(params, x):
+            return jax.jit(loss_fn)(params, scale * x)
+
+        return per_transition_grad_norms(scaled, params, x, method="factored")
+
+    both = jax.vmap(norms, (None, 0))(2.0, many)
+    twice = jax.tree.map(lambda p: p[1], many)
+    np.testing.assert_allclose(both[1], oracle(loss_fn, twice, 2 * x)[1], rtol=1e-5)
+    step = jax.jit(lambda c, scale: (c, norms(scale, params)))
+    _, scanned_norms = jax.lax.scan(step, 0, jnp.array([1.0, 2.0]))
+    np.testing.assert_allclose(scanned_norms[1], norms(2.0, params), rtol=1e-5)
+    slope = jax.jit(jax.jacfwd(norms))(2.0, params)
+    difference = (norms(2.01, params) - norms(1.99, params)) / 0.02
+    np.testing.assert_allclose(slope, difference, rtol=2e-2, atol=1e-2)
+
+
+def test_random_keys_in_the_batch():
+    def loss_fn(w, key):
+        return jnp.sum(jax.random.normal(key, (3,)) @ w)
+
+    keys = jax.random.split(jax.random.key(0), B)
+    actual = per_transition_grad_norms(loss_fn, normal(0, 3, 2), keys)
+    noise = jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
+    expected = jnp.sqrt(2 * jnp.sum(noise**2, axis=1))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_clipping():
+    loss_fn, params, x = minatar()
+    grads, norms = oracle(loss_fn, params, x)
+    bound = float(jnp.median(norms))
+    losses_, clipped, before = jax.jit(clipped_mean_grad, static_argnums=0)(
+        loss_fn, params, x, bound
+    )
+    np.testing.assert_allclose(before, norms, rtol=1e-5)
+    assert losses_.shape == (B,)
+    expected = weighted_mean(grads, jnp.minimum(1.0, bound / norms))
+    for g, other in zip(*map(jax.tree.leaves, (clipped, expected)), strict=True):
+        np.testing.assert_allclose(g, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_importance_sampling_by_norms():
+    """Sampling in proportion to norms: unbiased, with the smallest covariance."""
+    rng = np.random.default_rng(0)
+    g = rng.normal(size=(1000, 20)) * np.exp(rng.normal(size=(1000, 1)))
+    w = jnp.zeros((20,))
+    _, mean, norms = value_and_grad_with_norms(jnp.dot, w, jnp.asarray(g))
+    mean_square = jnp.sum(mean**2)
+    np.testing.assert_allclose(jnp.mean(norms**2) - mean_square, 125.78921, atol=5e-6)
+    np.testing.assert_allclose(jnp.mean(norms) ** 2 - mean_square, 48.57579, atol=5e-6)
+    p = norms / norms.sum()
+    weights = 1 / (1000 * p)
+    np.testing.assert_allclose(  # the trace of the covariance by its definition
+        jnp.sum(p * jnp.sum((weights[:, None] * g - mean) ** 2, axis=1)),
+        48.57579,
+        atol=5e-6,
+    )
+    weighted = value_and_grad_with_norms(jnp.dot, w, jnp.asarray(g), weights * p * 1000)
+    np.testing.assert_allclose(weighted[1], g.mean(axis=0), rtol=1e-12)
+
+
+def test_statistics():
+    """Unbiased over all batches of two from four gradients, without replacement."""
+    g = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    mean, centred = g.mean(axis=0), g - g.mean(axis=0)
+    trace = np.sum(centred**2) / 3
+    stats = gradient_statistics(jnp.linalg.norm(g, axis=1), {"w": mean})
+    np.testing.assert_allclose(stats.covariance_trace, trace, rtol=1e-5)
+    signal = np.sum(mean**2) - trace / 4
+    np.testing.assert_allclose(stats.mean_squared_norm, signal, rtol=1e-4)
+    np.testing.assert_allclose(
+        stats.signal_to_noise, np.sqrt(np.sum(mean**2) / trace), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        stats.noise_scale, trace / signal if signal > 0 else np.inf, rtol=1e-3
+    )
+    same = gradient_statistics(jnp.ones(3), jnp.ones(1))
+    assert same.noise_scale == 0 and same.signal_to_noise == jnp.inf
+    opposite = gradient_statistics(jnp.ones(2), jnp.zeros(1))
+    assert opposite.noise_scale == jnp.inf and opposite.signal_to_noise == 0
+    cosines = pairwise_cosine({"a": g[:, :1], "b": jnp.asarray(g[:, 1:]).at[3].set(0)})
+    np.testing.assert_allclose(jnp.diag(cosines), jnp.ones(4), rtol=1e-5)
+    expected = g[0] @ g[1] / np.linalg.norm(g[0]) / np.linalg.norm(g[1])
+    np.testing.assert_allclose(cosines[0, 1], expected, rtol=1e-4)
+    assert jnp.all(pairwise_cosine(jnp.zeros((2, 2))) == 0)
+
+
+def test_memory_is_that_of_a_batch_gradient():
+    """At B=1024 on the 400-256-256-6 MLP, where vmap(grad) needs 120 times as much."""
+    net = networks.QNetwork(1, 6, hidden_sizes=(256, 256))
+    x = jax.ShapeDtypeStruct((1024, 400), jnp.float32)
+    params = jax.eval_shape(net.init, jax.random.key(0), x)
+
+    def loss_fn(params, x):
+        return jnp.sum(net.apply(params, x) ** 2)
+
+    def batch_gradient(params, x):
+        return jax.grad(lambda p: jnp.mean(jax.vmap(loss_fn, (None, 0))(p, x)))(params)
+
+    def norms(params, x):
+        return per_transition_grad_norms(loss_fn, params, x, method="factored")
+
+    def with_norms(params, x):
+        return value_and_grad_with_norms(loss_fn, params, x)
+
+    temporary = [
+        jax.jit(f).lower(params, x).compile().memory_analysis().temp_size_in_bytes
+        for f in (batch_gradient, norms, with_norms)
+    ]
+    assert max(temporary[1:]) <= 2 * temporary[0], temporary
+
+
+def test_gram_form_where_it_is_smaller():
+    """A 64 x 64 layer applied twice: no product of that size per transition."""
+    x = jax.ShapeDtypeStruct((256, 64), jnp.float32)
+    params = jax.eval_shape(Twice(64).init, jax.random.key(0), x)
+
+    def loss_fn(params, x):
+        return jnp.sum(Twice(64).apply(params, x) ** 2)
+
+    compiled = factored_norms.lower(loss_fn, params, x).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * 256 * 64 * 64
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(loss_fn=lambda w, x: w), r"loss_fn returned .*\(2,\)"),
+        (dict(loss_fn=lambda w, x: (w[0], x)), "loss_fn returned"),
+        (dict(loss_fn=lambda w, x: 3), "loss_fn returned"),
+        (dict(batch={"a": jnp.ones((2, 2)), "b": jnp.ones(3)}), r"\['b'\]\": \(3,\)"),
+        (dict(batch=jnp.ones((0, 2))), r"'batch': \(0, 2\)"),
+        (dict(batch=jnp.array(1.0)), r"'batch': \(\)"),
+        (dict(batch=()), r"leading axes .* got \{\}"),
+        (dict(params=jnp.arange(2)), "params has dtype int32, expected floating"),
+        (dict(params={"w": "text"}), r"params\['w'\] has dtype"),
+        (dict(params={}), "no leaves"),
+    ],
+)
+def test_bad_input(changes, message):
+    given = dict(loss_fn=jnp.dot, params=jnp.ones(2), batch=jnp.ones((3, 2)))
+    functions = [
+        per_transition_grads,
+        per_transition_grad_norms,
+        value_and_grad_with_norms,
+        lambda **kwargs: clipped_mean_grad(**kwargs, max_norm=1.0),
+    ]
+    for function in functions:
+        function(**given)
+        with pytest.raises(ValueError, match=message):
+            function(**given | changes)
+
+
+def test_bad_options():
+    args = (jnp.dot, jnp.ones(2), jnp.ones((3, 2)))
+    with pytest.raises(ValueError, match="method='ghost', expected one of"):
+        per_transition_grad_norms(*args, method="ghost")
+    with pytest.raises(ValueError, match="chunk_size=0"):
+        per_transition_grad_norms(*args, chunk_size=0)
+    with pytest.raises(ValueError, match=r"weights of shape \(2,\), expected \(3,\)"):
+        value_and_grad_with_norms(*args, jnp.ones(2))
+    with pytest.raises(ValueError, match=r"norms of shape \(1,\)"):
+        gradient_statistics(jnp.ones(1), jnp.ones(2))
+    with pytest.raises(ValueError, match="unequal|equal leading axes"):
+        pairwise_cosine({"a": jnp.ones((2, 2)), "b": jnp.ones((3, 2))})
