@@ -147,7 +147,6 @@ def general_off_policy_returns_from_action_values(
         "q_t[K,A] a_t[K]:int r_t[K] discount_t[K] c_t[K] pi_t[K,A]",
         *(q_t, a_t, r_t, discount_t, c_t, pi_t),
     )
-    q_t, pi_t = stop_if(stop == "bootstrap", (q_t, pi_t))
     return general_off_policy_returns_from_q_and_v(
         jax.vmap(chosen)(q_t, a_t)[:-1],
         mean_value(pi_t, q_t),
