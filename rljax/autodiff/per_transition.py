@@ -75,9 +75,9 @@ def per_transition_grad_norms(
     look-ups are covered, whatever module does it: linen's Dense, DenseGeneral, Conv,
     LayerNorm, GroupNorm, RMSNorm, Embed and attention; vmapped, nested and repeated
     ones. Parameters used in any other way, or inside `lax.scan`, `cond` and `remat`,
-    are not. The norm is 0, with derivative 0, where the gradient is exactly 0. Where uses
-    of one weight cancel almost entirely, float32 leaves an error of about 3e-4 of one
-    use's norm; "vmap" does not.
+    are not. The norm is 0, with derivative 0, where the gradient is exactly 0. Where
+    uses of one weight cancel almost entirely, float32 leaves an error of about 3e-4 of
+    one use's norm; "vmap" does not.
 
     Args:
       loss_fn: `(params, transition) -> []`, the loss of one transition.
