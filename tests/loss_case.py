@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SIZES = {"T": 6, "A": 3, "N": 5, "M": 4, "D": 2, "K": 7, "B": 8}
+SIZES = {"T": 6, "A": 3, "N": 5, "M": 4, "D": 2, "K": 7}
 
 
 class Case(NamedTuple):

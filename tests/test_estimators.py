@@ -383,7 +383,7 @@ def test_refuses():
         (r"N > 0, got \[\(2,\), \(1,\)\]", lambda: score((x, x[:1]))),
         ("baseline='mean', expected", lambda: score(x, "mean")),
         ("at least two samples", lambda: score(x[:1], "leave_one_out")),
-        ("params: expected a floating array, got", lambda: score(x, params=3)),
+        ("params: expected an array of floats, got", lambda: score(x, params=3)),
         ("n=0", lambda: pathwise_gradient(jnp.add, jnp.sum, 1.0, key, 0)),
         ("kind='gaussian', expected", lambda: relax(x, "gaussian")),
         (r"logits\[A\].*\(1, 2\)", lambda: relax(x[None], "categorical")),

@@ -7,7 +7,6 @@ vmapped on CPU.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, get_args
 
 import distrax
@@ -18,13 +17,12 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 from jax.typing import ArrayLike
 
+from rljax.autodiff._checks import describe, floats
+from rljax.autodiff._spectrum import eigh, lanczos, matmul
 from rljax.types import Params
 
 VectorProduct = Callable[[Params], Params]
 Order = Literal["forward-over-reverse", "reverse-over-forward", "reverse-over-reverse"]
-
-# Accelerators round the factors of a matrix product; orthogonal bases do not bear it.
-_matmul = partial(jnp.matmul, precision="highest")
 
 
 def hvp(f: Callable[[Params], jax.Array], primals: Params, tangents: Params) -> Params:
@@ -56,7 +54,7 @@ def hvp(f: Callable[[Params], jax.Array], primals: Params, tangents: Params) -> 
     References:
       Pearlmutter (1994), https://doi.org/10.1162/neco.1994.6.1.147
     """
-    primals = _floats("primals", primals)
+    primals = floats("primals", primals)
     tangents = _like("tangents", tangents, "primals", primals)
     return jax.jvp(jax.grad(_scalar(f)), (primals,), (tangents,))[1]
 
@@ -93,7 +91,7 @@ def hvp_fn(
     References:
       Pearlmutter (1994), https://doi.org/10.1162/neco.1994.6.1.147
     """
-    primals = _floats("primals", primals)
+    primals = floats("primals", primals)
     gradient, product = jax.linearize(jax.grad(_scalar(f)), primals)
     return gradient, lambda v: product(_like("tangents", v, "primals", primals))
 
@@ -135,7 +133,7 @@ def hessian(
         raise ValueError(f"order={order!r}, expected one of {get_args(Order)}")
     jacobians = {"forward": jax.jacfwd, "reverse": jax.jacrev}
     outer, inner = (jacobians[mode] for mode in order.split("-over-"))
-    flat, unravel = ravel_pytree(_floats("x", x))
+    flat, unravel = ravel_pytree(floats("x", x))
     scalar = _scalar(f)
     return outer(inner(lambda flat: scalar(unravel(flat))))(flat)
 
@@ -172,7 +170,7 @@ def nth_derivative(f: Callable[[Any], Any], n: int) -> Callable[..., Any]:
     _check_count("n", n, 0)
 
     def derivative(x: Any, direction: Any = None) -> Any:
-        x = _floats("x", x)
+        x = floats("x", x)
         if direction is None:
             if not (isinstance(x, jax.Array) and x.ndim == 0):
                 raise ValueError(
@@ -230,10 +228,10 @@ def gauss_newton_vp(
     References:
       Schraudolph (2002), https://doi.org/10.1162/08997660260028683
     """
-    params = _floats("params", params)
+    params = floats("params", params)
     tangent = _like("tangent", tangent, "params", params)
     outputs, push = jax.linearize(network_fn, params)
-    curved = hvp(loss_fn, _floats("network_fn(params)", outputs), push(tangent))
+    curved = hvp(loss_fn, floats("network_fn(params)", outputs), push(tangent))
     return jax.linear_transpose(push, params)(curved)[0]
 
 
@@ -280,7 +278,7 @@ def fisher_vp(
       Amari (1998), https://doi.org/10.1162/089976698300017746
       Schulman et al. (2015), appendix C, https://arxiv.org/abs/1502.05477
     """
-    params = _floats("params", params)
+    params = floats("params", params)
     old = policy_fn(params)
     if kl is None and not isinstance(old, distrax.Distribution):
         raise ValueError(
@@ -335,7 +333,7 @@ def natural_gradient(
       Amari (1998), https://doi.org/10.1162/089976698300017746
       Martens (2010), https://www.cs.toronto.edu/~jmartens/docs/Deep_HessianFree.pdf
     """
-    gradient = _floats("gradient", gradient)
+    gradient = floats("gradient", gradient)
     _check_count("iterations", iterations, 1)
     for name, value in (("damping", damping), ("tol", tol)):
         if isinstance(value, (int, float)) and not value >= 0:
@@ -397,7 +395,7 @@ def top_eigenvalues(
       Lanczos (1950), https://doi.org/10.6028/jres.045.026
       Ghorbani et al. (2019), algorithm 1, https://arxiv.org/abs/1901.10159
     """
-    like = _floats("like", like)
+    like = floats("like", like)
     size = sum(leaf.size for leaf in jax.tree.leaves(like))
     _check_count("k", k, 1, size)
     iterations = max(20, 2 * k + 1) if iterations is None else iterations
@@ -413,13 +411,13 @@ def top_eigenvalues(
     def frozen(v: jax.Array) -> jax.Array:
         return jax.lax.stop_gradient(flat_product(v))
 
-    diagonal, beside, basis = _lanczos(frozen, flat, keys[1:])
+    diagonal, beside, basis = lanczos(frozen, flat, keys[1:])
     beside = beside[:-1]
-    ritz_values, rotation = _eigh(
+    ritz_values, rotation = eigh(
         jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
     )
     _, best = jax.lax.top_k(ritz_values, k)
-    vectors = _matmul(rotation[best], basis)
+    vectors = matmul(rotation[best], basis)
     return jax.vmap(lambda u: jnp.sum(u * flat_product(u)) / jnp.sum(u * u))(vectors)
 
 
@@ -457,7 +455,7 @@ def hutchinson_trace(
     References:
       Hutchinson (1990), https://doi.org/10.1080/03610919008812866
     """
-    like = _floats("like", like)
+    like = floats("like", like)
     _check_count("num_samples", num_samples, 1)
     keys = jax.random.split(key, num_samples)
     _, product = _linear(vp, jax.tree.map(jnp.ones_like, like))
@@ -468,78 +466,6 @@ def hutchinson_trace(
         return sum(jax.tree.leaves(terms), jnp.zeros((), dtype))
 
     return jnp.mean(jax.lax.map(quadratic, keys))
-
-
-# Lanczos iteration and the small eigenproblem that it leaves.
-
-
-def _lanczos(
-    product: Callable[[jax.Array], jax.Array], start: jax.Array, keys: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Diagonal `[m]`, off-diagonal `[m]` and basis `[m, P]`, one step per key.
-
-    Where the Krylov space is exhausted, it goes on from a fresh random vector.
-    """
-    tiny = 10 * jnp.finfo(start.dtype).eps
-
-    def orthogonal(x: jax.Array, basis: jax.Array) -> jax.Array:
-        for _ in range(2):  # twice is enough
-            x -= _matmul(_matmul(basis, x), basis)
-        return x
-
-    def unit(x: jax.Array) -> jax.Array:
-        norm = jnp.linalg.norm(x)
-        return x / jnp.where(norm > 0, norm, 1)
-
-    def step(carry: Any, inputs: Any) -> Any:
-        basis, q, scale = carry
-        i, key = inputs
-        basis = basis.at[i].set(q)
-        aq = product(q)
-        alpha = jnp.sum(q * aq)
-        rest = orthogonal(aq, basis)
-        beta = jnp.linalg.norm(rest)
-        scale = jnp.maximum(scale, jnp.maximum(jnp.abs(alpha), beta))
-        exhausted = beta <= tiny * scale
-        fresh = partial(jax.random.normal, key, q.shape, q.dtype)
-        q = jax.lax.cond(exhausted, lambda: orthogonal(fresh(), basis), lambda: rest)
-        return (basis, unit(q), scale), (alpha, jnp.where(exhausted, 0, beta))
-
-    basis = jnp.zeros((len(keys), start.size), start.dtype)
-    carry = (basis, unit(start), jnp.zeros((), start.dtype))
-    inputs = (jnp.arange(len(keys)), keys)
-    (basis, *_), (alpha, beta) = jax.lax.scan(step, carry, inputs)
-    return alpha, beta, basis
-
-
-def _eigh(matrix: jax.Array, sweeps: int = 12) -> tuple[jax.Array, jax.Array]:
-    """Eigenvalues `[m]`, unsorted, and eigenvectors in rows `[m, m]`.
-
-    Jacobi rotations in plain XLA operations: in each round the pairs (i, j) with
-    i + j = round, modulo m, are rotated at once. Convergence is quadratic;
-    Brent and Luk (1985), https://doi.org/10.1137/0906007, needed at most 10 sweeps.
-    """
-    size = len(matrix)
-    index = jnp.arange(size)
-
-    def rotate(i: Any, carry: Any) -> Any:
-        a, v = carry
-        partner = (i - index) % size
-        diagonal = jnp.diagonal(a)
-        gap = diagonal[partner] - diagonal
-        off = a[index, partner] + a[partner, index]  # twice the element
-        sign = jnp.sign(jnp.where(gap == 0, (partner - index).astype(a.dtype), gap))
-        below = jnp.abs(gap) + jnp.hypot(gap, off)
-        tangent = sign * off / jnp.where(below == 0, 1, below)  # 0 for partner == index
-        cosine = 1 / jnp.hypot(tangent, 1)
-        sine = -tangent * cosine
-        a = cosine[:, None] * a + sine[:, None] * a[partner]
-        a = cosine * a + sine * a[:, partner]
-        return a, cosine[:, None] * v + sine[:, None] * v[partner]
-
-    identity = jnp.eye(size, dtype=matrix.dtype)
-    a, v = jax.lax.fori_loop(0, sweeps * size, rotate, (matrix, identity))
-    return jnp.diagonal(a), v
 
 
 # What the public functions share.
@@ -569,28 +495,6 @@ def _draw(sampler: Any, key: jax.Array, like: Params) -> tuple[Any, Params]:
     return jnp.result_type(jnp.float32, *leaves), jax.tree.unflatten(structure, drawn)
 
 
-def _describe(leaf: Any) -> str:
-    try:
-        return jax.typeof(leaf).str_short()
-    except TypeError:
-        return repr(leaf)
-
-
-def _floats(name: str, tree: Any) -> Any:
-    """The tree with arrays as leaves; ValueError unless they are of real floats."""
-    leaves = jax.tree.leaves_with_path(tree)
-    if not leaves:
-        raise ValueError(f"{name}={tree!r} holds no array")
-    for path, leaf in leaves:
-        dtype = getattr(leaf, "dtype", type(leaf))
-        if dtype is not float and not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)}: "
-                f"expected an array of floats, got {_describe(leaf)}"
-            )
-    return jax.tree.map(jnp.asarray, tree)
-
-
 def _like(name: str, tree: Any, like_name: str, like: Any) -> Any:
     """The tree as arrays; ValueError unless structure, shapes, dtypes are as `like`'s.
 
@@ -600,24 +504,24 @@ def _like(name: str, tree: Any, like_name: str, like: Any) -> Any:
     if given != expected:
         raise ValueError(f"{name}: {given}, expected {expected} as {like_name}")
     for (path, x), y in zip(
-        jax.tree.leaves_with_path(_floats(name, tree)),
+        jax.tree.leaves_with_path(floats(name, tree)),
         jax.tree.leaves(like),
         strict=True,
     ):
         if x.shape != y.shape or not (x.dtype == y.dtype or jax.typeof(x).weak_type):
             raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)}: {_describe(x)}, "
-                f"expected {_describe(y)} as {like_name}"
+                f"{name}{jax.tree_util.keystr(path)}: {describe(x)}, "
+                f"expected {describe(y)} as {like_name}"
             )
     return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), tree, like)
 
 
 def _scalar(f: Callable[[Any], Any]) -> Callable[[Any], jax.Array]:
     def checked(x: Any) -> jax.Array:
-        y = _floats("f(x)", f(x))
+        y = floats("f(x)", f(x))
         if not (isinstance(y, jax.Array) and y.ndim == 0):
             raise ValueError(
-                f"f returned {jax.tree.map(_describe, y)}, expected a scalar float"
+                f"f returned {jax.tree.map(describe, y)}, expected a scalar float"
             )
         return y
 
@@ -625,7 +529,7 @@ def _scalar(f: Callable[[Any], Any]) -> Callable[[Any], jax.Array]:
 
 
 def _returning_floats(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda x: _floats("f(x)", f(x))
+    return lambda x: floats("f(x)", f(x))
 
 
 def _check_count(name: str, n: Any, least: int, most: int | None = None) -> None:

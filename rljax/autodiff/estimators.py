@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.autodiff.stop import check_params
+from rljax.autodiff._checks import floats
 
 Params = Any
 Kind = Literal["bernoulli", "categorical"]
@@ -202,7 +202,7 @@ def score_function_gradient(
       Williams (1992), https://doi.org/10.1007/BF00992696
       Kool et al. (2019), eq. 8, https://openreview.net/forum?id=r1lgTGL5DE
     """
-    check_params(params)
+    floats("params", params)
     shapes = [jnp.shape(x) for x in jax.tree.leaves(samples)]
     sizes = {shape[:1] for shape in shapes}
     if len(sizes) != 1 or sizes & {(), (0,)}:
@@ -262,7 +262,7 @@ def pathwise_gradient(
     References:
       Kingma and Welling (2014), section 2.4, https://arxiv.org/abs/1312.6114
     """
-    check_params(params)
+    floats("params", params)
     if n < 1:
         raise ValueError(f"{n=}, expected at least 1")
     keys = jax.random.split(key, n)

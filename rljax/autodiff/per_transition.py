@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from rljax.autodiff import _factored
+from rljax.autodiff._checks import floats
 
 LossFn = Callable[[Any, Any], jax.Array]
 Method = Literal["auto", "factored", "vmap"]
@@ -393,13 +394,7 @@ def _uncovered(traced: _factored.Trace, params: Any) -> str:
 
 def _checked(loss_fn: LossFn, params: Any, batch: Any) -> tuple[LossFn, Any, Any, Any]:
     """The arguments as arrays, with shape and dtype of one transition."""
-    if not jax.tree.leaves(params):
-        raise ValueError(f"params={params!r} has no leaves, expected floating arrays")
-    for path, x in jax.tree_util.tree_leaves_with_path(params):
-        dtype = getattr(x, "dtype", type(x))
-        if dtype is not float and not jnp.issubdtype(dtype, jnp.floating):
-            name = f"params{jax.tree_util.keystr(path)}"
-            raise ValueError(f"{name} has dtype {dtype}, expected floating")
+    params = floats("params", params)
     batch, transition = _checked_batch(batch, "batch")
 
     # A jitted loss traced before is not traced again: what it wraps is.
@@ -409,7 +404,6 @@ def _checked(loss_fn: LossFn, params: Any, batch: Any) -> tuple[LossFn, Any, Any
         with nn.intercept_methods(_refuse_batch_statistics):
             return inner(params, transition)
 
-    params = jax.tree.map(jnp.asarray, params)
     out = jax.eval_shape(guarded, params, transition)
     given = jax.tree.leaves(out)
     scalar = len(given) == 1 and given[0] is out and out.shape == ()

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from rljax.autodiff._checks import floats
+
 Params = Any
 Loss = Callable[..., Any]
 
@@ -176,7 +178,7 @@ def _gradient(transform: Any, loss: Loss, has_aux: bool, separate: bool) -> Any:
         raise ValueError(f"loss: expected a function, got {loss!r}")
 
     def gradient(params, *args, **kwargs):
-        check_params(params)
+        floats("params", params)
 
         def inner(x):
             output = loss(x, params if separate else x, *args, **kwargs)
@@ -188,15 +190,3 @@ def _gradient(transform: Any, loss: Loss, has_aux: bool, separate: bool) -> Any:
         return transform(inner, has_aux=has_aux)(params)
 
     return gradient
-
-
-def check_params(params: Params) -> None:
-    """Raises ValueError unless every leaf is floating, and there is one."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    if not leaves:
-        raise ValueError(f"params: expected a tree of floating arrays, got {params!r}")
-    for path, leaf in leaves:
-        dtype = getattr(leaf, "dtype", type(leaf))
-        if dtype is not float and not jnp.issubdtype(dtype, jnp.floating):
-            name = "params" + jax.tree_util.keystr(path)
-            raise ValueError(f"{name}: expected a floating array, got {dtype}")

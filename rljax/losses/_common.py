@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 Stop = Literal["bootstrap", "target", "none"]
+AxisName = str | tuple[str, ...] | None
 
 _ARGUMENT = re.compile(r"(\w+)\[(.*?)\](\|\[\])?(?::(\w+))?")
 _TYPES = {"": float, "int": int, "bool": bool}

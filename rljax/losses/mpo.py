@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.losses._common import Stop, check_arrays, check_stop, stop_if
+from rljax.losses._common import AxisName, Stop, check_arrays, check_stop, stop_if
 
 Projection = Callable[[jax.Array], jax.Array]
-AxisName = str | tuple[str, ...] | None
 
 
 @jax.tree_util.register_dataclass
@@ -145,15 +144,11 @@ def mpo_loss(
     kl_loss, alpha_loss = compute_parametric_kl_penalty_and_dual_loss(
         kl_constraints, projection_operator, stop=stop
     )
-    loss = (
-        policy_loss * policy_loss_weight
-        + temperature_loss * temperature_loss_weight
-        + kl_loss * kl_loss_weight
-        + alpha_loss * alpha_loss_weight
-    )
-    return loss, MpoOutputs(
+    outputs = MpoOutputs(
         temperature_loss, policy_loss, kl_loss, alpha_loss, weights, num_samples
     )
+    loss_weights = (temperature_loss_weight, policy_loss_weight)
+    return _weighted(outputs, *loss_weights, kl_loss_weight, alpha_loss_weight), outputs
 
 
 def mpo_compute_weights_and_temperature_loss(
@@ -391,15 +386,11 @@ def vmpo_loss(
     kl_loss, alpha_loss = compute_parametric_kl_penalty_and_dual_loss(
         kl_constraints, projection_operator, stop=stop
     )
-    loss = (
-        policy_loss * policy_loss_weight
-        + temperature_loss * temperature_loss_weight
-        + kl_loss * kl_loss_weight
-        + alpha_loss * alpha_loss_weight
-    )
-    return loss, MpoOutputs(
+    outputs = MpoOutputs(
         temperature_loss, policy_loss, kl_loss, alpha_loss, weights, num_samples
     )
+    loss_weights = (temperature_loss_weight, policy_loss_weight)
+    return _weighted(outputs, *loss_weights, kl_loss_weight, alpha_loss_weight), outputs
 
 
 def vmpo_compute_weights_and_temperature_loss(
@@ -494,6 +485,12 @@ def vmpo_compute_weights_and_temperature_loss(
     _, log_sum = weigh(temperature)
     log_mean = log_sum - jnp.log(jnp.where(num_samples > 0, num_samples, 1))
     return temperature * (epsilon + log_mean), weights, num_samples
+
+
+def _weighted(outputs: MpoOutputs, *weights: ArrayLike) -> jax.Array:
+    """The sum of the four losses, weighted, in the order of the outputs."""
+    losses = zip(outputs, weights, strict=False)
+    return sum((loss * weight for loss, weight in losses), jnp.zeros(()))
 
 
 def _top_k(

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.losses._common import check_arrays, chosen
+from rljax.losses._common import AxisName, check_arrays, chosen
 from rljax.losses.basic import batched_index
 
 Params = Mapping[str, jax.Array]
-AxisName = str | tuple[str, ...] | None
 
 
 class PopArtState(NamedTuple):

@@ -360,7 +360,7 @@ def persistent_q_learning(
     return stop_if(stop == "target", target_tm1) - chosen(q_tm1, a_tm1)
 
 
-def _soft_value(q: jax.Array, temperature: ArrayLike) -> jax.Array:
+def _soft_maximum(q: jax.Array, temperature: ArrayLike) -> jax.Array:
     """Returns temperature * logsumexp(q / temperature) of `[A]`, however cold."""
     q_max = jax.lax.stop_gradient(jnp.max(q))  # cancels, and its gradient with it
     possible = q > -jnp.inf  # masked actions would have NaN gradients
@@ -423,7 +423,7 @@ def soft_q_learning(
         "q_tm1[A] a_tm1[]:int r_t[] discount_t[] q_t[A] entropy_temperature[]",
         *(q_tm1, a_tm1, r_t, discount_t, q_t, entropy_temperature),
     )
-    v_t = _soft_value(stop_if(stop == "bootstrap", q_t), entropy_temperature)
+    v_t = _soft_maximum(stop_if(stop == "bootstrap", q_t), entropy_temperature)
     target_tm1 = r_t + discount_t * v_t
     return stop_if(stop == "target", target_tm1) - chosen(q_tm1, a_tm1)
 
@@ -500,10 +500,10 @@ def munchausen_q_learning(
     # Temperature times log-probability without forming either: finite however cold,
     # and without the greatest value, which would round it away.
     below_tm1 = target_q_tm1 - jax.lax.stop_gradient(jnp.max(target_q_tm1))
-    v_tm1 = _soft_value(below_tm1, entropy_temperature)
+    v_tm1 = _soft_maximum(below_tm1, entropy_temperature)
     scaled_log_pi_tm1 = chosen(below_tm1, a_tm1) - v_tm1
     bonus_tm1 = munchausen_coefficient * jnp.clip(scaled_log_pi_tm1, clip_value_min, 0)
-    v_t = _soft_value(q_t, entropy_temperature)
+    v_t = _soft_maximum(q_t, entropy_temperature)
     target_tm1 = r_t + bonus_tm1 + discount_t * v_t
     return stop_if(stop == "target", target_tm1) - chosen(q_tm1, a_tm1)
 

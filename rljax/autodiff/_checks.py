@@ -1,0 +1,29 @@
+"""What the tools ask of their arguments."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def describe(leaf: Any) -> str:
+    """Dtype and shape, or what it is instead of an array."""
+    try:
+        return jax.typeof(leaf).str_short()
+    except TypeError:
+        return repr(leaf)
+
+
+def floats(name: str, tree: Any) -> Any:
+    """The tree with arrays as leaves; ValueError unless they are of real floats."""
+    leaves = jax.tree.leaves_with_path(tree)
+    if not leaves:
+        raise ValueError(f"{name}: expected arrays of floats, got {tree!r}")
+    for path, leaf in leaves:
+        dtype = getattr(leaf, "dtype", type(leaf))
+        if dtype is not float and not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)}: "
+                f"expected an array of floats, got {describe(leaf)}"
+            )
+    return jax.tree.map(jnp.asarray, tree)
