@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
 from rljax import distributions, losses, networks, prng
+from rljax.sharding import side_by_side
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 _MINATAR = dict(
@@ -111,6 +112,7 @@ def make(spec: Spec) -> Agent:
         act=functools.partial(act, spec),
         observe=lambda config, state, rollout: state,
         update=functools.partial(update, spec),
+        parts=2,
     )
 
 
@@ -226,8 +228,7 @@ def update(
     progress = jnp.minimum(state.step / config.total_steps, 1.0)
     rate = config.learning_rate * (1.0 - progress if config.anneal else 1.0)
 
-    def fit(loss: Any, params: Params, opt_state: Any) -> tuple[Any, Any, Metrics]:
-        flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
+    def fit(loss: Any, start: Any, unravel: Any) -> tuple[Any, Metrics]:
         grad = jax.grad(lambda f, b: loss(spec, config, unravel(f), b), has_aux=True)
 
         def step(carry: Any, index: jax.Array) -> tuple[Any, Metrics]:
@@ -236,11 +237,15 @@ def update(
             updates, opt_state = optimizer(config).update(grads, opt_state)
             return (optax.tree.add_scale(flat, -rate, updates), opt_state), metrics
 
-        (flat, opt_state), metrics = jax.lax.scan(step, (flat, opt_state), index)
-        return unravel(flat), opt_state, jax.tree.map(jnp.mean, metrics)
+        end, metrics = jax.lax.scan(step, start, index)
+        return end, jax.tree.map(jnp.mean, metrics)
 
-    # Two loops, not one: each network is small enough to stay in cache.
-    new_actor, actor_opt, metrics = fit(actor_loss, state.actor, state.actor_opt)
-    new_critic, critic_opt, more = fit(critic_loss, state.critic, state.critic_opt)
-    state = State(new_actor, new_critic, actor_opt, critic_opt, state.step + size)
-    return state, metrics | more
+    flat_actor, unravel_actor = ravel_pytree(state.actor)  # one vector: one kernel
+    flat_critic, unravel_critic = ravel_pytree(state.critic)  # in Adam
+    # Two loops, not one: each network stays in cache, of its own core if there are two.
+    ((new_actor, actor_opt), metrics), ((new_critic, critic_opt), more) = side_by_side(
+        lambda: fit(actor_loss, (flat_actor, state.actor_opt), unravel_actor),
+        lambda: fit(critic_loss, (flat_critic, state.critic_opt), unravel_critic),
+    )
+    params = unravel_actor(new_actor), unravel_critic(new_critic)
+    return State(*params, actor_opt, critic_opt, state.step + size), metrics | more

@@ -1,11 +1,16 @@
-"""Independent runs, one group per device."""
+"""Independent runs, one group per device; independent parts of one run, one each."""
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
+
+_RUNS, _PARTS = "runs", "parts"  # axes of the mesh
 
 
 def set_cpu_devices(num_devices: int) -> None:
@@ -44,7 +49,9 @@ def runs_at_once(num_envs: int) -> int:
     return max(1, 16 // num_envs)
 
 
-def map_runs(run: Callable[..., Any], at_once: int = 1) -> Callable[..., Any]:
+def map_runs(
+    run: Callable[..., Any], at_once: int = 1, parts: int = 1
+) -> Callable[..., Any]:
     """Map a function over the leading axis of its arguments, split over devices.
 
     On each device the runs go one group after the other on CPU, where batching
@@ -54,6 +61,8 @@ def map_runs(run: Callable[..., Any], at_once: int = 1) -> Callable[..., Any]:
       run: function of arrays, for one run; for example
         `lambda key: train.train(agent, env, config, key)`.
       at_once: at most this many runs are vmapped on CPU; see `runs_at_once`.
+      parts: on CPU, where that many devices are left for each run, they all follow
+        it and share out what it gives to `side_by_side`; usually `agent.parts`.
 
     Returns:
       The same function with a leading axis `[R]` on every argument and result.
@@ -66,6 +75,9 @@ def map_runs(run: Callable[..., Any], at_once: int = 1) -> Callable[..., Any]:
 
     def one_device(args: Any) -> Any:
         runs = _length(args)
+        if runs == 1:
+            result = run(*jax.tree.map(lambda x: x[0], args))
+            return jax.tree.map(lambda x: x[None], result)
         group = runs
         if jax.default_backend() == "cpu":
             group = _largest_divisor(runs, at_once)
@@ -75,16 +87,111 @@ def map_runs(run: Callable[..., Any], at_once: int = 1) -> Callable[..., Any]:
         return jax.lax.map(lambda a: run(*a), args, batch_size=size)
 
     def mapped(*args: Any) -> Any:
-        devices = jax.devices()
-        devices = devices[: _largest_divisor(_length(args), len(devices))]
-        mesh = Mesh(devices, ("runs",))
-        specs = PartitionSpec("runs")
         shards = jax.shard_map(
-            one_device, mesh=mesh, in_specs=(specs,), out_specs=specs, check_vma=False
+            one_device,
+            mesh=_mesh(_length(args), parts),
+            in_specs=(PartitionSpec(_RUNS),),
+            out_specs=PartitionSpec(_RUNS),
+            check_vma=False,
         )
         return jax.jit(shards)(args)
 
     return mapped
+
+
+def side_by_side(*branches: Callable[[], Any]) -> tuple[Any, ...]:
+    """Call functions that do not depend on each other, on two devices or on one.
+
+    In a program that `map_runs` spreads with `parts`, every device calls its share
+    of the functions, and one exchange gives all results to all. Anywhere else they
+    are called one after the other. Derivatives are exact either way.
+
+    Args:
+      *branches: functions without arguments that return trees of arrays.
+
+    Returns:
+      Their results, in order.
+
+    Example:
+      >>> a, b = side_by_side(lambda: jnp.sin(0.0), lambda: {"x": jnp.arange(2)})
+      >>> float(a), b["x"].tolist()
+      (0.0, [0, 1])
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if _PARTS not in mesh.axis_names:
+        return tuple(branch() for branch in branches)
+    functions, inputs = zip(*(jax.closure_convert(b) for b in branches), strict=True)
+
+    def shared(inputs: Any) -> tuple[Any, ...]:
+        calls = list(zip(functions, inputs, strict=True))
+        shapes = [jax.eval_shape(f, *x) for f, x in calls]
+        sizes = [sum(_num_words(x) for x in jax.tree.leaves(s)) for s in shapes]
+        parts = mesh.shape[_PARTS]
+
+        def share(part: int) -> jax.Array:
+            return jnp.concatenate(
+                [
+                    _words(f(*x)) if i % parts == part else jnp.zeros(size, jnp.uint32)
+                    for i, ((f, x), size) in enumerate(zip(calls, sizes, strict=True))
+                ]
+            )
+
+        shares = [partial(share, part) for part in range(parts)]
+        words = jax.lax.switch(jax.lax.axis_index(_PARTS), shares)
+        pieces = jnp.split(jax.lax.psum(words, _PARTS), np.cumsum(sizes)[:-1])
+        return tuple(map(_from_words, pieces, shapes))
+
+    # psum of bits has no derivative; that of the functions needs no exchange.
+    def all_here(inputs: Any) -> tuple[Any, ...]:
+        return tuple(f(*x) for f, x in zip(functions, inputs, strict=True))
+
+    exact = jax.custom_jvp(shared)
+    exact.defjvp(lambda x, dx: jax.jvp(all_here, x, dx))
+    return exact(inputs)
+
+
+def _mesh(runs: int, parts: int) -> Mesh:
+    """Devices `[runs or a divisor, parts or 1]`."""
+    devices = jax.devices()
+    rows = _largest_divisor(runs, len(devices))
+    on_cpu = jax.default_backend() == "cpu"
+    columns = parts if on_cpu and rows * parts <= len(devices) else 1
+    if columns == 1:
+        return Mesh(devices[:rows], (_RUNS,))
+    grid = np.array(devices[: rows * columns]).reshape(rows, columns)
+    return Mesh(grid, (_RUNS, _PARTS))
+
+
+def _words(tree: Any) -> jax.Array:
+    """The bits of all leaves, one vector of 32-bit words."""
+    wide = [x.astype(_wide(x.dtype)) for x in jax.tree.leaves(tree)]
+    words = [jax.lax.bitcast_convert_type(x, jnp.uint32).ravel() for x in wide]
+    return jnp.concatenate(words)
+
+
+def _from_words(words: jax.Array, like: Any) -> Any:
+    """Undo `_words`; `like` has the shapes and dtypes."""
+    leaves, structure = jax.tree.flatten(like)
+    sizes = [_num_words(x) for x in leaves]
+    out = []
+    for x, piece in zip(leaves, jnp.split(words, np.cumsum(sizes)[:-1]), strict=True):
+        wide = _wide(x.dtype)
+        pair = (2,) if wide.itemsize == 8 else ()
+        wide_x = jax.lax.bitcast_convert_type(piece.reshape(*x.shape, *pair), wide)
+        out.append(wide_x.astype(x.dtype))
+    return structure.unflatten(out)
+
+
+def _num_words(x: Any) -> int:
+    return x.size * _wide(x.dtype).itemsize // 4
+
+
+def _wide(dtype: Any) -> np.dtype:
+    """The dtype itself, or one of 32 bits that holds all its values."""
+    if dtype.itemsize >= 4:
+        return np.dtype(dtype)
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    return np.dtype(np.float32 if floating else np.int32)
 
 
 def _length(tree: Any) -> int:

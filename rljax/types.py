@@ -75,6 +75,7 @@ class Agent(NamedTuple):
              -> (action[N, ...], memory, extras)`
     observe: `(config, state, rollout) -> state`, store only (warm-up)
     update:  `(config, state, rollout, key) -> (state, metrics)`
+    parts:   how many functions `update` gives to `sharding.side_by_side`
     """
 
     init: Callable[..., Any]
@@ -82,6 +83,7 @@ class Agent(NamedTuple):
     act: Callable[..., tuple[jax.Array, Any, Any]]
     observe: Callable[..., Any]
     update: Callable[..., tuple[Any, Metrics]]
+    parts: int = 1
 
 
 class TrainState(NamedTuple):

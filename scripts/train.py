@@ -165,7 +165,8 @@ def train_in_chunks(
     start = train.warm_up_iterations(run.config) * train.steps_per_iteration(run.config)
     chunk = jax.jit(
         run.map_runs(
-            lambda ts: train.run(agent, env, run.config, ts, iterations, iterations)
+            lambda ts: train.run(agent, env, run.config, ts, iterations, iterations),
+            agent.parts,
         ),
         donate_argnums=0,
     )

@@ -11,7 +11,7 @@ PROGRAM = Path(__file__).with_name("hang_check.py")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attempt", range(20))
-@pytest.mark.parametrize("num_seeds", [16, 64])
+@pytest.mark.parametrize("num_seeds", [1, 16, 64])
 @pytest.mark.parametrize("agent", ["ppo", "dqn"])
 def test_a_fresh_process_ends(agent, num_seeds, attempt):
     result = subprocess.run(

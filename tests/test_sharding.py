@@ -73,10 +73,63 @@ TWO_DEVICES = """
 """
 
 
-def test_two_devices():
+SIDE_BY_SIDE = """
+    from rljax import sharding
+    sharding.set_cpu_devices(2)
+
+    import chex
+    import jax
+    import jax.numpy as jnp
+    from rljax import agents, envs, train
+
+    def branches(x, y):  # more of them than devices; one needs no input
+        return sharding.side_by_side(
+            lambda: {"a": jnp.sin(x) * y, "b": x > y, "c": (x * y).astype("bfloat16")},
+            lambda: (jnp.stack([x * y**2, -0.0 * x]), jnp.int32(7)),
+            lambda: jnp.exp(x),
+        )
+
+    def total(xy):
+        tree = jax.tree.leaves(branches(*xy))
+        return sum(jnp.sum(leaf.astype(jnp.float32)) ** 2 for leaf in tree)
+
+    xy = jnp.array([0.5, 1.0]), jnp.array([2.0, 0.25])
+    for function in (
+        branches,
+        lambda *xy: jax.grad(total)(xy),
+        lambda *xy: jax.hessian(total)(xy),
+    ):
+        one_each = sharding.map_runs(function, parts=2)  # two runs: nothing to spare
+        alone = [sharding.map_runs(function, parts=2)(*(x[i:i+1] for x in xy))
+                 for i in range(2)]
+        shared = jax.tree.map(lambda *x: jnp.concatenate(x), *alone)
+        assert all(len(x.sharding.device_set) == 2 for x in jax.tree.leaves(alone))
+        expected = jax.vmap(function)(*xy)
+        chex.assert_trees_all_equal_shapes_and_dtypes(shared, expected)
+        chex.assert_trees_all_close(shared, expected, rtol=1e-6)
+        chex.assert_trees_all_close(one_each(*xy), expected, rtol=1e-6)
+    x, y = (x[:1] for x in xy)
+    assert jnp.signbit(sharding.map_runs(branches, parts=2)(x, y)[1][0][0, 1])
+
+    ppo, env = agents.get("ppo"), envs.make("CartPole-v1")
+    agent = ppo.make(env.spec)
+    config = ppo.Config(num_envs=2, rollout_length=16, total_steps=64)
+    key = jax.random.key(0)
+    fn = lambda key: train.train(agent, env, config, key)[0].agent
+    mapped = jax.jit(sharding.map_runs(fn, parts=agent.parts)).lower(key[None])
+    program = mapped.compile()
+    assert program.as_text().count(" all-reduce(") == 1
+    state = jax.tree.map(lambda x: x[0], program(key[None]))
+    chex.assert_trees_all_close(state, jax.jit(fn)(key), rtol=1e-4, atol=1e-6)
+    print("equal")
+"""
+
+
+@pytest.mark.parametrize("program", [TWO_DEVICES, SIDE_BY_SIDE])
+def test_two_devices(program):
     environ = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"}
     result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(TWO_DEVICES)],
+        [sys.executable, "-c", textwrap.dedent(program)],
         env=environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,

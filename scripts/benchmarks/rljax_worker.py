@@ -5,6 +5,7 @@ import functools
 import time
 
 import jax
+import jax.numpy as jnp
 from protocol import measure, print_result, read_job, result
 
 from rljax import sharding
@@ -14,7 +15,7 @@ def main():
     """Compiles the training of all seeds, then times it."""
     job = read_job()
     seeds, hyper = job["seeds"], job["hyper"]
-    sharding.set_cpu_devices(min(job["cores"], seeds))
+    sharding.set_cpu_devices(job["cores"])
     from rljax import agents, envs, train  # not before: gymnax's import starts jax
 
     imported = time.time()
@@ -26,23 +27,18 @@ def main():
     config = dataclasses.replace(module.Config(), **hyper, total_steps=job["steps"])
     config.validate()
 
-    key = jax.random.key(job["seed"])
-    train_one = functools.partial(train.train, agent)
-    if seeds > 1:
-        key = jax.random.split(key, seeds)
-        one_seed = functools.partial(train_one, env, config)
-        function = jax.jit(
-            sharding.map_runs(one_seed, sharding.runs_at_once(config.num_envs))
-        )
-        arguments = (key,)
-    else:
-        function, arguments = jax.jit(train_one), (env, config, key)
+    keys = jax.vmap(jax.random.key)(job["seed"] + jnp.arange(seeds))
+    function = sharding.map_runs(
+        functools.partial(train.train, agent, env, config),
+        sharding.runs_at_once(config.num_envs),
+        agent.parts,
+    )
     begin = time.perf_counter()
-    compiled = function.lower(*arguments).compile()
+    compiled = jax.jit(function).lower(keys).compile()
     compile_s = time.perf_counter() - begin
 
     def run():
-        state, _ = jax.block_until_ready(compiled(*arguments))
+        state, _ = jax.block_until_ready(compiled(keys))
         return int(state.step.sum())
 
     ready = time.time()
