@@ -1,6 +1,7 @@
 """Evaluate a trained run: `python scripts/evaluate.py runs/NAME --episodes 128`."""
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,6 +59,8 @@ def draw(path: Path, run: common.Run, state: Any) -> None:
     Raises:
       ValueError: the environment cannot be drawn, or what draws it is not installed.
     """
+    for driver in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):  # pygame needs no screen
+        os.environ.setdefault(driver, "dummy")
     from gymnax.visualize import Visualizer
 
     agent, env = run.build()
