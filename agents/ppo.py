@@ -27,6 +27,7 @@ _MINATAR = dict(
     activation="relu",
     clip_value=False,
 )
+_GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 PRESETS: dict[str, dict[str, Any]] = {
     "Pendulum-v1": dict(
         learning_rate=1e-3,
@@ -38,12 +39,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         num_minibatches=8,
         clip_value=False,
     ),
-    "Asterix-MinAtar": _MINATAR,
-    "Breakout-MinAtar": _MINATAR,
-    "Freeway-MinAtar": _MINATAR,
-    "Seaquest-MinAtar": _MINATAR,
-    "SpaceInvaders-MinAtar": _MINATAR,
-}
+} | {f"{game}-MinAtar": _MINATAR for game in _GAMES}
 
 
 @jax.tree_util.register_dataclass
