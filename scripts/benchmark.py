@@ -1,21 +1,19 @@
-"""Measure rljax beside its peers: same work, same hyperparameters, one call.
+"""Measure rljax: beside its peers, and its gradients beside ordinary ones.
 
     python scripts/benchmark.py --suite speed
     python scripts/benchmark.py --only ppo-4 dqn-10k --repeats 3
     python scripts/benchmark.py --no-peers
+    python scripts/benchmark.py --suite autodiff
 
-Every measurement is a fresh process (`benchmarks/*_worker.py`). The libraries take
+Every measurement is a fresh process (`benchmarks/*_worker.py`). What is compared takes
 turns, A B A B, so that a machine that drifts slows both; ratios are taken pair by
-pair. The peers live in a virtual environment of their own, built on first use.
+pair. In the suite `speed` all libraries do the same work with the same
+hyperparameters; the peers live in a virtual environment of their own, built on first
+use. The suite `autodiff` is in benchmarks/autodiff.py.
 """
 
-import csv
 import dataclasses
-import datetime
-import json
-import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,6 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
+from benchmarks import autodiff, report
+from benchmarks.protocol import run_worker
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 WORKERS = pathlib.Path(__file__).resolve().parent / "benchmarks"
@@ -83,6 +83,10 @@ class Work:
     peers: tuple[str, ...] = ("rejax",)
     short: dict[str, int] = dataclasses.field(default_factory=dict)  # fewer steps for
 
+    def __str__(self) -> str:
+        """The line of --list."""
+        return f"{self.name:10} {self.text} ({', '.join((RLJAX, *self.peers))})"
+
 
 SPEED = (
     Work(
@@ -127,23 +131,24 @@ SPEED = (
         short={"rejax": 20_000},
     ),
 )
-SUITES = {"speed": SPEED}
+SUITES = {"speed": SPEED, "autodiff": autodiff.WORKS}
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Measure rljax beside its peers, one table and one CSV per call."""
+    """Measure rljax, one table and one CSV per call."""
 
-    suite: Literal["speed"] = "speed"
-    """What to measure."""
+    suite: Literal["speed", "autodiff"] = "speed"
+    """What to measure: training beside peers, or gradients beside ordinary ones."""
     only: tuple[str, ...] = ()
     """Names of works, as in --list; all of them unless given."""
     repeats: int = 5
-    """Measurements of each library on each work."""
-    out: pathlib.Path = pathlib.Path("runs/benchmark/speed.csv")
-    """One row per measurement; an older file of that name is replaced."""
+    """Measurements of each library, or comparison, on each work."""
+    out: pathlib.Path | None = None
+    """One row per measurement; runs/benchmark/<suite>.csv unless given. An older file
+    of that name is replaced."""
     peers: bool = True
-    """Measure the peers too."""
+    """Measure the peers too. This and what follows on peers is for the suite speed."""
     list_works: Annotated[bool, tyro.conf.arg(name="list")] = False
     """Print the works of the suite and stop."""
     timeout: float = 180.0
@@ -177,6 +182,16 @@ class Row:
     versions: str
     machine: str
     date: str
+
+    @property
+    def failed(self) -> bool:
+        """There is no rate."""
+        return self.steps_per_s is None
+
+    def __str__(self) -> str:
+        """The line that tells of progress."""
+        rate = f"{self.steps_per_s:,.0f} steps/s" if self.steps_per_s else self.note
+        return f"{self.work} {self.library} #{self.repeat}: {rate}"
 
 
 # ---- the peers' environment ----------------------------------------------------------
@@ -213,67 +228,15 @@ def job(work: Work, library: str, seed: int) -> dict[str, Any]:
         "full_steps": work.steps * work.seeds,
         "seeds": work.seeds,
         "seed": seed,
-        "cores": cores(),
+        "cores": report.cores(),
         "hyper": work.hyper,
     }
-
-
-def run_worker(
-    python: str | pathlib.Path,
-    script: pathlib.Path,
-    job: dict[str, Any],
-    timeout: float,
-) -> dict[str, Any]:
-    """Runs one worker to its end.
-
-    Returns: the result of the worker, or only a `note` that says what went wrong.
-    """
-    hidden = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
-    environ = {k: v for k, v in os.environ.items() if k not in hidden}
-    argument = json.dumps(job | {"start": time.time()})
-    try:
-        done = subprocess.run(
-            [str(python), str(script), argument],
-            capture_output=True,
-            text=True,
-            timeout=timeout,  # kills this process and no other
-            env=environ,
-        )
-    except subprocess.TimeoutExpired:
-        return {"note": f"hang: no result after {timeout:g} s"}
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"note": f"failed: exit status {done.returncode}: {last}"}
-    try:
-        return json.loads(done.stdout.strip().splitlines()[-1])
-    except (IndexError, json.JSONDecodeError):
-        return {"note": f"failed: no result in {done.stdout[-200:]!r}"}
-
-
-def cores() -> int:
-    """Returns how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def host() -> str:
-    """Returns the processor and how many cores this process may use."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    return f"{model}, {cores()} cores"
 
 
 def make_row(
     suite: str, work: str, library: str, repeat: int, result: dict[str, Any]
 ) -> Row:
     """Returns the result of a worker as a row."""
-    device = result.get("device", "cpu")
-    machine = host() if device == "cpu" else f"{host()}, {device}"
     names = [f.name for f in dataclasses.fields(Row)]
     values: dict[str, Any] = {name: result.get(name) for name in names}
     values |= {
@@ -281,10 +244,7 @@ def make_row(
         "work": work,
         "library": library,
         "repeat": repeat,
-        "note": result.get("note", ""),
-        "versions": result.get("versions", ""),
-        "machine": machine,
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        **report.circumstances(result),
     }
     return Row(**values)
 
@@ -315,17 +275,12 @@ def measure_all(
                     continue
                 result = measure(work, library, repeat)
                 row = make_row(suite, work.name, library, repeat, result)
-                if row.steps_per_s is None:
+                if row.failed:
                     broken.add(library)
                 yield row
 
 
 # ---- the table -----------------------------------------------------------------------
-
-
-def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Returns minimum, median and maximum."""
-    return min(values), statistics.median(values), max(values)
 
 
 def ratios(rows: Sequence[Row], work: str, peer: str, field: str) -> list[float]:
@@ -360,43 +315,30 @@ HEADER = (
 def table_line(rows: Sequence[Row], work: str, library: str) -> list[str]:
     """Returns the cells of one library on one work."""
     mine = [row for row in rows if (row.work, row.library) == (work, library)]
-    good = [row for row in mine if row.steps_per_s is not None]
+    good = [row for row in mine if not row.failed]
     notes = "; ".join(dict.fromkeys(row.note for row in mine if row.note))
     if not good:
         return [work, library, *["-"] * (len(HEADER) - 3), notes]
-    rates = [f"{v:,.0f}" for v in spread([r.steps_per_s or 0.0 for r in good])]
+    rates = [f"{v:,.0f}" for v in report.spread([r.steps_per_s or 0.0 for r in good])]
     compile_s = statistics.median(r.compile_s or 0.0 for r in good)
     cold_start = statistics.median(r.cold_start_s or 0.0 for r in good)
     against = ["", ""]
     if library != RLJAX:
         faster = ratios(rows, work, library, "steps_per_s")
         colder = ratios(rows, work, library, "cold_start_s")
-        against = [ratio_text(faster), ratio_text([1 / value for value in colder])]
+        against = [
+            report.ratio_text(faster),
+            report.ratio_text([1 / value for value in colder]),
+        ]
     seconds = [f"{compile_s:.1f}", f"{cold_start:.1f}"]
     return [work, library, *rates, *seconds, *against, notes]
-
-
-def ratio_text(values: Sequence[float]) -> str:
-    """Returns "median (minimum-maximum)"."""
-    if not values:
-        return "-"
-    low, middle, high = spread(values)
-    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
 
 
 def format_table(rows: Sequence[Row]) -> str:
     """Returns the table of all works and libraries, columns aligned."""
     keys = dict.fromkeys((row.work, row.library) for row in rows)
-    lines = [list(HEADER), *(table_line(rows, *key) for key in keys)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
-    left = (0, 1, len(HEADER) - 1)  # words; the other columns are numbers
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i in left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    lines = [HEADER, *(table_line(rows, *key) for key in keys)]
+    return report.align(lines, left=(0, 1, len(HEADER) - 1))
 
 
 # ---- the command ---------------------------------------------------------------------
@@ -411,32 +353,8 @@ def select(works: Sequence[Work], only: Sequence[str]) -> list[Work]:
     return [work for work in works if not only or work.name in only]
 
 
-def write_csv(path: pathlib.Path, rows: Iterator[Row]) -> list[Row]:
-    """Writes rows as they come, so that a run broken off keeps what it has."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = []
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in dataclasses.fields(Row)])
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(dataclasses.asdict(row))
-            file.flush()
-            rate = f"{row.steps_per_s:,.0f} steps/s" if row.steps_per_s else row.note
-            print(f"{row.work} {row.library} #{row.repeat}: {rate}", flush=True)
-            written.append(row)
-    return written
-
-
-def main(args: Args) -> None:
-    """Measures, prints the table, writes the CSV."""
-    works = select(SUITES[args.suite], args.only)
-    if args.list_works:
-        for work in works:
-            print(f"{work.name:10} {work.text} ({', '.join((RLJAX, *work.peers))})")
-        return
-    if args.repeats < 1:
-        raise SystemExit(f"--repeats {args.repeats}: must be at least 1")
-    begin = time.time()
+def speed_rows(args: Args, works: Sequence[Work]) -> Iterator[Row]:
+    """Returns the rows of the suite speed, measured as they are asked for."""
     pythons = {RLJAX: pathlib.Path(sys.executable)}
     if args.peers:
         pythons |= dict.fromkeys(("rejax", "sb3"), peers_python(args))
@@ -446,14 +364,42 @@ def main(args: Args) -> None:
         asked = job(work, library, seed=repeat)
         return run_worker(pythons[library], script, asked, args.timeout)
 
-    found = measure_all(args.suite, works, tuple(pythons), args.repeats, measure)
-    rows = write_csv(args.out, found)
+    return measure_all(args.suite, works, tuple(pythons), args.repeats, measure)
+
+
+def autodiff_rows(args: Args, works: Sequence[autodiff.Work]) -> Iterator[autodiff.Row]:
+    """Returns the rows of the suite autodiff, measured as they are asked for."""
+    script = WORKERS / "autodiff_worker.py"
+    return autodiff.measure_all(
+        works,
+        args.repeats,
+        lambda asked: run_worker(sys.executable, script, asked, args.timeout),
+    )
+
+
+def main(args: Args) -> None:
+    """Measures, prints the table, writes the CSV."""
+    works: list[Any] = select(SUITES[args.suite], args.only)
+    if args.list_works:
+        for work in works:
+            print(work)
+        return
+    if args.repeats < 1:
+        raise SystemExit(f"--repeats {args.repeats}: must be at least 1")
+    begin = time.time()
+    out = args.out or pathlib.Path(f"runs/benchmark/{args.suite}.csv")
+    if args.suite == "speed":
+        rows = report.write_csv(out, Row, speed_rows(args, works))
+        table = format_table(rows)
+    else:
+        rows = report.write_csv(out, autodiff.Row, autodiff_rows(args, works))
+        table = autodiff.format_table(rows)
     machines = dict.fromkeys(row.machine for row in rows)
     versions = dict.fromkeys(row.versions for row in rows if row.versions)
     print(f"\n{'; '.join(machines)}\n{'; '.join(versions)}\n")
-    print(format_table(rows))
-    print(f"\n{len(rows)} rows in {args.out}, {time.time() - begin:.0f} s")
-    if any(row.steps_per_s is None for row in rows):
+    print(table)
+    print(f"\n{len(rows)} rows in {out}, {time.time() - begin:.0f} s")
+    if any(row.failed for row in rows):
         raise SystemExit(1)
 
 

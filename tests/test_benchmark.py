@@ -5,10 +5,15 @@ import pathlib
 import subprocess
 import sys
 import time
+import types
 
+import chex
+import jax
+import jax.numpy as jnp
 import pytest
 
 SCRIPTS = pathlib.Path(__file__).resolve().parents[1] / "scripts"
+sys.path[:0] = [str(SCRIPTS), str(SCRIPTS / "benchmarks")]  # as for a script
 
 
 def load(path):
@@ -21,7 +26,9 @@ def load(path):
 
 
 benchmark = load(SCRIPTS / "benchmark.py")
-protocol = load(SCRIPTS / "benchmarks" / "protocol.py")
+worker = load(SCRIPTS / "benchmarks" / "autodiff_worker.py")
+autodiff, report = benchmark.autodiff, benchmark.report
+protocol = importlib.import_module("benchmarks.protocol")
 
 WORK = benchmark.Work("w", "", "ppo", 1000, {"num_envs": 2}, peers=("rejax", "sb3"))
 
@@ -88,7 +95,7 @@ def test_libraries_take_turns_and_a_broken_one_drops_out():
     assert asked == turns
     assert [(row.library, row.repeat) for row in rows] == turns
     assert rows[3].note == "hang" and rows[3].steps_per_s is None
-    assert rows[0].machine == f"{benchmark.host()}, NVIDIA X"
+    assert rows[0].machine == f"{report.host()}, NVIDIA X"
 
 
 def test_csv_keeps_what_was_measured_before_an_interrupt(tmp_path):
@@ -100,7 +107,7 @@ def test_csv_keeps_what_was_measured_before_an_interrupt(tmp_path):
 
     path = tmp_path / "new" / "speed.csv"
     with pytest.raises(KeyboardInterrupt):
-        benchmark.write_csv(path, interrupted())
+        report.write_csv(path, benchmark.Row, interrupted())
     with path.open(newline="") as file:
         first, failed = csv.DictReader(file)
     assert set(first) == {f.name for f in dataclasses.fields(benchmark.Row)}
@@ -196,6 +203,8 @@ def test_select():
     assert [work.name for work in chosen] == ["ppo-4", "dqn-10k"]
     with pytest.raises(SystemExit, match="unknown work ppo-5; one of: ppo-4,"):
         benchmark.select(benchmark.SPEED, ("ppo-4", "ppo-5"))
+    with pytest.raises(SystemExit, match="unknown work ppo-4; one of: norms-mlp,"):
+        benchmark.main(benchmark.Args(suite="autodiff", only=("ppo-4",)))
 
 
 def test_peers_environment_is_built_once(tmp_path, monkeypatch):
@@ -235,10 +244,11 @@ def test_peers_python_must_exist(tmp_path):
         benchmark.peers_python(args)
 
 
-def test_list(capsys):
-    benchmark.main(benchmark.Args(list_works=True))
+@pytest.mark.parametrize("suite", benchmark.SUITES)
+def test_list(suite, capsys):
+    benchmark.main(benchmark.Args(suite=suite, list_works=True))
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert names == [work.name for work in benchmark.SPEED]
+    assert names == [work.name for work in benchmark.SUITES[suite]]
 
 
 def test_main_measures_prints_and_writes(tmp_path, monkeypatch, capsys):
@@ -259,3 +269,134 @@ def test_main_measures_prints_and_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "run_worker", lambda *_: {"note": "hang"})
     with pytest.raises(SystemExit):
         benchmark.main(args)
+
+
+# The suite autodiff.
+
+PAIR = autodiff.Work(
+    "w", "", (autodiff.Comparison("a", "b", "<= 2"), autodiff.Comparison("c", "b"))
+)
+
+
+def found(*numbers):
+    names = ("ratio", "what_value", "against_value")
+    measurements = [dict(zip(names, each, strict=True)) for each in numbers]
+    return {"measurements": measurements, "versions": "jax 9", "device": "NVIDIA X"}
+
+
+def small(work):
+    return dataclasses.asdict(
+        dataclasses.replace(work, hidden_sizes=(8,), batch=4, rounds=1, sample_s=0.0)
+    ) | {"seed": 0}
+
+
+def test_functions_take_turns(monkeypatch):
+    calls, now = [], 0.0
+
+    def function(name, *seconds):
+        def call():
+            nonlocal now
+            calls.append(name)
+            now += seconds[min(calls.count(name), len(seconds)) - 1]
+
+        return call
+
+    clock = types.SimpleNamespace(perf_counter=lambda: now)
+    monkeypatch.setattr(protocol, "time", clock)
+    a = function("a", 99.0, *[2.0] * 3, *[4.0] * 5, 6.0)  # compiles at its first call
+    pairs = protocol.alternate(a, function("b", 8.0), 2, sample_s=9.5)
+    assert pairs == [(4.0, 8.0), (6.0, 8.0)]
+    assert "".join(calls) == "aaaabbbb" + 2 * ("aaaaa" + "bbb")
+
+
+def test_autodiff_ratio_is_the_median_of_the_turns(monkeypatch):
+    pairs = [(0.002, 0.001), (0.009, 0.003), (0.004, 0.004)]
+    monkeypatch.setattr(worker, "alternate", lambda *_: pairs)
+    numbers = worker.milliseconds(small(PAIR), abs, abs, 0)
+    assert numbers == {"ratio": 2.0, "what_value": 4.0, "against_value": 3.0}
+
+
+def test_autodiff_table():
+    rows = [
+        *autodiff.make_rows(PAIR, 0, found((1.0, 4.0, 4.0), (0.5, 3.0, 6.0))),
+        *autodiff.make_rows(PAIR, 1, found((3.0, 6.0, 2.0), (0.7, 3.5, 5.0))),
+        *autodiff.make_rows(PAIR, 2, {"note": "hang"}),
+    ]
+    assert rows[0].machine == f"{report.host()}, NVIDIA X"
+    assert rows[0].versions == "jax 9" and rows[0].date[:2] == "20"
+    header, first, second = autodiff.format_table(rows).splitlines()
+    assert " ".join(first.split()) == "w a / b 2.00 (1.00-3.00) <= 2 5.00 3.00 ms hang"
+    assert " ".join(second.split()) == "w c / b 0.60 (0.50-0.70) 3.25 5.50 ms hang"
+    assert header.index("bar") + len("bar") == first.index("<= 2") + len("<= 2")
+
+
+def test_autodiff_work_that_fails_is_not_repeated():
+    jobs = []
+
+    def measure(job):
+        jobs.append((job["name"], job["seed"]))
+        good = job["name"] == "good"
+        return found((1.0, 1.0, 1.0), (1.0, 1.0, 1.0)) if good else {"note": "hang"}
+
+    works = [dataclasses.replace(PAIR, name=name) for name in ("bad", "good")]
+    rows = list(autodiff.measure_all(works, 2, measure))
+    assert jobs == [("bad", 0), ("good", 0), ("good", 1)]
+    assert [row.failed for row in rows] == [True, True, *[False] * 4]
+    assert str(rows[0]) == "bad #0: a / b: hang"
+    assert str(rows[2]) == "good #0: a / b: 1.000"
+    line = autodiff.format_table(rows[:1]).splitlines()[1]
+    assert " ".join(line.split()) == "bad a / b - <= 2 - - ms hang"
+
+
+def test_autodiff_works_name_functions():
+    for work in autodiff.WORKS:
+        names = {name for c in work.comparisons for name in (c.what, c.against)}
+        assert names <= set(worker.functions(None))
+
+
+@pytest.mark.parametrize(("unit", "shape"), [("ms", (10, 10, 4)), ("MB", (7,))])
+def test_autodiff_worker(unit, shape):
+    pair = autodiff.Comparison("norms", "grad")
+    work = dataclasses.replace(PAIR, comparisons=(pair,), unit=unit, obs_shape=shape)
+    obs = worker.make(small(work))[1].obs
+    assert obs.shape == (4, *shape)
+    assert obs.dtype == (bool if len(shape) == 3 else jnp.float32)
+    (row,) = autodiff.make_rows(work, 0, worker.run(small(work)))
+    assert row.ratio > 0 and row.what_value > 0 and row.against_value > 0
+    assert row.unit == unit and row.versions.startswith("rljax ")
+
+
+def test_autodiff_compares_functions_of_equal_results():
+    network, inputs = worker.make(small(PAIR))
+    functions = worker.functions(network)
+    results = jax.jit(lambda x: {name: f(x) for name, f in functions.items()})(inputs)
+    norms = results["norms vmap"]
+    chex.assert_trees_all_close(results["norms"], norms, rtol=1e-4)
+    for end in ("", " weighted"):
+        value, grad = results[f"value_and_grad{end}"]
+        losses, mean_grad, same = results[f"value_and_grad_with_norms{end}"]
+        weights = inputs.weights if end else 1.0
+        chex.assert_trees_all_close(mean_grad, grad, rtol=1e-4, atol=1e-5)
+        chex.assert_trees_all_close(jnp.mean(weights * losses), value, rtol=1e-5)
+        chex.assert_trees_all_close(same, norms, rtol=1e-4)
+    grad = results["value_and_grad"][1]
+    chex.assert_trees_all_close(grad, results["grad"], rtol=1e-4, atol=1e-5)
+    for name in ("hvp", "gauss_newton_vp", "fisher_vp"):
+        chex.assert_trees_all_equal_shapes(results[name], inputs.params)
+
+
+def test_main_measures_autodiff(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny = dataclasses.replace(autodiff.WORKS[0], batch=4, hidden_sizes=(8,), rounds=1)
+    monkeypatch.setitem(benchmark.SUITES, "autodiff", (tiny,))
+    benchmark.main(benchmark.Args(suite="autodiff", repeats=1))
+    with (tmp_path / "runs" / "benchmark" / "autodiff.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert set(first) == {f.name for f in dataclasses.fields(autodiff.Row)}
+    assert (first["what"], first["against"]) == ("norms", "grad")
+    assert float(first["ratio"]) > 0 and first["bar"] == "<= 0.7"
+    printed = capsys.readouterr().out
+    assert first["machine"] in printed and first["versions"] in printed
+    monkeypatch.setattr(benchmark, "run_worker", lambda *_: {"note": "hang"})
+    with pytest.raises(SystemExit):
+        benchmark.main(benchmark.Args(suite="autodiff", repeats=1))

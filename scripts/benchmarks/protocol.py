@@ -6,15 +6,48 @@ file imports the standard library only, so that a worker imports just what it me
 """
 
 import json
+import math
+import os
+import pathlib
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-Job = dict[str, Any]  # see `job` in ../benchmark.py
-Result = dict[str, Any]  # see `result`
+Job = dict[str, Any]  # see `job` in ../benchmark.py, and autodiff.Work
+Result = dict[str, Any]  # see `result`, and `run` in autodiff_worker.py
+
+
+def run_worker(
+    python: str | pathlib.Path, script: pathlib.Path, job: Job, timeout: float
+) -> Result:
+    """Runs one worker to its end.
+
+    Returns: the result of the worker, or only a `note` that says what went wrong.
+    """
+    hidden = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
+    environ = {k: v for k, v in os.environ.items() if k not in hidden}
+    argument = json.dumps(job | {"start": time.time()})
+    try:
+        done = subprocess.run(
+            [str(python), str(script), argument],
+            capture_output=True,
+            text=True,
+            timeout=timeout,  # kills this process and no other
+            env=environ,
+        )
+    except subprocess.TimeoutExpired:
+        return {"note": f"hang: no result after {timeout:g} s"}
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return {"note": f"failed: exit status {done.returncode}: {last}"}
+    try:
+        return json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, json.JSONDecodeError):
+        return {"note": f"failed: no result in {done.stdout[-200:]!r}"}
 
 
 def read_job() -> Job:
@@ -38,6 +71,42 @@ def measure(
         steps = run()
         seconds.append(time.perf_counter() - begin)
     return seconds, steps
+
+
+def alternate(
+    what: Callable[[], Any], against: Callable[[], Any], rounds: int, sample_s: float
+) -> list[tuple[float, float]]:
+    """Times two functions in turns, A B A B: a machine that drifts slows both.
+
+    Both are called before that, to compile and to learn how long a call takes.
+
+    Args:
+      what: one function; it returns when its work is done.
+      against: the other.
+      rounds: samples of each.
+      sample_s: seconds that a sample takes about, or longer: it is 3 calls or more.
+
+    Returns: seconds per call of `what` and `against`, for each round.
+    """
+
+    def seconds(function: Callable[[], Any], calls: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(calls):
+            function()
+        return (time.perf_counter() - begin) / calls
+
+    both = []
+    for function in (what, against):
+        function()
+        calls = max(3, math.ceil(sample_s / seconds(function, 3)))
+        both.append((function, calls))
+    first, second = both
+    return [(seconds(*first), seconds(*second)) for _ in range(rounds)]
+
+
+def versions(*packages: str) -> str:
+    """Returns the versions of distributions, as a row holds them."""
+    return ", ".join(f"{p} {metadata.version(p)}" for p in packages)
 
 
 def result(
@@ -81,7 +150,7 @@ def result(
         "compile_s": compile_s,
         "cold_start_s": cold_start,
         "note": "cold start extrapolated" if extrapolated else "",
-        "versions": ", ".join(f"{p} {metadata.version(p)}" for p in packages),
+        "versions": versions(*packages),
         "device": device,
     }
 

@@ -1,0 +1,1 @@
+"""What scripts/benchmark.py is made of, and the processes that it starts."""
