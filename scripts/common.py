@@ -73,12 +73,11 @@ class Run:
         count = min(counts, key=lambda n: (-iterations % n, -n))
         return count, -(-iterations // count)
 
-    def map_runs(
-        self, function: Callable[..., Any], parts: int = 1
-    ) -> Callable[..., Any]:
-        """Map a function of one seed over seeds, on all devices."""
+    def map_runs(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Map a function of one seed over seeds, always on the same devices."""
+        agent, _ = self.build()
         at_once = sharding.runs_at_once(self.config.num_envs)
-        return sharding.map_runs(function, at_once, parts)
+        return sharding.map_runs(function, at_once, agent.parts)
 
     def initial_state(self) -> Callable[[jax.Array], TrainState]:
         """Function from `keys()` to the state at the start, a leading axis per seed."""

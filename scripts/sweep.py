@@ -117,7 +117,7 @@ def main() -> None:
     begin = time.monotonic()
     values = jnp.repeat(jnp.asarray(grid, jnp.float32), options.seeds, axis=0)
     keys = jnp.tile(run.keys(), len(grid))
-    returns = np.asarray(run.map_runs(one, agent.parts)(values, keys)).mean(axis=1)
+    returns = np.asarray(run.map_runs(one)(values, keys)).mean(axis=1)
     report(names, grid, returns.reshape(len(grid), options.seeds), options.out)
     steps = (
         len(values) * train.num_iterations(config) * train.steps_per_iteration(config)

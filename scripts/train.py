@@ -165,8 +165,7 @@ def train_in_chunks(
     start = train.warm_up_iterations(run.config) * train.steps_per_iteration(run.config)
     chunk = jax.jit(
         run.map_runs(
-            lambda ts: train.run(agent, env, run.config, ts, iterations, iterations),
-            agent.parts,
+            lambda ts: train.run(agent, env, run.config, ts, iterations, iterations)
         ),
         donate_argnums=0,
     )
