@@ -487,10 +487,19 @@ def vmpo_compute_weights_and_temperature_loss(
     return temperature * (epsilon + log_mean), weights, num_samples
 
 
-def _weighted(outputs: MpoOutputs, *weights: ArrayLike) -> jax.Array:
-    """The sum of the four losses, weighted, in the order of the outputs."""
-    losses = zip(outputs, weights, strict=False)
-    return sum((loss * weight for loss, weight in losses), jnp.zeros(()))
+def _weighted(
+    outputs: MpoOutputs,
+    temperature_weight: ArrayLike,
+    policy_weight: ArrayLike,
+    kl_weight: ArrayLike,
+    alpha_weight: ArrayLike,
+) -> jax.Array:
+    return (
+        outputs.temperature_loss * temperature_weight
+        + outputs.policy_loss * policy_weight
+        + outputs.kl_loss * kl_weight
+        + outputs.alpha_loss * alpha_weight
+    )
 
 
 def _top_k(
