@@ -2,6 +2,8 @@
 
 Double: van Hasselt et al. (2016), https://arxiv.org/abs/1509.06461.
 Dueling: Wang et al. (2016), https://arxiv.org/abs/1511.06581.
+Munchausen: Vieillard et al. (2020), https://arxiv.org/abs/2007.14430.
+Noisy: Fortunato et al. (2018), https://arxiv.org/abs/1706.10295.
 """
 
 import dataclasses
@@ -14,8 +16,9 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import distributions, losses, networks, replay
-from rljax.types import Agent, Discrete, Metrics, Params, Rollout, Spec, Transition
+from rljax import distributions, losses, networks, priority, replay
+from rljax.replay import Windows
+from rljax.types import Agent, Discrete, Metrics, Params, Rollout, Spec
 
 PRESETS: dict[str, dict[str, Any]] = {}
 
@@ -33,12 +36,20 @@ class Config:
     epsilon_eval: float = 0.0  # in evaluation
     max_grad_norm: float = 1e3  # global norm at which gradients are clipped
     target_rate: float = 0.01  # how far the target moves to the online network, 1: copy
+    priority_exponent: float = 0.6  # 0: uniform, 1: in proportion
+    importance_exponent: float = 0.4  # grows to 1, which undoes the priorities' bias
+    entropy_temperature: float = 0.03  # of Munchausen's soft values
+    munchausen_coefficient: float = 0.9  # of the bonus for likely actions
     total_steps: int = cfg.static(500_000)  # environment steps, all environments
     num_envs: int = cfg.static(10)
     rollout_length: int = cfg.static(1)  # steps per environment and iteration
     num_updates: int = cfg.static(1)  # gradient steps per iteration
     batch_size: int = cfg.static(128)
     capacity: int = cfg.static(100_000)  # transitions in the replay
+    n_step: int = cfg.static(1)  # rewards before the bootstrap
+    priority: str = cfg.static("uniform")  # or "td_error", "grad_norm"
+    sampler: str = cfg.static("replay")  # or "large_batch": scored afresh
+    large_batch_factor: int = cfg.static(4)  # large batch over batch size
     warmup_steps: int = cfg.static(10_000)  # stored before the first update
     target_period: int = cfg.static(1)  # gradient steps between target updates
     hidden_sizes: tuple[int, ...] = cfg.static((128, 128))
@@ -46,6 +57,8 @@ class Config:
     anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
     double: bool = cfg.static(False)  # select the next action by the online network
     dueling: bool = cfg.static(False)
+    munchausen: bool = cfg.static(False)  # soft values, bonus for likely actions
+    noisy: bool = cfg.static(False)  # explore by noise in the weights
 
     def validate(self) -> None:
         """Raise ValueError naming a field out of range, its value and the range."""
@@ -57,21 +70,14 @@ class Config:
         fractions = ("exploration_fraction", "target_rate")
         cfg.check_range(self, *fractions, low=0.0, high=1.0, open_low=True)
         cfg.check_count(self, "total_steps", "num_envs", "rollout_length")
-        cfg.check_count(self, "num_updates", "batch_size", "capacity", "warmup_steps")
-        cfg.check_count(self, "target_period")
+        cfg.check_range(self, "entropy_temperature", low=0.0, open_low=True)
+        cfg.check_range(self, "munchausen_coefficient", low=0.0, high=1.0)
+        cfg.check_count(self, "num_updates", "target_period")
         cfg.check_sizes(self, "hidden_sizes")
         cfg.check_choice(self, "activation", tuple(networks.ACTIVATIONS))
-        if self.warmup_steps >= self.total_steps:
-            raise ValueError(
-                f"warmup_steps={self.warmup_steps}: must be below "
-                f"total_steps={self.total_steps}"
-            )
-        steps = self.num_envs * self.rollout_length
-        if self.capacity % steps:
-            raise ValueError(
-                f"capacity={self.capacity}: must be a multiple of "
-                f"num_envs * rollout_length = {steps}"
-            )
+        priority.validate(self)
+        if self.double and self.munchausen:
+            raise ValueError("double=True: must be False with munchausen=True")
 
 
 class State(NamedTuple):
@@ -80,7 +86,7 @@ class State(NamedTuple):
     params: Params  # of QNetwork
     target_params: Params  # an older copy
     opt_state: Any  # of Adam, over the parameters as one flat vector
-    replay: replay.Replay  # of Transition
+    replay: replay.Replay
     step: jax.Array  # [] int32, environment steps learned from
     num_updates: jax.Array  # [] int32, gradient steps
 
@@ -111,25 +117,36 @@ def network(spec: Spec, config: Config) -> Any:
         config.hidden_sizes,
         config.activation,
         config.dueling,
+        config.noisy,
     )
 
 
 def td_error(
-    spec: Spec, config: Config, params: Params, bootstrap_params: Params, t: Transition
+    spec: Spec,
+    config: Config,
+    params: Params,
+    bootstrap_params: Params,
+    window: Windows,
+    key: jax.Array,
 ) -> jax.Array:
     """Temporal-difference error of one transition, `[]`.
 
     The semi-gradient is the gradient with respect to `params` alone: what the
     target takes from `bootstrap_params` stays differentiable for meta-gradients.
     """
-    q = network(spec, config).apply
-    discount = config.gamma * (1.0 - t.terminated)
-    args = (q(params, t.obs), t.action, t.reward, discount)
-    q_t = q(bootstrap_params, t.next_obs)
+    apply, (key, target_key) = network(spec, config).apply, jax.random.split(key)
+    q = functools.partial(apply, params, rngs={"noise": key})
+    target_q = functools.partial(apply, bootstrap_params, rngs={"noise": target_key})
+    reward, discount = priority.n_step_return(window, config.gamma)
+    args = (q(window.obs), window.action, reward, discount, target_q(window.next_obs))
+    if config.munchausen:
+        more = (config.entropy_temperature, config.munchausen_coefficient)
+        target_q_tm1 = target_q(window.obs)
+        return losses.munchausen_q_learning(*args, target_q_tm1, *more, stop="none")
     if config.double:
-        q_t_selector = q(params, t.next_obs)
-        return losses.double_q_learning(*args, q_t, q_t_selector, stop="none")
-    return losses.q_learning(*args, q_t, stop="none")
+        q_t_selector = q(window.next_obs)
+        return losses.double_q_learning(*args, q_t_selector, stop="none")
+    return losses.q_learning(*args, stop="none")
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
@@ -140,16 +157,17 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 
 def init(spec: Spec, config: Config, key: jax.Array) -> State:
     """Fresh network and optimiser, an empty replay."""
-    obs = jnp.zeros(spec.obs_shape, spec.obs_dtype)
-    params = network(spec, config).init(key, obs[None])
-    opt_state = optimizer(config).init(ravel_pytree(params)[0])
-    flag = jnp.zeros((), bool)
-    action, reward = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
-    example = Transition(obs, action, reward, flag, flag, obs)
-    buffer = replay.init(example, config.capacity)
-    target_params = jax.tree.map(jnp.copy, params)  # buffers of its own: donatable
-    counts = (jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
-    return State(params, target_params, opt_state, buffer, *counts)
+    obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
+    params = network(spec, config).init(key, obs)
+    prioritized = priority.keeps_priorities(config)
+    return State(
+        params=params,
+        target_params=jax.tree.map(jnp.copy, params),  # buffers of its own: donatable
+        opt_state=optimizer(config).init(ravel_pytree(params)[0]),
+        replay=replay.init(spec, config.num_envs, config.capacity, prioritized),
+        step=jnp.zeros((), jnp.int32),
+        num_updates=jnp.zeros((), jnp.int32),
+    )
 
 
 def act(
@@ -161,20 +179,20 @@ def act(
     key: Any,
     explore: bool,
 ) -> tuple[jax.Array, Any, Any]:
-    """Epsilon-greedy, with an epsilon of its own in evaluation."""
+    """Epsilon-greedy or by noisy weights; an epsilon of its own in evaluation."""
+    key, noise_key = jax.random.split(key)
+    noise = {"noise": noise_key} if explore and config.noisy else {}
+    q = network(spec, config).apply(state.params, obs, rngs=noise)
     progress = state.step / (config.exploration_fraction * config.total_steps)
     span = config.epsilon_end - config.epsilon_start
     epsilon = config.epsilon_start + span * jnp.minimum(progress, 1.0)
-    epsilon = epsilon if explore else config.epsilon_eval
-    q = network(spec, config).apply(state.params, obs)
+    epsilon = jnp.where(config.noisy, 0.0, epsilon) if explore else config.epsilon_eval
     return distributions.epsilon_greedy(q, epsilon, key), memory, ()
 
 
 def observe(config: Config, state: State, rollout: Rollout) -> State:
     """Store the rollout."""
-    batch = Transition(*rollout[: len(Transition._fields)])
-    batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
-    return state._replace(replay=replay.add(state.replay, batch))
+    return state._replace(replay=replay.add(state.replay, rollout))
 
 
 def update(
@@ -187,33 +205,32 @@ def update(
     progress = jnp.minimum(state.step / config.total_steps, 1.0)
     rate = config.learning_rate * (1.0 - progress if config.anneal else 1.0)
 
-    def loss(flat: jax.Array, target_params: Params, batch: Transition) -> Any:
-        error = functools.partial(td_error, spec, config, unravel(flat), target_params)
-        errors = jax.vmap(error)(batch)
-        return optax.l2_loss(errors).mean(), jnp.abs(errors).mean()
-
     def step(carry: Any, key: jax.Array) -> tuple[Any, Metrics]:
-        flat, target_flat, opt_state, count = carry
-        batch = replay.sample(state.replay, key, config.batch_size)
-        (value, error), grads = jax.value_and_grad(loss, has_aux=True)(
-            flat, unravel(target_flat), batch
-        )
+        flat, target_flat, opt_state, buffer, count = carry
+        sample_key, noise_key = jax.random.split(key)
+
+        def loss(params: Params, window: Windows) -> tuple[jax.Array, jax.Array]:
+            args = (params, unravel(target_flat), window, noise_key)
+            error = td_error(spec, config, *args)
+            return optax.l2_loss(error), jnp.abs(error)
+
+        params = unravel(flat)
+        batch = priority.sample(config, buffer, sample_key, progress, loss, params)
+        new = priority.gradient(config, loss, params, batch)
+        grads = ravel_pytree(new.mean)[0]
         updates, opt_state = optimizer(config).update(grads, opt_state)
         flat, count = optax.tree.add_scale(flat, -rate, updates), count + 1
         moves = (count % config.target_period == 0) * config.target_rate
         target_flat = target_flat + moves * (flat - target_flat)
-        metrics = {"loss": value, "abs_td_error": error}
-        return (flat, target_flat, opt_state, count), metrics
+        buffer = priority.store(buffer, batch, new.priorities)
+        return (flat, target_flat, opt_state, buffer, count), {
+            "loss": new.losses.mean()
+        }
 
-    start = (flat, target_flat, state.opt_state, state.num_updates)
-    keys = jax.random.split(key, config.num_updates)
-    end, metrics = jax.lax.scan(step, start, keys)
-    flat, target_flat, opt_state, count = end
-    state = state._replace(
-        params=unravel(flat),
-        target_params=unravel(target_flat),
-        opt_state=opt_state,
-        step=state.step + rollout.reward.size,
-        num_updates=count,
-    )
+    start = (flat, target_flat, state.opt_state, state.replay, state.num_updates)
+    end, metrics = jax.lax.scan(step, start, jax.random.split(key, config.num_updates))
+    flat, target_flat, opt_state, buffer, count = end
+    step_count = state.step + rollout.reward.size
+    params, target_params = unravel(flat), unravel(target_flat)
+    state = State(params, target_params, opt_state, buffer, step_count, count)
     return state, jax.tree.map(jnp.mean, metrics)

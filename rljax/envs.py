@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from gymnax.environments import environment as gymnax_environment
 from gymnax.environments import spaces
+from jax.core import Tracer
 
 from rljax.config import unknown
 from rljax.types import Box, Discrete, Spec, TimeStep
@@ -249,7 +250,9 @@ def wrap(gym: Any, params: Any = None) -> EpisodeStatistics:
     if not isinstance(obs, jax.ShapeDtypeStruct):
         raise ValueError(f"{gym.name}: observations must be one array, not {obs}")
     dtype = "bool" if _is_minatar(gym) else np.dtype(obs.dtype).name
-    spec = Spec(obs.shape, dtype, _action_spec(gym, params))
+    limit = getattr(params, "max_steps_in_episode", 1)
+    max_steps = 1 if isinstance(limit, Tracer) else max(1, int(limit))
+    spec = Spec(obs.shape, dtype, _action_spec(gym, params), max_steps)
     return EpisodeStatistics(Env(gym, params, spec))
 
 

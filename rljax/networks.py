@@ -122,17 +122,54 @@ class Encoder(nn.Module):
         return x.reshape(*obs.shape[: obs.ndim - self.obs_ndim], -1)
 
 
+class NoisyDense(nn.Module):
+    """A linear layer whose weights have learnt noise.
+
+    Factorised noise of Fortunato et al. (2018), https://arxiv.org/abs/1706.10295,
+    section 3, drawn from the rng collection "noise", the same for a whole batch; none
+    without it.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[..., inputs]` to `[..., features]`."""
+        bound = 1 / math.sqrt(x.shape[-1])
+        mean = nn.initializers.uniform(2 * bound)
+        scale = nn.initializers.constant(0.5 * bound)
+
+        def layer(name: str, init: Any, use_bias: bool = True) -> nn.Dense:
+            def centred(*args: Any) -> jax.Array:
+                return init(*args) - (bound if init is mean else 0.0)
+
+            kwargs: dict[str, Any] = dict(kernel_init=centred, bias_init=centred)
+            return nn.Dense(self.features, use_bias, name=name, **kwargs)
+
+        means, scales = layer("mean", mean), layer("scale", scale)
+        if not self.has_rng("noise"):
+            scales(x)  # its parameters exist all the same
+            return means(x)
+        keys = jax.random.split(self.make_rng("noise"))
+        shapes = ((x.shape[-1],), (self.features,))
+        draws = [jax.random.normal(k, n) for k, n in zip(keys, shapes, strict=True)]
+        inputs, outputs = (jnp.sign(e) * jnp.sqrt(jnp.abs(e)) for e in draws)
+        return means(x) + scales(x * inputs) * outputs
+
+
 class MLP(nn.Module):
     """Linear layers, each followed by the activation."""
 
     hidden_sizes: tuple[int, ...]
     activation: str
+    noisy: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[..., features]` to `[..., hidden_sizes[-1]]`."""
         for size in self.hidden_sizes:
-            x = ACTIVATIONS[self.activation](dense(size, math.sqrt(2))(x))
+            layer = NoisyDense(size) if self.noisy else dense(size, math.sqrt(2))
+            x = ACTIVATIONS[self.activation](layer(x))
         return x
 
 
@@ -189,13 +226,19 @@ class QNetwork(nn.Module):
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "relu"
     dueling: bool = False
+    noisy: bool = False
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
         """Map `[..., *obs_shape]` to `[..., num_actions]`."""
-        x = MLP(self.hidden_sizes, self.activation)(Encoder(self.obs_ndim)(obs))
+        x = Encoder(self.obs_ndim)(obs)
+        x = MLP(self.hidden_sizes, self.activation, self.noisy)(x)
+
+        def head(size: int, name: str | None = None) -> jax.Array:
+            layer = NoisyDense(size, name=name) if self.noisy else dense(size, 1, name)
+            return layer(x)
+
         if not self.dueling:
-            return dense(self.num_actions, 1.0)(x)
-        value = dense(1, 1.0, "value")(x)
-        advantage = dense(self.num_actions, 1.0, "advantage")(x)
+            return head(self.num_actions)
+        value, advantage = head(1, "value"), head(self.num_actions, "advantage")
         return value + advantage - advantage.mean(axis=-1, keepdims=True)

@@ -29,6 +29,7 @@ class Spec(NamedTuple):
     obs_shape: tuple[int, ...]
     obs_dtype: str  # numpy name: "float32", "bool", "int32"
     action: Discrete | Box
+    max_steps: int = 1  # the time limit; no environment is truncated more often
 
 
 class TimeStep(NamedTuple):

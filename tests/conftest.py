@@ -4,10 +4,14 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from rljax import agents, envs
-from rljax.types import Agent
+from rljax.types import Agent, Box, Rollout
+
+from .agent_case import N, T
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ SMALL: dict[str, dict[str, Any]] = {
         total_steps=6 * 32 + 64,
         warmup_steps=50,  # two rollouts
         capacity=128,
-        batch_size=8,
+        batch_size=48,
         target_period=4,
     ),
     "ppo": dict(total_steps=6 * 32, num_epochs=2, num_minibatches=2),
@@ -54,6 +58,43 @@ def case(request):
     module = agents.get(request.param)
     env = envs.make("CartPole-v1")
     config = module.Config(
-        num_envs=4, rollout_length=8, hidden_sizes=(8,), **SMALL[request.param]
+        num_envs=N, rollout_length=T, hidden_sizes=(8,), **SMALL[request.param]
     )
-    return Case(request.param, module, module.make(env.spec), env, config)
+    spec = env.spec._replace(max_steps=1)  # the rollout below is cut often
+    return Case(request.param, module, module.make(spec), env, config)
+
+
+@pytest.fixture(scope="module")
+def update(case):
+    return jax.jit(case.agent.update)
+
+
+@pytest.fixture(scope="module")
+def state(case):
+    return jax.jit(case.agent.init)(case.config, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def rollout(case):
+    """Random numbers: every third step terminates, every fourth is truncated."""
+    rng = np.random.default_rng(0)
+    step = np.arange(T * N).reshape(N, T).T
+    terminated, truncated = step % 3 == 0, step % 4 == 0  # both at every twelfth
+    spec = case.env.spec
+    obs, next_obs = rng.normal(size=(2, T, N, *spec.obs_shape))
+    going_on = ~(terminated | truncated)[:-1]
+    next_obs[:-1][going_on] = obs[1:][going_on]
+    if isinstance(spec.action, Box):
+        action = jnp.array(rng.uniform(-1, 1, (T, N, *spec.action.shape)), jnp.float32)
+    else:
+        action = jnp.array(rng.integers(spec.action.num_actions, size=(T, N)))
+    return Rollout(
+        obs=jnp.array(obs, jnp.float32),
+        action=action,
+        reward=jnp.array(rng.normal(size=(T, N)), jnp.float32),
+        terminated=jnp.array(terminated),
+        truncated=jnp.array(truncated),
+        next_obs=jnp.array(next_obs, jnp.float32),
+        extras=(),
+        memory=(),
+    )

@@ -1,95 +1,244 @@
-"""The ring buffer against a deque."""
+"""The ring buffer against lists of Python."""
 
-import collections
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import replay
+from rljax import envs, replay, sum_tree
+from rljax.types import Discrete, Rollout, Spec
 
-CAPACITY = 12
-EXAMPLE = {
-    "obs": jax.ShapeDtypeStruct((2,), jnp.bool),
-    "id": jax.ShapeDtypeStruct((), jnp.int32),
-}
+N, T, ROWS, LIMIT = 3, 2, 8, 4
+SPEC = Spec((2,), "int32", Discrete(5), max_steps=LIMIT)
 
 
-def batch(first, length):
-    index = first + jnp.arange(length, dtype=jnp.int32)
-    return {"obs": jnp.stack([index % 2 == 0, index % 2 == 1], axis=1), "id": index}
+def init(prioritized=False, rows=ROWS):
+    return replay.init(SPEC, N, rows * N, prioritized)
 
 
-@pytest.mark.parametrize("length", [1, 3, 4, 12])
-def test_holds_what_a_deque_holds(length):
-    buffer = replay.init(EXAMPLE, CAPACITY)
-    deque = collections.deque(maxlen=CAPACITY)
+class Episodes:
+    """Steps of N environments with numbers that name them, as lists."""
+
+    def __init__(self, seed):
+        self.rng = np.random.default_rng(seed)
+        self.steps = [
+            [] for _ in range(N)
+        ]  # (obs, reward, terminated, truncated, next)
+        self.time = np.zeros(N, int)
+        self.obs = [self.fresh() for _ in range(N)]
+
+    def fresh(self):
+        return self.rng.integers(1_000_000, size=2)
+
+    def rollout(self, length=T):
+        for _ in range(length):
+            for n in range(N):
+                self.time[n] += 1
+                terminated = self.rng.random() < 0.2
+                truncated = self.time[n] >= LIMIT
+                next_obs = self.fresh()
+                reward = float(self.rng.integers(1, 100))
+                self.steps[n].append(
+                    (self.obs[n], reward, terminated, truncated, next_obs)
+                )
+                if terminated or truncated:
+                    self.time[n], next_obs = 0, self.fresh()
+                self.obs[n] = next_obs
+        last = [steps[-length:] for steps in self.steps]  # [N, T]
+        obs, reward, terminated, truncated, next_obs = (
+            jnp.array(np.stack([[step[i] for step in steps] for steps in last], axis=1))
+            for i in range(5)
+        )
+        action = reward.astype(jnp.int32) % 5
+        args = (obs, action, reward, terminated, truncated, next_obs)
+        return Rollout(*args, extras=(), memory=())
+
+
+def window(steps, n_step):
+    """What is known from the first of `steps` on, by a loop."""
+    seen = []
+    for step in steps[:n_step]:
+        seen.append(step)
+        if step[2] or step[3]:
+            break
+    rewards = [step[1] for step in seen] + [0.0] * (n_step - len(seen))
+    return steps[0][0], rewards, len(seen), seen[-1][2], seen[-1][4]
+
+
+@pytest.mark.parametrize("n_step", [1, 3, 5])
+@pytest.mark.parametrize("seed", range(3))
+def test_windows_equal_a_loop(seed, n_step):
+    """At termination, truncation, both at once, wrap-around and the newest row."""
+    episodes, buffer = Episodes(seed), init()
     add = jax.jit(replay.add)
-    for first in range(0, 5 * CAPACITY, length):  # the counter wraps at 2 * CAPACITY
-        buffer = add(buffer, batch(first, length))
-        deque.extend(range(first, first + length))
-        assert replay.size(buffer) == len(deque)
-        held = np.asarray(buffer.items["id"])[: len(deque)]
-        assert sorted(held) == list(deque)
-        if len(deque) == CAPACITY:  # the oldest is where the next will be written
-            oldest = int(buffer.added) % CAPACITY
-            assert list(np.roll(held, -oldest)) == list(deque)
-        assert 0 <= buffer.added < 2 * CAPACITY
-    np.testing.assert_array_equal(buffer.items["obs"][:, 0], held % 2 == 0)
+    seen = jax.jit(functools.partial(replay.windows, n_step=n_step))
+    for count in range(1, 3 * ROWS // T + 2):
+        buffer = add(buffer, episodes.rollout())
+        held = min(count * T, ROWS)
+        assert replay.size(buffer) == held * N
+        found = seen(buffer, jnp.arange(ROWS * N))
+        for age in range(held):
+            row = (count * T - 1 - age) % ROWS
+            for n in range(N):
+                steps = episodes.steps[n]
+                obs, reward, num_steps, terminated, next_obs = window(
+                    steps[len(steps) - 1 - age :], n_step
+                )
+                got = jax.tree.map(lambda x, i=row * N + n: np.asarray(x[i]), found)
+                np.testing.assert_array_equal(got.obs, obs)
+                assert got.action == int(reward[0]) % 5
+                np.testing.assert_array_equal(got.reward, reward)
+                assert got.num_steps == num_steps
+                assert got.terminated == terminated
+                if not terminated:  # else nothing follows
+                    np.testing.assert_array_equal(got.next_obs, next_obs)
 
 
 def test_dtypes_are_kept():
-    buffer = replay.add(replay.init(EXAMPLE, CAPACITY), batch(0, 4))
-    sample = replay.sample(buffer, jax.random.key(0), 5)
-    for tree in (buffer.items, sample):
-        assert (tree["obs"].dtype, tree["id"].dtype) == (jnp.bool, jnp.int32)
-    assert sample["obs"].shape == (5, 2)
+    spec = envs.make("Breakout-MinAtar").spec
+    buffer = replay.init(spec, N, ROWS * N, True)
+    assert buffer.steps.obs.dtype == buffer.finals.dtype == bool
+    assert buffer.steps.action.dtype == jnp.int32
+    box = envs.make("Pendulum-v1").spec
+    buffer = replay.init(box, N, ROWS * N, False)
+    assert buffer.steps.action.shape == (ROWS, N, 1)
+    assert buffer.steps.action.dtype == jnp.float32
 
 
-def test_samples_only_what_was_added_and_keeps_items_together():
-    buffer = replay.init(EXAMPLE, CAPACITY)
-    buffer = replay.add(buffer, batch(5, 4))
-    sample = replay.sample(buffer, jax.random.key(0), 1000)
-    assert set(np.unique(sample["id"])) == {5, 6, 7, 8}
-    np.testing.assert_array_equal(sample["obs"][:, 0], sample["id"] % 2 == 0)
-    for first in (9, 13, 17):  # 17 .. 20 overwrite the first
-        buffer = replay.add(buffer, batch(first, 4))
-    sample = replay.sample(buffer, jax.random.key(1), 1000)
-    assert set(np.unique(sample["id"])) == set(range(9, 21))
+def test_observations_are_stored_once():
+    spec = envs.make("Breakout-MinAtar").spec
+    buffer = replay.init(spec, 10, 100_000, False)
+    stored = sum(x.nbytes for x in (buffer.steps.obs, buffer.finals, buffer.head))
+    assert stored < 1.01 * 100_000 * 400
 
 
-def test_samples_uniformly():
-    buffer = replay.init(EXAMPLE, CAPACITY)
-    for first in range(0, 4 * CAPACITY, 4):
-        buffer = replay.add(buffer, batch(first, 4))
-    sample = replay.sample(buffer, jax.random.key(0), 12_000)
-    counts = np.bincount(sample["id"] - 3 * CAPACITY, minlength=CAPACITY)
-    assert ((counts - 1000) ** 2 / 1000).sum() < 31.3  # 99.9 % of 11 degrees
+def filled(count, prioritized=False, length=1):
+    """A buffer after `count` rollouts, and for each index the step it holds."""
+    episodes, buffer = Episodes(0), init(prioritized)
+    add = jax.jit(functools.partial(replay.add, length=length))
+    for _ in range(count):
+        buffer = add(buffer, episodes.rollout())
+    return buffer, episodes
 
 
-def test_a_batch_that_does_not_divide_the_capacity():
-    with pytest.raises(ValueError, match="capacity=12: must be a multiple of 5"):
-        replay.add(replay.init(EXAMPLE, CAPACITY), batch(0, 5))
+@pytest.mark.parametrize("count", [2, 4, 7])
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_samples_uniformly_what_was_added(count, prioritized):
+    buffer, _ = filled(count, prioritized)
+    held = min(count * T, ROWS) * N
+    drawn = replay.sample(buffer, jax.random.key(0), 24_000)
+    counts = np.bincount(drawn.index, minlength=ROWS * N)
+    assert (counts[held:] == 0).all()
+    expected = 24_000 / held
+    assert ((counts[:held] - expected) ** 2 / expected).sum() < 49.7  # 99.9 % of 23
+    np.testing.assert_allclose(drawn.probability, 1 / held, rtol=1e-5)
+    weights = replay.importance_weights(buffer, drawn.probability, 0.7)
+    np.testing.assert_allclose(weights, 1.0, rtol=1e-5)
 
 
-def test_vmapped_buffers_are_independent():
-    buffers = jax.vmap(lambda _: replay.init(EXAMPLE, CAPACITY))(jnp.arange(3))
-    batches = jax.vmap(lambda first: batch(first, 4))(jnp.array([0, 100, 200]))
-    buffers = jax.vmap(replay.add)(buffers, batches)
-    keys = jax.random.split(jax.random.key(0), 3)
-    sample = jax.vmap(replay.sample, (0, 0, None))(buffers, keys, 50)
-    np.testing.assert_array_equal(np.unique(sample["id"][1]), [100, 101, 102, 103])
-    np.testing.assert_array_equal(np.unique(sample["id"][2]), [200, 201, 202, 203])
+def test_samples_in_proportion_to_priorities():
+    buffer, _ = filled(9, True)
+    priority = jnp.arange(24.0) ** 2
+    buffer = replay.update_priorities(buffer, jnp.arange(24), priority)
+    assert buffer.max_priority == 23.0**2
+    drawn = replay.sample(buffer, jax.random.key(0), 100_000)
+    counts = np.bincount(drawn.index, minlength=24)
+    expected = 100_000 * np.asarray(priority / priority.sum())
+    assert counts[0] == 0  # of priority 0
+    assert ((counts - expected)[1:] ** 2 / expected[1:]).sum() < 48.3  # of 22
+    np.testing.assert_allclose(drawn.probability, expected[drawn.index] / 1e5, 1e-4)
+    weights = replay.importance_weights(buffer, drawn.probability, 0.5)
+    want = (24 * drawn.probability) ** -0.5
+    np.testing.assert_allclose(weights, want / want.max(), rtol=1e-5)
+    # What is written next comes up with the greatest priority so far.
+    buffer = replay.add(buffer, Episodes(1).rollout())
+    row = 9 * T % ROWS
+    new = sum_tree.values(buffer.tree, jnp.arange(row * N, (row + T) * N))
+    np.testing.assert_array_equal(new, 23.0**2)
 
 
-def test_a_scan_writes_in_place():
-    def run(buffer):
-        def add(buffer, first):
-            return replay.add(buffer, batch(first, 4)), None
+@pytest.mark.parametrize("count", [3, 4, 5, 8, 9])
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_sequences_are_whole(count, prioritized):
+    length = 5
+    buffer, episodes = filled(count, prioritized, length)
+    key = jax.random.key(count)
+    index, found, probability = replay.sample_sequences(buffer, key, 2000, length)
+    held = min(count * T, ROWS)
+    starts = held - length + 1
+    np.testing.assert_allclose(probability, 1 / (starts * N), rtol=1e-5)
+    ages = (count * T - 1 - index // N) % ROWS
+    assert set(np.unique(ages)) == set(range(length - 1, held))
+    for b in range(50):
+        steps = episodes.steps[index[b] % N]
+        first = len(steps) - 1 - ages[b]
+        for t, want in enumerate(steps[first : first + length]):
+            obs, reward, terminated, truncated, next_obs = want
+            np.testing.assert_array_equal(found.obs[t, b], obs)
+            assert found.reward[t, b] == reward
+            assert found.terminated[t, b] == terminated
+            assert found.truncated[t, b] == truncated
+            if not terminated:
+                np.testing.assert_array_equal(found.next_obs[t, b], next_obs)
 
-        return jax.lax.scan(add, buffer, jnp.arange(100))[0]
 
-    big = replay.init(EXAMPLE, 4_000)
-    compiled = jax.jit(run, donate_argnums=0).lower(big).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 4_000  # no second buffer
+def test_memory_is_stored():
+    buffer = replay.init(SPEC, N, ROWS * N, False, memory=jnp.zeros((N, 4)))
+    memory = jnp.arange(T * N * 4.0).reshape(T, N, 4)
+    rollout = Episodes(0).rollout()._replace(memory=memory)
+    buffer = replay.add(buffer, rollout)
+    _, found, _ = replay.sample_sequences(buffer, jax.random.key(0), 20, T)
+    for b in range(20):
+        assert (found.memory[:, b] == memory[:, int(found.memory[0, b, 0]) // 4]).all()
+
+
+def test_a_rollout_that_does_not_divide_the_capacity():
+    rollout = Episodes(0).rollout(3)
+    with pytest.raises(ValueError, match="capacity=24: must be a multiple of .* = 9"):
+        replay.add(init(), rollout)
+
+
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_vmapped_buffers_are_independent(prioritized):
+    singles, rollouts = [], [Episodes(seed).rollout() for seed in range(8)]
+    buffers = jax.vmap(lambda _: init(prioritized))(jnp.arange(8))
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *rollouts)
+    keys = jax.random.split(jax.random.key(0), 8)
+
+    def use(buffer, rollout, key):
+        buffer = replay.add(buffer, rollout)
+        drawn = replay.sample(buffer, key, 4, 3)
+        if prioritized:
+            priority = drawn.windows.reward.sum(axis=1)
+            buffer = replay.update_priorities(buffer, drawn.index, priority)
+        return buffer, drawn
+
+    together = jax.jit(jax.vmap(use))(buffers, stacked, keys)
+    for i, rollout in enumerate(rollouts):
+        singles.append(jax.jit(use)(init(prioritized), rollout, keys[i]))
+    alone = jax.tree.map(lambda *x: jnp.stack(x), *singles)
+    for x, y in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6)
+
+
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_nothing_copies_the_buffer(seeds):
+    rollout = Episodes(0).rollout()
+
+    def run(buffer, keys):
+        def step(buffer, key):
+            buffer = replay.add(buffer, rollout)
+            drawn = replay.sample(buffer, key, 8, 3)
+            priority = drawn.windows.reward.sum(axis=1)
+            weights = replay.importance_weights(buffer, drawn.probability, 0.5)
+            return replay.update_priorities(buffer, drawn.index, priority), weights
+
+        return jax.lax.scan(step, buffer, keys)
+
+    big = jax.vmap(lambda _: init(True, rows=8_000))(jnp.arange(seeds))
+    keys = jnp.stack([jax.random.split(jax.random.key(0), 10)] * seeds)
+    compiled = jax.jit(jax.vmap(run), donate_argnums=0).lower(big, keys).compile()
+    stored = sum(x.nbytes for x in jax.tree.leaves(big))
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.05 * stored

@@ -18,7 +18,8 @@ TESTS = pathlib.Path(__file__).resolve().parent
 SCRIPTS = TESTS.parent / "scripts"
 SMALL = {
     "ppo": "--config.num-envs 2 --config.rollout-length 8 --config.num-minibatches 2",
-    "dqn": "--config.num-envs 2 --config.capacity 64 --config.warmup-steps 16",
+    "dqn": "--config.num-envs 2 --config.capacity 64 --config.warmup-steps 16 "
+    "--config.batch-size 16",
 }
 
 

@@ -60,7 +60,7 @@ TWO_DEVICES = """
             assert len(result.sharding.device_set) == 2, num_runs
 
     dqn, env = agents.get("dqn"), envs.make("CartPole-v1")
-    config = dqn.Config(num_envs=2, capacity=100, warmup_steps=10, hidden_sizes=(4,))
+    config = dqn.Config(num_envs=2, capacity=100, warmup_steps=10, batch_size=10)
     init = lambda key: train.init(dqn.make(env.spec), env, config, key)
     keys = jax.random.split(jax.random.key(0))
     ts = sharding.map_runs(init)(keys)

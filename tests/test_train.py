@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import agents, envs, train
+from rljax import agents, envs, replay, train
 from rljax.evaluate import evaluate
 from rljax.rollout import unroll
 from rljax.types import Agent, TrainState
@@ -99,7 +99,7 @@ def test_steps_are_counted(case, long_run):
 @pytest.mark.parametrize("case", ["dqn"], indirect=True)
 def test_warm_up_fills_the_replay_and_learns_nothing(case, long_run):
     state, end = long_run[0].agent, long_run[1].agent
-    assert state.replay.added == 64  # 50 rounded up to whole rollouts
+    assert replay.size(state.replay) == 64  # 50 rounded up to whole rollouts
     assert (state.step, state.num_updates) == (0, 0)
     agent_key = jax.random.split(jax.random.key(0), 3)[0]
     fresh = jax.jit(case.agent.init)(case.config, agent_key)

@@ -1,0 +1,27 @@
+"""What the tests of agents share beside the fixtures of conftest.py."""
+
+import jax
+import jax.numpy as jnp
+
+T, N = 8, 4  # of the case's rollouts
+
+
+def with_other_next_obs(rollout, mask):
+    next_obs = jnp.where(mask[..., None], rollout.next_obs + 3.0, rollout.next_obs)
+    return rollout._replace(next_obs=next_obs)
+
+
+def parameters(state):
+    """The networks that are trained."""
+    names = {"params", "actor", "critic"}.intersection(state._fields)
+    return {name: getattr(state, name) for name in sorted(names)}
+
+
+def learned(state):
+    """All but the stored transitions; the optimiser shows what a sign hides."""
+    return {k: v for k, v in state._asdict().items() if k != "replay"}
+
+
+def differ(x, y):
+    pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
+    return any((a != b).any() for a, b in pairs)

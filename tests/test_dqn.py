@@ -1,0 +1,185 @@
+"""DQN: targets by hand, its gradient, target network, exploration, what it learns."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax import agents, envs, train
+from rljax.replay import Windows
+
+from . import probe_envs
+from .agent_case import N, T, differ
+
+STEPS = np.arange(16) % 3  # of each window, less 1
+only_dqn = pytest.mark.parametrize("case", ["dqn"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def q_learner():
+    """Spec, a config of plain Q-learning, two sets of parameters, transitions."""
+    dqn, spec = agents.get("dqn"), envs.make("CartPole-v1").spec
+    config = dqn.Config(gamma=0.9, hidden_sizes=(8,), double=False)
+    net = dqn.network(spec, config)
+    params, other = (
+        net.init(jax.random.key(seed), jnp.zeros((1, 4))) for seed in (0, 1)
+    )
+    obs, next_obs = jax.random.normal(jax.random.key(2), (2, 16, 4))
+    batch = Windows(
+        obs=obs,
+        action=jnp.arange(16) % 2,
+        reward=jnp.arange(48.0).reshape(16, 3) * (jnp.arange(3) <= STEPS[:, None]),
+        num_steps=jnp.array(STEPS + 1),
+        terminated=jnp.arange(16) % 3 == 0,
+        next_obs=next_obs,
+    )
+    return dqn, spec, config, params, other, batch
+
+
+def td_errors(q_learner, params, bootstrap_params, **changes):
+    dqn, spec, config, *_, batch = q_learner
+    config = dataclasses.replace(config, **changes)
+    key = jax.random.key(0)
+    args = (spec, config, params, bootstrap_params)
+    return jax.vmap(lambda window: dqn.td_error(*args, window, key))(batch)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_dqn_td_error_by_hand(q_learner, double):
+    dqn, spec, config, params, other, batch = q_learner
+    q, q_next = (
+        np.array(dqn.network(spec, config).apply(params, x))
+        for x in (batch.obs, batch.next_obs)
+    )
+    q_other = np.array(dqn.network(spec, config).apply(other, batch.next_obs))
+    rows = np.arange(16)
+    best = q_next.argmax(1) if double else q_other.argmax(1)
+    assert (q_next.argmax(1) != q_other.argmax(1)).any()
+    discount = np.where(batch.terminated, 0.0, 0.9 ** (STEPS + 1))
+    target = (
+        np.array(batch.reward) @ 0.9 ** np.arange(3) + discount * q_other[rows, best]
+    )
+    want = target - q[rows, np.array(batch.action)]
+    got = td_errors(q_learner, params, other, double=double)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_dqn_gradient_is_the_semi_gradient(q_learner, double):
+    dqn, spec, config, params, _, batch = q_learner
+
+    def total_error(params, bootstrap_params):
+        return td_errors(q_learner, params, bootstrap_params, double=double).sum()
+
+    def total_q(params):
+        q = dqn.network(spec, config).apply(params, batch.obs)
+        return q[jnp.arange(16), batch.action].sum()
+
+    semi, rest = jax.jit(jax.grad(total_error, (0, 1)))(params, params)
+    minus_q = jax.tree.map(jnp.negative, jax.grad(total_q)(params))
+    chex.assert_trees_all_close(semi, minus_q, rtol=1e-4, atol=1e-6)
+    assert all((leaf != 0).any() for leaf in jax.tree.leaves(rest))
+
+
+def test_dqn_learns_from_the_target_network(q_learner):
+    _, _, _, params, other, batch = q_learner
+    own, moved = (td_errors(q_learner, params, p) for p in (params, other))
+    np.testing.assert_array_equal((own == moved), batch.terminated)
+
+
+@only_dqn
+def test_dqn_update_uses_the_target_network(case, update, state, rollout):
+    other = jax.tree.map(lambda x: x + 1.0, state.target_params)
+    moved = state._replace(target_params=other)
+    new, _ = update(case.config, state, rollout, jax.random.key(1))
+    moved, _ = update(case.config, moved, rollout, jax.random.key(1))
+    assert differ(moved.opt_state, new.opt_state)
+
+
+@only_dqn
+@pytest.mark.parametrize("rate", [0.25, 1.0])
+def test_dqn_moves_the_target_network_each_period(case, update, state, rollout, rate):
+    config = dataclasses.replace(case.config, target_rate=rate, learning_rate=0.1)
+    for count in range(1, 9):
+        before = state.target_params
+        state, _ = update(config, state, rollout, jax.random.key(1))
+        assert state.num_updates == count
+        moves = rate if count % config.target_period == 0 else 0.0
+        target = jax.tree.map(
+            lambda old, new, moves=moves: old + moves * (new - old),
+            before,
+            state.params,
+        )
+        chex.assert_trees_all_close(state.target_params, target, rtol=1e-5, atol=1e-6)
+        assert differ(before, state.target_params) == (
+            count % config.target_period == 0
+        )
+
+
+@only_dqn
+def test_dqn_stores_transitions(case, update, state, rollout):
+    new, _ = update(case.config, state, rollout, jax.random.key(0))
+    for name, field in new.replay.steps._asdict().items():
+        if name != "memory":
+            want = getattr(rollout, name)
+            np.testing.assert_array_equal(field[:T], want, err_msg=name)
+    assert new.replay.added == T and new.step == T * N
+    chex.assert_trees_all_equal(
+        new.replay, case.agent.observe(case.config, state, rollout).replay
+    )
+
+
+@only_dqn
+def test_dqn_epsilon_falls_linearly(case, state):
+    config = dataclasses.replace(
+        case.config,
+        epsilon_start=0.8,
+        epsilon_end=0.2,
+        epsilon_eval=0.5,
+        exploration_fraction=0.5,
+    )
+    obs = jnp.zeros((20_000, 4)).at[:, 0].set(1.0)
+    act = jax.jit(case.agent.act, static_argnums=5)
+    q = case.module.network(case.env.spec, config).apply(state.params, obs[0])
+
+    def explored(step, explore=True):
+        """How often another than the greedy action, times two actions."""
+        key = jax.random.key(step)
+        now = state._replace(step=jnp.int32(step))
+        action = act(config, now, (), obs, key, explore)[0]
+        return 2 * (action != q.argmax()).mean()
+
+    total = config.total_steps
+    for step, epsilon in ((0, 0.8), (total // 4, 0.5), (total // 2, 0.2), (total, 0.2)):
+        np.testing.assert_allclose(explored(step), epsilon, atol=0.03)
+    np.testing.assert_allclose(explored(0, explore=False), 0.5, atol=0.03)
+
+
+def test_dqn_needs_discrete_actions():
+    with pytest.raises(ValueError, match="dqn needs discrete actions, not Box"):
+        agents.get("dqn").make(envs.make("Pendulum-v1").spec)
+
+
+def test_dqn_finds_the_action_values():
+    dqn, env = agents.get("dqn"), envs.wrap(probe_envs.TwoPlaces())
+    config = dqn.Config(
+        gamma=0.5,
+        learning_rate=3e-3,
+        epsilon_end=1.0,
+        total_steps=6_000,
+        num_envs=8,
+        capacity=1_000,
+        batch_size=32,
+        warmup_steps=200,
+        target_rate=0.1,
+        hidden_sizes=(16,),
+        dueling=True,
+    )
+    fn = jax.jit(functools.partial(train.train, dqn.make(env.spec)))
+    ts, _ = fn(env, config, jax.random.key(0))
+    q = dqn.network(env.spec, config).apply(ts.agent.params, jnp.eye(2))
+    np.testing.assert_allclose(q, env.env.gym.q, atol=0.05)
