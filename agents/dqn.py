@@ -46,7 +46,7 @@ class Config:
     num_updates: int = cfg.static(1)  # gradient steps per iteration
     batch_size: int = cfg.static(128)
     capacity: int = cfg.static(100_000)  # transitions in the replay
-    n_step: int = cfg.static(1)  # rewards before the bootstrap
+    n_step: int = cfg.static(3)  # rewards before the bootstrap
     priority: str = cfg.static("uniform")  # or "td_error", "grad_norm"
     sampler: str = cfg.static("replay")  # or "large_batch": scored afresh
     large_batch_factor: int = cfg.static(4)  # large batch over batch size

@@ -56,6 +56,7 @@ DQN = {  # one update per iteration of 10 environment steps
     "num_envs": 10,
     "rollout_length": 1,
     "batch_size": 128,
+    "n_step": 1,
     "warmup_steps": 1000,
     "target_period": 50,  # gradient steps
     "double": True,  # of rljax and rejax; Stable-Baselines3 has no such thing
