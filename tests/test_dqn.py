@@ -170,6 +170,7 @@ def test_dqn_finds_the_action_values():
         gamma=0.5,
         learning_rate=3e-3,
         epsilon_end=1.0,
+        n_step=1,  # more of them would be off-policy
         total_steps=6_000,
         num_envs=8,
         capacity=1_000,

@@ -1,6 +1,8 @@
 """Per-transition gradients against vmap(grad), closed forms and bad input."""
 
 import functools
+import math
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -8,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import Phase, given, seed, settings
+from hypothesis import strategies as st
 
 from rljax import losses, networks
 from rljax.autodiff.per_transition import (
@@ -189,6 +193,17 @@ def transposed():
     return loss_fn, normal(0, 4, 6), normal(1, B, 4)
 
 
+def either_side():
+    """A square weight contracted on one side and the other; one that is broadcast."""
+
+    def loss_fn(params, x):
+        y = jnp.sin(x @ params["w"]) * jnp.cos(params["w"] @ x)
+        copies = jnp.broadcast_to(params["v"], (2, 6, 6))
+        return jnp.sum(y) + jnp.sum(jnp.sin(jnp.einsum("i,tij->tj", x, copies)))
+
+    return loss_fn, {"w": normal(0, 6, 6), "v": normal(1, 6, 6)}, normal(2, B, 6)
+
+
 def doubled():
     """Casts, scalars, negative biases, columns of a table, a constant in between."""
 
@@ -216,6 +231,7 @@ COVERED = {
     ),
     "tied": lambda: of_module(Embedding(tied=True), embedding_batch()),
     "transposed": transposed,
+    "either_side": either_side,
     "unrolled": lambda: of_module(Unrolled(), normal(1, B, 8, 3)),
     "attention": lambda: of_module(Attention(), normal(1, B, 3, 4)),
     "conv": conv((6, 5, 3), features=4, kernel_size=(3, 2), padding="VALID"),
@@ -321,36 +337,162 @@ def test_all_forms_equal_vmap_of_grad(name):
         np.testing.assert_allclose(g, expected, rtol=1e-4, atol=1e-5)
 
 
-class Random(nn.Module):
-    """Layers by name and size; "shared" is the same one each time."""
+class Layer(NamedTuple):
+    """A drawn layer; what its kind has no use for is ignored."""
 
-    layers: tuple[tuple[str, int], ...]
+    kind: str
+    size: int
+    bias: bool
+    times: int
+    kernel: int
+    stride: int
+    padding: str | int
+
+
+class Random(nn.Module):
+    """Drawn layers on `[*positions, features]`, each applied `times` times."""
+
+    layers: tuple[Layer, ...]
+    activation: str
+    head: str
+    vocabulary: int
+
+    def make(self, layer, shape):
+        *positions, features = shape
+        size = layer.size if layer.times == 1 else features
+        if layer.kind == "layer_norm":
+            return nn.LayerNorm(use_bias=layer.bias, use_scale=layer.size > 1)
+        if layer.kind == "rms_norm":
+            return nn.RMSNorm()
+        if layer.kind == "group_norm":
+            return nn.GroupNorm(2 - features % 2, use_bias=layer.bias)
+        if layer.kind == "dense":
+            return nn.Dense(size, use_bias=layer.bias)
+        padding, kernel = layer.padding, layer.kernel
+        if padding == "VALID":  # leaves at least one position
+            kernel = min(kernel, *positions)
+        if layer.times > 1:
+            padding = "SAME"
+        return nn.Conv(
+            size,
+            (kernel,) * len(positions),
+            layer.stride,
+            padding,
+            feature_group_count=math.gcd(2, features, size),
+            use_bias=layer.bias,
+        )
+
+    def recur(self, layer, x):
+        """A cell over the positions, unrolled or by `lax.scan`."""
+        cells = {"gru": nn.GRUCell, "lstm": nn.LSTMCell, "scan": nn.SimpleCell}
+        cell, outputs = cells[layer.kind](layer.size), []
+        if layer.kind == "scan":
+            return nn.RNN(cell)(x)
+        carry = cell.initialize_carry(jax.random.key(0), x[0].shape)
+        for x_t in x:
+            carry, y = cell(carry, x_t)
+            outputs.append(y)
+        return jnp.stack(outputs)
+
+    def outputs(self, x):
+        if self.head == "dueling":
+            advantage = nn.Dense(3)(x)
+            return nn.Dense(1)(x) + advantage - advantage.mean(-1, keepdims=True)
+        if self.head == "multi_head":
+            heads = nn.tanh(nn.DenseGeneral((2, 3))(x))
+            return nn.DenseGeneral(4, axis=(-2, -1))(heads)
+        if self.head in ("ensemble", "mapped"):  # weights of their own, or shared
+            each = self.head == "ensemble"
+            mapped = nn.vmap(
+                nn.Dense,
+                variable_axes={"params": 0 if each else None},
+                split_rngs={"params": each},
+            )
+            return mapped(3)(jnp.stack([x, jnp.cos(x)]))
+        return nn.Dense(2, use_bias=False)(x)
 
     @nn.compact
     def __call__(self, x):
-        shared = nn.Dense(4)
-        for kind, size in self.layers:
-            if kind == "shared":
-                x = shared(nn.Dense(4, use_bias=size > 4)(x))
-            elif kind == "conv":
-                x = nn.Conv(size, (size % 3 + 1,))(x)
-            elif kind == "norm":
-                x = nn.LayerNorm(use_bias=size > 4)(x)
-            else:
-                x = nn.DenseGeneral((size, 2))(x).reshape(len(x), -1)
-            x = nn.silu(x)
-        return x
+        if self.vocabulary:
+            x = nn.Embed(self.vocabulary, 4)(x)
+        for layer in self.layers:
+            if layer.kind in ("gru", "lstm", "scan"):
+                x = self.recur(layer, x)
+                continue
+            module = self.make(layer, x.shape)
+            for _ in range(layer.times):
+                x = networks.ACTIVATIONS[self.activation](module(x))
+        return self.outputs(x)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_random_architectures(seed):
-    rng = np.random.default_rng(seed)
-    kinds = rng.choice(["shared", "conv", "norm", "general"], size=4)
-    layers = tuple((str(kind), int(rng.integers(1, 9))) for kind in kinds)
-    x = normal(seed, B, int(rng.integers(1, 6)), 4)
-    loss_fn, params, x = of_module(Random(layers), x)
-    actual = factored_norms(loss_fn, params, x)
-    np.testing.assert_allclose(actual, oracle(loss_fn, params, x)[1], rtol=1e-5)
+@st.composite
+def architectures(draw, inputs, first, others):
+    """A network whose first layer is one of the first kinds, and a batch for it."""
+
+    def layer(kinds):
+        return st.builds(
+            Layer,
+            kind=st.sampled_from(kinds),
+            size=st.sampled_from([1, 2, 5, 8]),
+            bias=st.booleans(),
+            times=st.sampled_from([1, 2]),
+            kernel=st.integers(1, 3),
+            stride=st.integers(1, 2),
+            padding=st.sampled_from(["SAME", "VALID", "CIRCULAR", 2]),
+        )
+
+    heads = ["linear", "dueling", "multi_head", "ensemble", "mapped"]
+    net = Random(
+        layers=(draw(layer(first)), *draw(st.lists(layer(others), max_size=3))),
+        activation=draw(st.sampled_from(sorted(networks.ACTIVATIONS))),
+        head=draw(st.sampled_from(heads)),
+        vocabulary=draw(st.sampled_from([3, 40])) if inputs == "words" else 0,
+    )
+    number = draw(st.integers(0, 99))
+    length, width, features = (draw(st.integers(1, 4)) for _ in range(3))
+    if inputs == "words":
+        rng = np.random.default_rng(number)
+        return net, jnp.asarray(rng.integers(net.vocabulary, size=(B, length)))
+    shape = {"vector": (), "sequence": (length,), "image": (length + 1, width)}
+    return net, normal(number, B, *shape[inputs], features + 1)
+
+
+NORMS = ("layer_norm", "rms_norm", "group_norm")
+FAMILIES = [
+    ("vector", ("dense",), ("dense", "layer_norm", "rms_norm")),
+    ("image", ("conv",), ("conv", *NORMS, "dense")),
+    ("sequence", NORMS, ("conv", "dense", *NORMS)),
+    ("sequence", ("scan", "gru", "lstm"), ("dense", "layer_norm")),
+    ("words", ("gru", "conv", "dense"), ("dense", *NORMS)),
+]
+
+
+@pytest.mark.parametrize("number", range(len(FAMILIES)))
+def test_random_architectures(number):
+    @seed(30 + number)
+    @settings(
+        max_examples=6,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],  # to shrink means to compile hundreds of networks
+    )
+    @given(architectures(*FAMILIES[number]))
+    def equal(architecture):
+        net, x = architecture
+        loss_fn, params, x = of_module(net, x)
+        scanned = any(layer.kind == "scan" for layer in net.layers)
+        method = "auto" if scanned else "factored"
+
+        def both(params, x):
+            norms = per_transition_grad_norms(loss_fn, params, x, method=method)
+            grads = jax.vmap(jax.grad(loss_fn), (None, 0))(params, x)
+            return norms, jax.vmap(optax.tree.norm)(grads)
+
+        quick = {"xla_backend_optimization_level": 0}  # half the time to compile
+        norms = jax.jit(both, compiler_options=quick)(params, x)
+        np.testing.assert_allclose(*norms, rtol=1e-5)
+
+    equal()
 
 
 def test_factored_names_what_is_not_covered():
