@@ -384,6 +384,19 @@ def test_refuses():
         ("baseline='mean', expected", lambda: score(x, "mean")),
         ("at least two samples", lambda: score(x[:1], "leave_one_out")),
         ("params: expected an array of floats, got", lambda: score(x, params=3)),
+        (r"f\(x\): .* float32\[1\]", lambda: score(x[:, None])),
+        (
+            r"log_prob_fn\(params, x\): .* float32\[1\]",
+            lambda: score_function_gradient(log_prob, jnp.sum, 1.0, x[:, None]),
+        ),
+        (
+            r"f\(x\): .* float32\[2\]",
+            lambda: pathwise_gradient(lambda p, _: p, jnp.square, x, key),
+        ),
+        (
+            r"f\(b\): .* float32\[2\]",
+            lambda: relax_gradient(key, x, jnp.square, jnp.sum),
+        ),
         ("n=0", lambda: pathwise_gradient(jnp.add, jnp.sum, 1.0, key, 0)),
         ("kind='gaussian', expected", lambda: relax(x, "gaussian")),
         (r"logits\[A\].*\(1, 2\)", lambda: relax(x[None], "categorical")),

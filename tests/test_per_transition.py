@@ -538,12 +538,48 @@ def test_batch_normalisation(method):
         per_transition_grad_norms(loss_fn, params["params"], x, method=method)
     jitted = jax.jit(loss_fn)
     jitted(params["params"], x[0])  # so that it is not traced again
-    with pytest.raises(ValueError, match="batch statistics"):
-        value_and_grad_with_norms(jitted, params["params"], x)
+    for wrapped in (jitted, lambda *args: jitted(*args), jax.jit(jitted)):
+        with pytest.raises(ValueError, match="batch statistics"):
+            value_and_grad_with_norms(wrapped, params["params"], x)
     case = frozen_statistics()
     np.testing.assert_allclose(
         factored_norms(*case, method=method), oracle(*case)[1], rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("distance", [1e-2, 1e-4])
+def test_opposite_uses_of_a_weight(distance):
+    """As in a residual gradient: two like inputs whose gradients all but cancel."""
+    weight, x = normal(0, 4, 64), normal(1, B, 4)
+    pairs = x, x + distance * normal(2, B, 4)
+
+    def loss_fn(weight, pair):
+        return jnp.sum((jnp.tanh(pair[0] @ weight) - jnp.tanh(pair[1] @ weight)) ** 2)
+
+    actual = per_transition_grad_norms(loss_fn, weight, pairs, method="factored")
+    tolerance = 1e-7 / distance  # the difference of the inputs is rounded itself
+    np.testing.assert_allclose(
+        actual, oracle(loss_fn, weight, pairs)[1], rtol=max(1e-5, tolerance)
+    )
+
+
+def test_small_integers_look_up_rows():
+    net, rows = nn.Embed(256, 4), jnp.array([[7, 7, 200], [0, 255, 3]], jnp.uint8)
+    args = (
+        lambda p, row: jnp.sum(net.apply(p, row) ** 2),
+        net.init(jax.random.key(0), rows[0]),
+        rows,
+    )
+    np.testing.assert_allclose(factored_norms(*args), oracle(*args)[1], rtol=1e-5)
+
+
+def test_complex_numbers_inside():
+    def loss_fn(w, x):
+        return jnp.abs(jnp.dot(x + 1j, w)) ** 2
+
+    args = loss_fn, normal(0, 2), normal(1, B, 2)
+    actual = per_transition_grad_norms(*args)
+    np.testing.assert_allclose(actual, oracle(*args)[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["factored", "vmap"])
@@ -773,8 +809,12 @@ def test_bad_options():
     args = (jnp.dot, jnp.ones(2), jnp.ones((3, 2)))
     with pytest.raises(ValueError, match="method='ghost', expected one of"):
         per_transition_grad_norms(*args, method="ghost")
-    with pytest.raises(ValueError, match="chunk_size=0"):
-        per_transition_grad_norms(*args, chunk_size=0)
+    for size in (0, True):
+        with pytest.raises(ValueError, match=f"chunk_size={size}"):
+            per_transition_grad_norms(*args, chunk_size=size)
+    for norm in (-1.0, 0.0, jnp.ones(3)):
+        with pytest.raises(ValueError, match="max_norm=.*, expected a positive"):
+            clipped_mean_grad(*args, max_norm=norm)
     with pytest.raises(ValueError, match=r"weights of shape \(2,\), expected \(3,\)"):
         value_and_grad_with_norms(*args, jnp.ones(2))
     with pytest.raises(ValueError, match=r"norms of shape \(1,\)"):

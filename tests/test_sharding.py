@@ -125,7 +125,39 @@ SIDE_BY_SIDE = """
 """
 
 
-@pytest.mark.parametrize("program", [TWO_DEVICES, SIDE_BY_SIDE])
+PER_TRANSITION = """
+    from rljax import sharding
+    sharding.set_cpu_devices(2)
+
+    import chex
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import Mesh, PartitionSpec as P
+    from rljax import autodiff
+
+    net, x = nn.Sequential([nn.Dense(8), nn.tanh, nn.Dense(3)]), jnp.eye(4, 5)
+    params = net.init(jax.random.key(0), x)
+    loss = lambda params, x: jnp.sum(net.apply(params, x) ** 2)
+    mesh = Mesh(jax.devices(), ("devices",))
+
+    def one_pass(params, x):  # params are the same on both devices, x is not
+        return autodiff.value_and_grad_with_norms(loss, params, x)[2]
+
+    for function in (
+        one_pass,
+        lambda p, x: autodiff.per_transition_grads(loss, p, x),
+        lambda p, x: autodiff.per_transition_grad_norms(loss, p, x),
+        lambda p, x: autodiff.per_transition_grad_norms(loss, p, x, method="vmap"),
+    ):
+        split = jax.shard_map(function, mesh=mesh, in_specs=(P(), P("devices")),
+                              out_specs=P("devices"))
+        chex.assert_trees_all_close(split(params, x), function(params, x), rtol=1e-6)
+    print("equal")
+"""
+
+
+@pytest.mark.parametrize("program", [TWO_DEVICES, SIDE_BY_SIDE, PER_TRANSITION])
 def test_two_devices(program):
     environ = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"}
     result = subprocess.run(

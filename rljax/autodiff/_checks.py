@@ -27,3 +27,11 @@ def floats(name: str, tree: Any) -> Any:
                 f"expected an array of floats, got {describe(leaf)}"
             )
     return jax.tree.map(jnp.asarray, tree)
+
+
+def scalar(name: str, x: Any) -> jax.Array:
+    """The value as an array; ValueError unless it is a number."""
+    given = jax.tree.leaves(x)
+    if len(given) != 1 or given[0] is not x or jnp.ndim(x) != 0:
+        raise ValueError(f"{name}: expected a scalar, got {jax.tree.map(describe, x)}")
+    return jnp.asarray(x)

@@ -65,6 +65,26 @@ class Trace(NamedTuple):
     loose: dict[int, str]  # leaf -> what it is used by
 
 
+def varying(tree: Any, like: Any) -> Any:
+    """The tree, in a `shard_map` free to differ between devices as `like` does.
+
+    The gradient in what is the same on all devices would be summed over them.
+    """
+
+    def axes(x: Any) -> frozenset:
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return frozenset()
+        return jax.typeof(x).manual_axis_type.varying
+
+    wanted = frozenset().union(*(axes(x) for x in jax.tree.leaves(like)))
+
+    def vary(x: jax.Array) -> jax.Array:
+        missing = tuple(sorted(wanted - axes(x)))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(vary, tree)
+
+
 def _bind(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
     params = eqn.primitive.get_bind_params(eqn.params)
     with eqn.ctx.manager:
@@ -133,7 +153,8 @@ def trace(loss_fn: Callable[..., Any], params: Any, transition: Any) -> Trace:
         tagged = [(i, x) for i, x in enumerate(values) if isinstance(x, Tagged)]
         name = eqn.primitive.name
         linear = name in PRODUCTS + SUMS or (name == "gather" and tagged[0][0] == 0)
-        if linear and len(tagged) == 1:
+        real = jnp.issubdtype(_aval(eqn.outvars[0]).dtype, jnp.floating)
+        if linear and real and len(tagged) == 1:
             position, x = tagged[0]
             uses.append(Use(x.leaf, x.steps, eqn, position))
         else:
@@ -183,6 +204,7 @@ def backward(
         return loss, others
 
     zeros = [jnp.zeros(use.out.shape, use.out.dtype) for use in traced.uses]
+    zeros = varying(zeros, transition)
     loose = {i: leaves[i] for i in traced.loose}
     both = jax.value_and_grad(forward, argnums=(0, 1), has_aux=True)
     (loss, others), (deltas, loose_grads) = both(zeros, loose)
@@ -333,10 +355,19 @@ def _product_norm(inputs: jax.Array, deltas: jax.Array) -> jax.Array:
     if positions == 1:
         return jnp.sum(squared(inputs, (1, 2)) * squared(deltas, (1, 2)))
     inputs, deltas = precise(inputs), precise(deltas)
+    if positions == 2:  # like inputs with opposite gradients would cancel in the Grams
+        inputs, deltas = (_sum_and_difference(x) for x in (inputs, deltas))
     if 2 * positions**2 < size:  # the Gram form
         grams = [jnp.einsum("gti,gsi->gts", x, x) for x in (inputs, deltas)]
         return jnp.maximum(jnp.sum(grams[0] * grams[1]), 0.0)
     return squared(jnp.einsum("gti,gto->gio", inputs, deltas))
+
+
+def _sum_and_difference(x: jax.Array) -> jax.Array:
+    """The two positions rotated by 45 degrees, which keeps `inputs^T deltas`."""
+    first, second = x[:, :1], x[:, 1:]
+    both = jnp.concatenate([first + second, first - second], axis=1)
+    return both * math.sqrt(0.5)
 
 
 def _row_norm(uses: list[Use], others: list[Any], deltas: list[jax.Array]) -> Any:
@@ -344,6 +375,8 @@ def _row_norm(uses: list[Use], others: list[Any], deltas: list[jax.Array]) -> An
     pairs = zip(deltas, others, strict=True)
     count = _aval(uses[0].eqn.invars[0]).shape[0]
     rows = jnp.concatenate([indices.reshape(-1) for indices in others])
+    if rows.dtype.itemsize < 4:  # `count` might not fit
+        rows = rows.astype(jnp.int32)
     delta = precise(jnp.concatenate([x.reshape(y.size, -1) for x, y in pairs]))
     if uses[0].eqn.params["mode"].name == "CLIP":
         rows = jnp.clip(rows, 0, count - 1)

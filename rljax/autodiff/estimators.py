@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.autodiff._checks import floats
+from rljax.autodiff._checks import floats, scalar
 
 Params = Any
 Kind = Literal["bernoulli", "categorical"]
@@ -125,8 +125,9 @@ def loaded_dice_objective(
 
     Args:
       log_probs: `[T]` log-probabilities of the actions taken, finite.
-      advantages: `[T]`, from any estimator, for instance `rljax.losses.gae`. Stop the
-        values in them, as GAE does, not the whole, which would stop its discount too.
+      advantages: `[T]`, from any estimator, for instance
+        `rljax.losses.generalized_advantage_estimation`. Stop the values in them, as
+        it does, not the whole, which would stop its discount too.
       discounts: `[T]` or `[]` in [0, 1], 0 only at termination; differentiable.
       lambda_: `[]` in [0, 1]; differentiable.
 
@@ -188,7 +189,8 @@ def score_function_gradient(
 
     Raises:
       ValueError: unequal leading axes of `samples` or none, an unknown `baseline`,
-        "leave_one_out" with one sample, `params` not floating.
+        "leave_one_out" with one sample, `params` not floating, a function that does
+        not return a scalar.
 
     Example:
       >>> import jax.numpy as jnp
@@ -208,7 +210,7 @@ def score_function_gradient(
     if len(sizes) != 1 or sizes & {(), (0,)}:
         raise ValueError(f"samples: expected one leading axis N > 0, got {shapes}")
     ((size,),) = sizes
-    values = jax.lax.stop_gradient(jax.vmap(f)(samples))
+    values = jax.lax.stop_gradient(jax.vmap(lambda x: scalar("f(x)", f(x)))(samples))
     if isinstance(baseline, str):
         if baseline != "leave_one_out":
             raise ValueError(f"{baseline=}, expected a number or 'leave_one_out'")
@@ -218,8 +220,10 @@ def score_function_gradient(
     weights = values - baseline
 
     def surrogate(params):
-        log_probs = jax.vmap(log_prob_fn, (None, 0))(params, samples)
-        return jnp.mean(weights * log_probs)
+        def log_prob(x: Any) -> jax.Array:
+            return scalar("log_prob_fn(params, x)", log_prob_fn(params, x))
+
+        return jnp.mean(weights * jax.vmap(log_prob)(samples))
 
     return jax.grad(surrogate)(params)
 
@@ -248,7 +252,7 @@ def pathwise_gradient(
       The estimate, like `params`.
 
     Raises:
-      ValueError: `n` below 1, `params` not floating.
+      ValueError: `n` below 1, `params` not floating, `f` not returning a scalar.
 
     Example:
       >>> import jax
@@ -268,7 +272,10 @@ def pathwise_gradient(
     keys = jax.random.split(key, n)
 
     def objective(params):
-        return jnp.mean(jax.vmap(lambda key: f(sample_fn(params, key)))(keys))
+        def value(key: jax.Array) -> jax.Array:
+            return scalar("f(x)", f(sample_fn(params, key)))
+
+        return jnp.mean(jax.vmap(value)(keys))
 
     return jax.grad(objective)(params)
 
@@ -308,7 +315,8 @@ def relax_gradient(
       The estimate of the gradient in `logits`; `jax.vjp` takes it to parameters.
 
     Raises:
-      ValueError: unknown `kind`, `logits` not floating or not of its shape.
+      ValueError: unknown `kind`, `logits` not floating or not of its shape, `f` not
+        returning a scalar.
 
     Example:
       >>> import jax
@@ -344,7 +352,7 @@ def relax_gradient(
     else:
         not_explained = jnp.exp(z - jnp.max(z))
         correction = dc * not_explained - p * jnp.sum(dc * not_explained)
-    return (f(b) - c) * (b - p) + correction
+    return (scalar("f(b)", f(b)) - c) * (b - p) + correction
 
 
 def rebar_surrogate(

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from rljax.autodiff import _factored
@@ -17,6 +18,7 @@ from rljax.autodiff._checks import floats
 
 LossFn = Callable[[Any, Any], jax.Array]
 Method = Literal["auto", "factored", "vmap"]
+_GUARDED = jax.make_user_context(None)
 
 
 def per_transition_grads(loss_fn: LossFn, params: Any, batch: Any) -> Any:
@@ -77,8 +79,8 @@ def per_transition_grad_norms(
     LayerNorm, GroupNorm, RMSNorm, Embed and attention; vmapped, nested and repeated
     ones. Parameters used in any other way, or inside `lax.scan`, `cond` and `remat`,
     are not. The norm is 0, with derivative 0, where the gradient is exactly 0. Where
-    uses of one weight cancel almost entirely, float32 leaves an error of about 3e-4 of
-    one use's norm; "vmap" does not.
+    three uses of one weight or more cancel almost entirely, float32 leaves an error of
+    about 3e-4 of one use's norm; "vmap" does not.
 
     Args:
       loss_fn: `(params, transition) -> []`, the loss of one transition.
@@ -111,7 +113,8 @@ def per_transition_grad_norms(
     """
     if method not in get_args(Method):
         raise ValueError(f"method={method!r}, expected one of {get_args(Method)}")
-    if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size > 0):
+    whole = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
+    if chunk_size is not None and not (whole and chunk_size > 0):
         raise ValueError(f"chunk_size={chunk_size!r}, expected a positive int or None")
     loss_fn, params, batch, transition = _checked(loss_fn, params, batch)
     if method == "vmap":
@@ -203,7 +206,7 @@ def clipped_mean_grad(
       Losses `[B]`; the clipped mean, a tree as `params`; norms `[B]` before clipping.
 
     Raises:
-      ValueError: unfit `loss_fn`, `params` or `batch`; batch normalisation.
+      ValueError: unfit `loss_fn`, `params`, `batch` or `max_norm`; batch normalisation.
 
     Example:
       >>> import jax.numpy as jnp
@@ -216,6 +219,8 @@ def clipped_mean_grad(
       Abadi et al. (2016), algorithm 1, https://arxiv.org/abs/1607.00133
     """
     loss_fn, params, batch, transition = _checked(loss_fn, params, batch)
+    if jnp.ndim(max_norm) or (not isinstance(max_norm, Tracer) and not max_norm > 0):
+        raise ValueError(f"max_norm={max_norm}, expected a positive scalar")
 
     def weights(norms: jax.Array) -> jax.Array:
         over = norms > max_norm
@@ -394,17 +399,15 @@ def _uncovered(traced: _factored.Trace, params: Any) -> str:
 
 def _checked(loss_fn: LossFn, params: Any, batch: Any) -> tuple[LossFn, Any, Any, Any]:
     """The arguments as arrays, with shape and dtype of one transition."""
-    params = floats("params", params)
     batch, transition = _checked_batch(batch, "batch")
-
-    # A jitted loss traced before is not traced again: what it wraps is.
-    inner: Any = loss_fn.__wrapped__ if hasattr(loss_fn, "lower") else loss_fn
+    params = _factored.varying(floats("params", params), transition)
 
     def guarded(params: Any, transition: Any) -> jax.Array:
         with nn.intercept_methods(_refuse_batch_statistics):
-            return inner(params, transition)
+            return loss_fn(params, transition)
 
-    out = jax.eval_shape(guarded, params, transition)
+    with _GUARDED("guarded"):  # jitted functions within are traced anew
+        out = jax.eval_shape(guarded, params, transition)
     given = jax.tree.leaves(out)
     scalar = len(given) == 1 and given[0] is out and out.shape == ()
     if not (scalar and jnp.issubdtype(out.dtype, jnp.floating)):
@@ -420,8 +423,13 @@ def _checked_batch(batch: Any, name: str) -> tuple[Any, Any]:
     if len(sizes) != 1 or sizes & {(), (0,)}:
         raise ValueError(f"expected equal leading axes [B, ...], B >= 1, got {shapes}")
     batch = jax.tree.map(jnp.asarray, batch)
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
-    return batch, one
+
+    def one(x: jax.Array) -> Any:
+        if jax.typeof(x).manual_axis_type.varying:  # a struct cannot say so
+            return x[0]
+        return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+
+    return batch, jax.tree.map(one, batch)
 
 
 def _refuse_batch_statistics(
