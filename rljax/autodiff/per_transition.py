@@ -219,7 +219,8 @@ def clipped_mean_grad(
       Abadi et al. (2016), algorithm 1, https://arxiv.org/abs/1607.00133
     """
     loss_fn, params, batch, transition = _checked(loss_fn, params, batch)
-    if jnp.ndim(max_norm) or (not isinstance(max_norm, Tracer) and not max_norm > 0):
+    bound = jnp.asarray(max_norm)
+    if bound.ndim or not (isinstance(bound, Tracer) or bound > 0):
         raise ValueError(f"max_norm={max_norm}, expected a positive scalar")
 
     def weights(norms: jax.Array) -> jax.Array:
