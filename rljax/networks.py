@@ -139,12 +139,12 @@ class NoisyDense(nn.Module):
         mean = nn.initializers.uniform(2 * bound)
         scale = nn.initializers.constant(0.5 * bound)
 
-        def layer(name: str, init: Any, use_bias: bool = True) -> nn.Dense:
+        def layer(name: str, init: Any) -> nn.Dense:
             def centred(*args: Any) -> jax.Array:
                 return init(*args) - (bound if init is mean else 0.0)
 
             kwargs: dict[str, Any] = dict(kernel_init=centred, bias_init=centred)
-            return nn.Dense(self.features, use_bias, name=name, **kwargs)
+            return nn.Dense(self.features, name=name, **kwargs)
 
         means, scales = layer("mean", mean), layer("scale", scale)
         if not self.has_rng("noise"):

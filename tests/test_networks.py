@@ -189,3 +189,29 @@ def test_q_network_without_dueling_is_one_head():
     )
     assert set(params["params"]) == {"MLP_0", "Dense_0"}
     assert q.shape == (2, 6, 3)
+
+
+def test_noisy_layer_by_hand():
+    """y = x W + b + noise; a weight's noise is f(e_in) f(e_out) times its scale."""
+    layer, x = networks.NoisyDense(3), jnp.array([[1.0, -2.0], [0.5, 4.0]])
+    params = layer.init(jax.random.key(0), x)
+    means, scales = params["params"]["mean"], params["params"]["scale"]
+    bound = 1 / np.sqrt(2)
+    assert (jnp.abs(means["kernel"]) < bound).all() and (means["kernel"] < 0).any()
+    np.testing.assert_allclose(scales["kernel"], 0.5 * bound, rtol=1e-6)
+    quiet = layer.apply(params, x)
+    np.testing.assert_allclose(quiet, x @ means["kernel"] + means["bias"], rtol=1e-5)
+    same = jnp.stack([x[0], x[0]])
+
+    def noise(key):
+        y = layer.apply(params, same, rngs={"noise": key})
+        return y - layer.apply(params, same)
+
+    draws = jax.vmap(noise)(jax.random.split(jax.random.key(1), 20_000))
+    np.testing.assert_array_equal(draws[:, 0], draws[:, 1])  # one draw for a batch
+    np.testing.assert_allclose(draws.mean(axis=0), 0.0, atol=0.02)
+    # E f(e)^2 = E |e|, E f(e) = 0 and independent factors.
+    size = np.sqrt(2 / np.pi)
+    squares = (x[0] ** 2).sum() * size**2 + size
+    want = (0.5 * bound) ** 2 * squares
+    np.testing.assert_allclose((draws[:, 0] ** 2).mean(axis=0), want, rtol=0.05)
