@@ -8,17 +8,17 @@ Noisy: Fortunato et al. (2018), https://arxiv.org/abs/1706.10295.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import distributions, losses, networks, priority, replay
+from rljax import distributions, losses, networks, priority, q_learner
+from rljax.q_learner import State
 from rljax.replay import Windows
-from rljax.types import Agent, Discrete, Metrics, Params, Rollout, Spec
+from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 PRESETS: dict[str, dict[str, Any]] = {}
 
@@ -62,33 +62,12 @@ class Config:
 
     def validate(self) -> None:
         """Raise ValueError naming a field out of range, its value and the range."""
-        cfg.check_range(self, "learning_rate", "max_grad_norm", low=0.0, open_low=True)
-        cfg.check_range(self, "gamma", low=0.0, high=1.0)
-        cfg.check_range(
-            self, "epsilon_start", "epsilon_end", "epsilon_eval", low=0.0, high=1.0
-        )
-        fractions = ("exploration_fraction", "target_rate")
-        cfg.check_range(self, *fractions, low=0.0, high=1.0, open_low=True)
-        cfg.check_count(self, "total_steps", "num_envs", "rollout_length")
+        q_learner.validate(self)
+        q_learner.validate_epsilon(self)
         cfg.check_range(self, "entropy_temperature", low=0.0, open_low=True)
         cfg.check_range(self, "munchausen_coefficient", low=0.0, high=1.0)
-        cfg.check_count(self, "num_updates", "target_period")
-        cfg.check_sizes(self, "hidden_sizes")
-        cfg.check_choice(self, "activation", tuple(networks.ACTIVATIONS))
-        priority.validate(self)
         if self.double and self.munchausen:
             raise ValueError("double=True: must be False with munchausen=True")
-
-
-class State(NamedTuple):
-    """What the agent learns, stores and counts."""
-
-    params: Params  # of QNetwork
-    target_params: Params  # an older copy
-    opt_state: Any  # of Adam, over the parameters as one flat vector
-    replay: replay.Replay
-    step: jax.Array  # [] int32, environment steps learned from
-    num_updates: jax.Array  # [] int32, gradient steps
 
 
 def make(spec: Spec) -> Agent:
@@ -97,23 +76,23 @@ def make(spec: Spec) -> Agent:
     Raises:
       ValueError: the actions are not discrete.
     """
-    if not isinstance(spec.action, Discrete):
-        raise ValueError(f"dqn needs discrete actions, not {spec.action}")
+    q_learner.check_discrete("dqn", spec)
     return Agent(
-        init=functools.partial(init, spec),
+        init=lambda config, key: q_learner.init(
+            spec, config, network(spec, config), key
+        ),
         memory=lambda config, num_envs: (),
         act=functools.partial(act, spec),
-        observe=observe,
+        observe=q_learner.observe,
         update=functools.partial(update, spec),
     )
 
 
-def network(spec: Spec, config: Config) -> Any:
-    """The action values' network; `spec.action` is discrete."""
-    assert isinstance(spec.action, Discrete)
+def network(spec: Spec, config: Config) -> networks.QNetwork:
+    """The action values' network."""
     return networks.QNetwork(
         len(spec.obs_shape),
-        spec.action.num_actions,
+        q_learner.check_discrete("dqn", spec),
         config.hidden_sizes,
         config.activation,
         config.dueling,
@@ -149,27 +128,6 @@ def td_error(
     return losses.q_learning(*args, stop="none")
 
 
-def optimizer(config: Config) -> optax.GradientTransformation:
-    """Direction of the step; the learning rate comes on top."""
-    clip = optax.clip_by_global_norm(config.max_grad_norm)
-    return optax.chain(clip, optax.scale_by_adam())
-
-
-def init(spec: Spec, config: Config, key: jax.Array) -> State:
-    """Fresh network and optimiser, an empty replay."""
-    obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
-    params = network(spec, config).init(key, obs)
-    prioritized = priority.keeps_priorities(config)
-    return State(
-        params=params,
-        target_params=jax.tree.map(jnp.copy, params),  # buffers of its own: donatable
-        opt_state=optimizer(config).init(ravel_pytree(params)[0]),
-        replay=replay.init(spec, config.num_envs, config.capacity, prioritized),
-        step=jnp.zeros((), jnp.int32),
-        num_updates=jnp.zeros((), jnp.int32),
-    )
-
-
 def act(
     spec: Spec,
     config: Config,
@@ -183,54 +141,18 @@ def act(
     key, noise_key = jax.random.split(key)
     noise = {"noise": noise_key} if explore and config.noisy else {}
     q = network(spec, config).apply(state.params, obs, rngs=noise)
-    progress = state.step / (config.exploration_fraction * config.total_steps)
-    span = config.epsilon_end - config.epsilon_start
-    epsilon = config.epsilon_start + span * jnp.minimum(progress, 1.0)
-    epsilon = jnp.where(config.noisy, 0.0, epsilon) if explore else config.epsilon_eval
+    epsilon = q_learner.epsilon(config, state.step, explore)
+    epsilon = 0.0 if noise else epsilon
     return distributions.epsilon_greedy(q, epsilon, key), memory, ()
-
-
-def observe(config: Config, state: State, rollout: Rollout) -> State:
-    """Store the rollout."""
-    return state._replace(replay=replay.add(state.replay, rollout))
 
 
 def update(
     spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
 ) -> tuple[State, Metrics]:
     """Store the rollout, then learn from samples of the replay."""
-    state = observe(config, state, rollout)
-    flat, unravel = ravel_pytree(state.params)  # one vector: one kernel in Adam
-    target_flat, _ = ravel_pytree(state.target_params)
-    progress = jnp.minimum(state.step / config.total_steps, 1.0)
-    rate = config.learning_rate * (1.0 - progress if config.anneal else 1.0)
 
-    def step(carry: Any, key: jax.Array) -> tuple[Any, Metrics]:
-        flat, target_flat, opt_state, buffer, count = carry
-        sample_key, noise_key = jax.random.split(key)
+    def loss(*args: Any) -> tuple[jax.Array, jax.Array]:
+        error = td_error(spec, config, *args)
+        return optax.l2_loss(error), jnp.abs(error)
 
-        def loss(params: Params, window: Windows) -> tuple[jax.Array, jax.Array]:
-            args = (params, unravel(target_flat), window, noise_key)
-            error = td_error(spec, config, *args)
-            return optax.l2_loss(error), jnp.abs(error)
-
-        params = unravel(flat)
-        batch = priority.sample(config, buffer, sample_key, progress, loss, params)
-        new = priority.gradient(config, loss, params, batch)
-        grads = ravel_pytree(new.mean)[0]
-        updates, opt_state = optimizer(config).update(grads, opt_state)
-        flat, count = optax.tree.add_scale(flat, -rate, updates), count + 1
-        moves = (count % config.target_period == 0) * config.target_rate
-        target_flat = target_flat + moves * (flat - target_flat)
-        buffer = priority.store(buffer, batch, new.priorities)
-        return (flat, target_flat, opt_state, buffer, count), {
-            "loss": new.losses.mean()
-        }
-
-    start = (flat, target_flat, state.opt_state, state.replay, state.num_updates)
-    end, metrics = jax.lax.scan(step, start, jax.random.split(key, config.num_updates))
-    flat, target_flat, opt_state, buffer, count = end
-    step_count = state.step + rollout.reward.size
-    params, target_params = unravel(flat), unravel(target_flat)
-    state = State(params, target_params, opt_state, buffer, step_count, count)
-    return state, jax.tree.map(jnp.mean, metrics)
+    return q_learner.update(loss, config, state, rollout, key)

@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
 from rljax import distributions, losses, networks, prng
+from rljax.rollout import values
 from rljax.sharding import side_by_side
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
@@ -160,11 +161,8 @@ def critic_loss(
 
 def prepare(spec: Spec, config: Config, state: State, rollout: Rollout) -> Batch:
     """Advantages and returns of a rollout, flattened to `[T * N, ...]`."""
-    both = jnp.stack([rollout.obs, rollout.next_obs])
-    old_value, next_value = critic(spec, config).apply(state.critic, both)
-    log_prob = (
-        actor(spec, config).apply(state.actor, rollout.obs).log_prob(rollout.action)
-    )
+    value = functools.partial(critic(spec, config).apply, state.critic)
+    old_value, next_value = values(value, rollout, spec.max_steps)
     discount = config.gamma * (1.0 - rollout.terminated)
     lambda_ = config.lambda_ * (1.0 - (rollout.terminated | rollout.truncated))
     # These values come from the parameters before the update, which the losses'
@@ -173,7 +171,7 @@ def prepare(spec: Spec, config: Config, state: State, rollout: Rollout) -> Batch
     adv = jax.vmap(gae, in_axes=1, out_axes=1)(
         rollout.reward, discount, old_value, next_value, lambda_
     )
-    targets = jnp.stack([log_prob, adv, adv + old_value, old_value], axis=-1)
+    targets = jnp.stack([rollout.extras, adv, adv + old_value, old_value], axis=-1)
     batch = Batch(rollout.obs, rollout.action, targets)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
@@ -210,8 +208,10 @@ def act(
 ) -> tuple[jax.Array, Any, Any]:
     """Sample the policy, or take its mode."""
     distribution = actor(spec, config).apply(state.actor, obs)
+    if not explore:
+        return distribution.mode(), memory, ()
     action = distributions.sample(distribution, key)
-    return action if explore else distribution.mode(), memory, ()
+    return action, memory, distribution.log_prob(action)
 
 
 def update(

@@ -77,6 +77,34 @@ def unroll(
     return ts, rollout, info
 
 
+def values(
+    critic: Callable[[Any], jax.Array], rollout: Rollout, max_steps: int
+) -> tuple[jax.Array, jax.Array]:
+    """Values of a rollout's observations and of their true successors, `[T, N]` each.
+
+    Most successors are the next row's observation, whose value is known already. Only
+    the newest ones and those that the time limit cut are valued on their own. Where a
+    step terminated, what stands for its successor is of no meaning.
+
+    Args:
+      critic: maps observations `[..., N, *obs_shape]` to values `[..., N]`.
+      rollout: `[T, N, ...]`.
+      max_steps: `Spec.max_steps`; in so many rows an environment is cut at most once.
+
+    Returns:
+      `(v_tm1, v_t)`.
+    """
+    length = len(rollout.reward)
+    rows = max(n for n in range(1, min(length, max_steps) + 1) if length % n == 0)
+    cut = rollout.truncated & ~rollout.terminated
+    where_cut = cut.reshape(-1, rows, *cut.shape[1:]).argmax(axis=1)
+    row = where_cut + rows * jnp.arange(len(where_cut))[:, None]  # [T / rows, N]
+    ends = rollout.next_obs[row, jnp.arange(row.shape[1])]
+    every = critic(jnp.concatenate([rollout.obs, rollout.next_obs[-1:], ends]))
+    at_ends = jnp.repeat(every[length + 1 :], rows, axis=0)
+    return every[:length], jnp.where(cut, at_ends, every[1 : length + 1])
+
+
 def _packing(tree: Any) -> tuple[Callable[[Any], list], Callable[[list], Any]]:
     """Make functions that join small arrays, one vector for each dtype, and undo it.
 

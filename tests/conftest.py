@@ -1,5 +1,6 @@
 """Strictness, and the small training problem that several files share."""
 
+import functools
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from rljax import agents, envs
-from rljax.types import Agent, Box, Rollout
+from rljax.types import Agent, Box, Rollout, Spec
 
 from .agent_case import N, T
 
@@ -50,6 +51,7 @@ class Case(NamedTuple):
     module: ModuleType
     agent: Agent
     env: Any
+    spec: Spec  # the environment's, but for a time limit that the rollout needs
     config: Any
 
 
@@ -61,7 +63,7 @@ def case(request):
         num_envs=N, rollout_length=T, hidden_sizes=(8,), **SMALL[request.param]
     )
     spec = env.spec._replace(max_steps=1)  # the rollout below is cut often
-    return Case(request.param, module, module.make(spec), env, config)
+    return Case(request.param, module, module.make(spec), env, spec, config)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +77,11 @@ def state(case):
 
 
 @pytest.fixture(scope="module")
-def rollout(case):
-    """Random numbers: every third step terminates, every fourth is truncated."""
+def rollout(case, state):
+    """Random numbers: every third step terminates, every fourth is truncated.
+
+    What the agent returns beside its actions is log(1/2) throughout.
+    """
     rng = np.random.default_rng(0)
     step = np.arange(T * N).reshape(N, T).T
     terminated, truncated = step % 3 == 0, step % 4 == 0  # both at every twelfth
@@ -88,6 +93,10 @@ def rollout(case):
         action = jnp.array(rng.uniform(-1, 1, (T, N, *spec.action.shape)), jnp.float32)
     else:
         action = jnp.array(rng.integers(spec.action.num_actions, size=(T, N)))
+    act = functools.partial(case.agent.act, explore=True)
+    memory = case.agent.memory(case.config, N)
+    key = jax.random.key(0)
+    *_, extras = jax.eval_shape(act, case.config, state, memory, obs[0], key)
     return Rollout(
         obs=jnp.array(obs, jnp.float32),
         action=action,
@@ -95,6 +104,6 @@ def rollout(case):
         terminated=jnp.array(terminated),
         truncated=jnp.array(truncated),
         next_obs=jnp.array(next_obs, jnp.float32),
-        extras=(),
+        extras=jax.tree.map(lambda x: jnp.full((T, *x.shape), -0.693), extras),
         memory=(),
     )

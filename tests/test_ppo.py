@@ -19,14 +19,15 @@ only_ppo = pytest.mark.parametrize("case", ["ppo"], indirect=True)
 
 @only_ppo
 def test_ppo_targets_by_hand(case, state, rollout):
-    ppo, spec = case.module, case.env.spec
+    ppo, spec = case.module, case.spec
     config = dataclasses.replace(case.config, gamma=0.9, lambda_=0.8)
+    log_prob = jax.random.normal(jax.random.key(2), (T, N))
+    rollout = rollout._replace(extras=log_prob)
     batch = jax.jit(functools.partial(ppo.prepare, spec))(config, state, rollout)
     value, next_value = (
         np.array(ppo.critic(spec, config).apply(state.critic, x))
         for x in (rollout.obs, rollout.next_obs)
     )
-    policy = ppo.actor(spec, config).apply(state.actor, rollout.obs)
     advantage = np.zeros((T + 1, N))
     for t in reversed(range(T)):
         for n in range(N):
@@ -35,7 +36,6 @@ def test_ppo_targets_by_hand(case, state, rollout):
             later = 0.0 if terminated or truncated else 0.9 * 0.8 * advantage[t + 1, n]
             advantage[t, n] = rollout.reward[t, n] + bootstrap - value[t, n] + later
     advantage = advantage[:T]
-    log_prob = policy.log_prob(rollout.action)
     columns = (log_prob, advantage, advantage + value, value)
     for i, want in enumerate(columns):
         np.testing.assert_allclose(
@@ -43,6 +43,14 @@ def test_ppo_targets_by_hand(case, state, rollout):
         )
     np.testing.assert_array_equal(batch.obs, rollout.obs.reshape(T * N, -1))
     np.testing.assert_array_equal(batch.action, rollout.action.ravel())
+
+
+@only_ppo
+def test_ppo_keeps_the_log_probabilities_of_its_actions(case, state, rollout):
+    obs, key = rollout.obs[0], jax.random.key(0)
+    action, _, log_prob = case.agent.act(case.config, state, (), obs, key, True)
+    policy = case.module.actor(case.spec, case.config).apply(state.actor, obs)
+    np.testing.assert_allclose(log_prob, policy.log_prob(action), rtol=1e-6)
 
 
 @only_ppo
