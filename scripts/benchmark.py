@@ -3,13 +3,15 @@
     python scripts/benchmark.py --suite speed
     python scripts/benchmark.py --only ppo-4 dqn-10k --repeats 3
     python scripts/benchmark.py --no-peers
+    python scripts/benchmark.py --suite td
     python scripts/benchmark.py --suite autodiff
 
 Every measurement is a fresh process (`benchmarks/*_worker.py`). What is compared takes
 turns, A B A B, so that a machine that drifts slows both; ratios are taken pair by
-pair. In the suite `speed` all libraries do the same work with the same
+pair. In the suites `speed` and `td` all libraries do the same work with the same
 hyperparameters; the peers live in a virtual environment of their own, built on first
-use. The suite `autodiff` is in benchmarks/autodiff.py.
+use. Their works are in benchmarks/works.py, the suite `autodiff` in
+benchmarks/autodiff.py.
 """
 
 import dataclasses
@@ -24,123 +26,28 @@ from typing import Annotated, Any, Literal
 import tyro
 from benchmarks import autodiff, report
 from benchmarks.protocol import run_worker
+from benchmarks.works import RLJAX, SPEED, TD, Work
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 WORKERS = pathlib.Path(__file__).resolve().parent / "benchmarks"
-RLJAX = "rljax"
 REQUIREMENTS = (  # what the peers' environment holds, beside jax and torch
     "rejax==0.1.3",
     "gymnax==0.0.9",
     "stable-baselines3==2.9.2",
+    "flashbax==0.1.3",
     "gymnasium",
 )
 
-PPO = {
-    "rollout_length": 128,
-    "num_epochs": 4,
-    "num_minibatches": 4,
-    "learning_rate": 2.5e-4,
-    "gamma": 0.99,
-    "lambda_": 0.95,
-    "clip_epsilon": 0.2,
-    "entropy_cost": 0.01,
-    "value_cost": 0.5,
-    "max_grad_norm": 0.5,
-    "hidden_sizes": (64, 64),
-    "activation": "tanh",
-    "anneal": False,
-    "clip_value": True,
-    "normalize_advantages": True,
-}
-DQN = {  # one update per iteration of 10 environment steps
-    "num_envs": 10,
-    "rollout_length": 1,
-    "batch_size": 128,
-    "n_step": 1,
-    "warmup_steps": 1000,
-    "target_period": 50,  # gradient steps
-    "double": True,  # of rljax and rejax; Stable-Baselines3 has no such thing
-    "epsilon_start": 1.0,
-    "epsilon_end": 0.05,
-    "exploration_fraction": 0.5,
-    "learning_rate": 2.5e-4,
-    "gamma": 0.99,
-    "max_grad_norm": 10.0,
-    "hidden_sizes": (64, 64),
-    "activation": "relu",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """One thing to do, the same for every library."""
-
-    name: str
-    text: str
-    agent: str
-    steps: int  # of the environment, per seed; a multiple of one rollout
-    hyper: dict[str, Any]  # rljax's names
-    seeds: int = 1
-    peers: tuple[str, ...] = ("rejax",)
-    short: dict[str, int] = dataclasses.field(default_factory=dict)  # fewer steps for
-
-    def __str__(self) -> str:
-        """The line of --list."""
-        return f"{self.name:10} {self.text} ({', '.join((RLJAX, *self.peers))})"
-
-
-SPEED = (
-    Work(
-        "ppo-4",
-        "ppo, 4 envs, 500k steps; its cold start is the suite's cold-start figure",
-        "ppo",
-        977 * 4 * 128,
-        PPO | {"num_envs": 4},
-        peers=("rejax", "sb3"),
-        short={"sb3": 10 * 4 * 128},
-    ),
-    Work(
-        "ppo-64",
-        "ppo, 64 envs, 2M steps",
-        "ppo",
-        245 * 64 * 128,
-        PPO | {"num_envs": 64},
-    ),
-    Work(
-        "ppo-4x16",
-        "ppo, 4 envs, 16 seeds at once, 100k steps each",
-        "ppo",
-        196 * 4 * 128,
-        PPO | {"num_envs": 4},
-        seeds=16,
-    ),
-    Work(
-        "dqn-10k",
-        "dqn, 10 envs, batch 128, buffer of 10k, 100k steps",
-        "dqn",
-        100_000,
-        DQN | {"capacity": 10_000},
-        peers=("rejax", "sb3"),
-        short={"sb3": 4_000},
-    ),
-    Work(
-        "dqn-100k",
-        "the same with a buffer of 100k (rejax: 20k steps, it is slow there)",
-        "dqn",
-        100_000,
-        DQN | {"capacity": 100_000, "warmup_steps": 200},
-        short={"rejax": 20_000},
-    ),
-)
-SUITES = {"speed": SPEED, "autodiff": autodiff.WORKS}
+SUITES: dict[str, Any] = {"speed": SPEED, "td": TD, "autodiff": autodiff.WORKS}
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
     """Measure rljax, one table and one CSV per call."""
 
-    suite: Literal["speed", "autodiff"] = "speed"
-    """What to measure: training beside peers, or gradients beside ordinary ones."""
+    suite: Literal["speed", "td", "autodiff"] = "speed"
+    """What to measure: training beside peers (td: with a replay or TD targets), or
+    gradients beside ordinary ones."""
     only: tuple[str, ...] = ()
     """Names of works, as in --list; all of them unless given."""
     repeats: int = 5
@@ -149,7 +56,7 @@ class Args:
     """One row per measurement; runs/benchmark/<suite>.csv unless given. An older file
     of that name is replaced."""
     peers: bool = True
-    """Measure the peers too. This and what follows on peers is for the suite speed."""
+    """Measure the peers too. This and what follows on peers is not for autodiff."""
     list_works: Annotated[bool, tyro.conf.arg(name="list")] = False
     """Print the works of the suite and stop."""
     timeout: float = 180.0
@@ -224,13 +131,14 @@ def job(work: Work, library: str, seed: int) -> dict[str, Any]:
     """Returns what a worker is asked to do; the caller adds `start`."""
     return {
         "agent": work.agent,
-        "env": "CartPole-v1",
+        "env": work.env,
         "steps": work.short.get(library, work.steps),
         "full_steps": work.steps * work.seeds,
         "seeds": work.seeds,
         "seed": seed,
         "cores": report.cores(),
-        "hyper": work.hyper,
+        "hyper": work.hyper | work.variants.get(library, {}),
+        "warm": work.warm,
     }
 
 
@@ -262,13 +170,14 @@ def measure_all(
     Args:
       suite: its name, for the rows.
       works: what to do.
-      libraries: which of those that a work names are measured.
+      libraries: which of those that a work names are measured; its variants are.
       repeats: turns of each library.
       measure: `(work, library, repeat) -> result` of one worker. A library that
         fails or hangs is left out of the work's later turns.
     """
     for work in works:
         turns = [name for name in (RLJAX, *work.peers) if name in libraries]
+        turns += work.variants
         broken = set()
         for repeat in range(repeats):
             for library in turns:
@@ -354,16 +263,24 @@ def select(works: Sequence[Work], only: Sequence[str]) -> list[Work]:
     return [work for work in works if not only or work.name in only]
 
 
-def speed_rows(args: Args, works: Sequence[Work]) -> Iterator[Row]:
-    """Returns the rows of the suite speed, measured as they are asked for."""
+def worker(work: Work, library: str) -> pathlib.Path:
+    """Returns the script that measures a library, or a variant of rljax, on a work."""
+    name = RLJAX if library in work.variants else library
+    kind = "replay_worker" if work.agent == "replay" else "worker"
+    return WORKERS / f"{name}_{kind}.py"
+
+
+def training_rows(args: Args, works: Sequence[Work]) -> Iterator[Row]:
+    """Returns the rows of the suites speed and td, measured as they are asked for."""
     pythons = {RLJAX: pathlib.Path(sys.executable)}
     if args.peers:
-        pythons |= dict.fromkeys(("rejax", "sb3"), peers_python(args))
+        peers = {peer for work in works for peer in work.peers}
+        pythons |= dict.fromkeys(peers, peers_python(args))
 
     def measure(work: Work, library: str, repeat: int) -> dict[str, Any]:
-        script = WORKERS / f"{library}_worker.py"
+        python = pythons.get(library, pythons[RLJAX])  # a variant is rljax's own
         asked = job(work, library, seed=repeat)
-        return run_worker(pythons[library], script, asked, args.timeout)
+        return run_worker(python, worker(work, library), asked, args.timeout)
 
     return measure_all(args.suite, works, tuple(pythons), args.repeats, measure)
 
@@ -389,12 +306,12 @@ def main(args: Args) -> None:
         raise SystemExit(f"--repeats {args.repeats}: must be at least 1")
     begin = time.time()
     out = args.out or pathlib.Path(f"runs/benchmark/{args.suite}.csv")
-    if args.suite == "speed":
-        rows = report.write_csv(out, Row, speed_rows(args, works))
-        table = format_table(rows)
-    else:
+    if args.suite == "autodiff":
         rows = report.write_csv(out, autodiff.Row, autodiff_rows(args, works))
         table = autodiff.format_table(rows)
+    else:
+        rows = report.write_csv(out, Row, training_rows(args, works))
+        table = format_table(rows)
     machines = dict.fromkeys(row.machine for row in rows)
     versions = dict.fromkeys(row.versions for row in rows if row.versions)
     print(f"\n{'; '.join(machines)}\n{'; '.join(versions)}\n")

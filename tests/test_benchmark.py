@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import importlib.util
+import json
 import pathlib
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
+
+from rljax import agents, envs
 
 SCRIPTS = pathlib.Path(__file__).resolve().parents[1] / "scripts"
 sys.path[:0] = [str(SCRIPTS), str(SCRIPTS / "benchmarks")]  # as for a script
@@ -96,6 +99,21 @@ def test_libraries_take_turns_and_a_broken_one_drops_out():
     assert [(row.library, row.repeat) for row in rows] == turns
     assert rows[3].note == "hang" and rows[3].steps_per_s is None
     assert rows[0].machine == f"{report.host()}, NVIDIA X"
+
+
+def test_variants_of_rljax_take_turns_too_without_peers():
+    variants = {"big": {"num_envs": 4}}
+    work = dataclasses.replace(WORK, variants=variants)
+    asked = []
+
+    def measure(work, library, repeat):
+        asked.append((library, benchmark.job(work, library, repeat)["hyper"]))
+        return {"steps_per_s": 2.0 if library == "big" else 3.0}
+
+    rows = list(benchmark.measure_all("td", [work], ("rljax",), 1, measure))
+    assert asked == [("rljax", {"num_envs": 2}), ("big", {"num_envs": 4})]
+    assert benchmark.worker(work, "big").name == "rljax_worker.py"
+    assert benchmark.ratios(rows, "w", "big", "steps_per_s") == [1.5]
 
 
 def test_csv_keeps_what_was_measured_before_an_interrupt(tmp_path):
@@ -187,14 +205,30 @@ def test_cold_start_is_extrapolated_only_where_steps_are_missing(full, cold):
     assert result["versions"] == f"pytest {pytest.__version__}"
 
 
-@pytest.mark.parametrize("work", benchmark.SPEED, ids=lambda work: work.name)
+@pytest.mark.parametrize(
+    "work", (*benchmark.SPEED, *benchmark.TD), ids=lambda work: work.name
+)
 def test_every_library_can_run_whole_iterations(work):
-    rollout = work.hyper["num_envs"] * work.hyper["rollout_length"]
-    for library in ("rljax", *work.peers):
+    rollout = work.hyper["num_envs"] * work.hyper.get("rollout_length", 1)
+    for library in ("rljax", *work.peers, *work.variants):
         job = benchmark.job(work, library, seed=3)
         assert job["steps"] % rollout == 0 and job["seed"] == 3
         assert job["full_steps"] >= job["steps"] * job["seeds"]
-        assert (SCRIPTS / "benchmarks" / f"{library}_worker.py").exists()
+        assert job["env"] in envs.names()
+        assert benchmark.worker(work, library).exists()
+
+
+@pytest.mark.parametrize(
+    "work",
+    [w for w in (*benchmark.SPEED, *benchmark.TD) if w.agent != "replay"],
+    ids=lambda work: work.name,
+)
+def test_works_are_valid_configs(work):
+    for library in ("rljax", *work.variants):
+        job = benchmark.job(work, library, seed=0)
+        hyper = {k: v for k, v in job["hyper"].items() if k != "value_cost"}
+        config = agents.get(work.agent).Config(**hyper, total_steps=job["steps"])
+        config.validate()
 
 
 def test_select():
@@ -400,3 +434,19 @@ def test_main_measures_autodiff(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "run_worker", lambda *_: {"note": "hang"})
     with pytest.raises(SystemExit):
         benchmark.main(benchmark.Args(suite="autodiff", repeats=1))
+
+
+# The suite td.
+
+
+def test_replay_worker_counts_the_steps_of_its_loop(monkeypatch, capsys):
+    replay_worker = load(SCRIPTS / "benchmarks" / "rljax_replay_worker.py")
+    work = next(work for work in benchmark.TD if work.name == "replay-td_error-10k")
+    hyper = work.hyper | {"capacity": 40, "batch_size": 4}
+    work = dataclasses.replace(work, hyper=hyper, steps=50)
+    job = benchmark.job(work, "rljax", seed=0) | {"start": 0.0}
+    monkeypatch.setattr(replay_worker, "read_job", lambda: job)
+    monkeypatch.setattr(replay_worker.sharding, "set_cpu_devices", lambda n: None)
+    replay_worker.main()
+    result = json.loads(capsys.readouterr().out)
+    assert result["steps"] == 50 and result["steps_per_s"] > 0

@@ -121,6 +121,21 @@ BAD = {
 }
 
 
+def test_gradient_norms_are_the_best_priorities(tmp_path):
+    line = "gradient_variance --steps 3000 --transitions 1000 --batches 300"
+    (done,) = run_scripts(tmp_path, line)
+    assert done["code"] == 0, done["err"]
+    rows = [line.split() for line in done["out"].splitlines()[2:]]
+    exact, measured, least, share = np.array([row[1:] for row in rows], float).T
+    assert [row[0] for row in rows] == ["uniform", "td_error", "grad_norm"]
+    assert exact[0] > exact[1] > exact[2]
+    np.testing.assert_allclose(exact[2], least[2], rtol=1e-3)
+    np.testing.assert_allclose(least, least[0], rtol=1e-3)
+    np.testing.assert_allclose(share, exact / exact[0], atol=1e-3)
+    # Measured over few batches, whose draws from equal shares are a little better.
+    assert (measured / exact > 0.6).all() and (measured / exact < 1.2).all()
+
+
 @pytest.fixture(scope="module")
 def bad(folder):
     """Results of every line of BAD, and that nothing which was there has changed."""

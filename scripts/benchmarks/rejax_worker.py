@@ -5,7 +5,7 @@ import time
 
 import jax
 from protocol import measure, print_result, read_job, result
-from rejax import DQN, PPO
+from rejax import DQN, PPO, PQN, SAC
 
 IMPORTED = time.time()
 
@@ -58,6 +58,48 @@ def dqn(job):
     )
 
 
+def pqn(job):
+    """Returns the algorithm: PQN with the hyperparameters of the job."""
+    hyper = job["hyper"]
+    if hyper["hidden_sizes"] != [64, 64]:  # as with DQN
+        raise ValueError(f"Rejax's network is 64-64, not {hyper['hidden_sizes']}")
+    return PQN.create(
+        env=job["env"],
+        num_envs=hyper["num_envs"],
+        num_steps=hyper["rollout_length"],
+        num_epochs=hyper["num_epochs"],
+        num_minibatches=hyper["num_minibatches"],
+        learning_rate=hyper["learning_rate"],
+        gamma=hyper["gamma"],
+        td_lambda=hyper["lambda_"],
+        max_grad_norm=hyper["max_grad_norm"],
+        eps_start=hyper["epsilon_start"],
+        eps_end=hyper["epsilon_end"],
+        exploration_fraction=hyper["exploration_fraction"],
+        **length(job),
+    )
+
+
+def sac(job):
+    """Returns the algorithm: SAC with the hyperparameters of the job."""
+    hyper = job["hyper"]
+    return SAC.create(
+        env=job["env"],
+        hidden_layer_sizes=tuple(hyper["hidden_sizes"]),
+        agent_kwargs={"activation": hyper["activation"]},
+        num_envs=hyper["num_envs"],
+        num_epochs=hyper["num_updates"],
+        buffer_size=hyper["capacity"],
+        fill_buffer=hyper["warmup_steps"],
+        batch_size=hyper["batch_size"],
+        learning_rate=hyper["learning_rate"],
+        gamma=hyper["gamma"],
+        polyak=1.0 - hyper["target_rate"],
+        target_update_freq=1,
+        **length(job),
+    )
+
+
 def network(hyper):
     """Returns the keyword arguments of actor and critic."""
     return {
@@ -78,7 +120,7 @@ def length(job):
 def main():
     """Compiles the training of all seeds, then times it."""
     job = read_job()
-    algo = {"ppo": ppo, "dqn": dqn}[job["agent"]](job)
+    algo = {"ppo": ppo, "dqn": dqn, "pqn": pqn, "sac": sac}[job["agent"]](job)
     algo = algo.replace(eval_callback=lambda algo, state, key: ())
     train, key = algo.train, jax.random.PRNGKey(job["seed"])
     if job["seeds"] > 1:

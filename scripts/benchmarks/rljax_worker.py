@@ -27,19 +27,27 @@ def main():
     config = dataclasses.replace(module.Config(), **hyper, total_steps=job["steps"])
     config.validate()
 
-    keys = jax.vmap(jax.random.key)(job["seed"] + jnp.arange(seeds))
+    start = jax.vmap(jax.random.key)(job["seed"] + jnp.arange(seeds))
+    learn, skipped = functools.partial(train.train, agent, env, config), 0
+    if job["warm"]:
+        init = functools.partial(train.init, agent, env, config)
+        start = jax.block_until_ready(jax.jit(jax.vmap(init))(start))
+        skipped = int(start.step.sum())
+        iterations = train.num_iterations(config)
+
+        def learn(state):
+            return train.run(agent, env, config, state, iterations)
+
     function = sharding.map_runs(
-        functools.partial(train.train, agent, env, config),
-        sharding.runs_at_once(config.num_envs),
-        agent.parts,
+        learn, sharding.runs_at_once(config.num_envs), agent.parts
     )
     begin = time.perf_counter()
-    compiled = jax.jit(function).lower(keys).compile()
+    compiled = jax.jit(function).lower(start).compile()
     compile_s = time.perf_counter() - begin
 
     def run():
-        state, _ = jax.block_until_ready(compiled(keys))
-        return int(state.step.sum())
+        state, _ = jax.block_until_ready(compiled(start))
+        return int(state.step.sum()) - skipped
 
     ready = time.time()
     seconds, steps = measure(run)

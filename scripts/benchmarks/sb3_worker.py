@@ -9,7 +9,7 @@ import time
 
 import torch
 from protocol import measure, print_result, read_job, result
-from stable_baselines3 import DQN, PPO
+from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 
 IMPORTED = time.time()
@@ -64,6 +64,26 @@ def dqn(job, env):
     )
 
 
+def sac(job, env):
+    """Returns the model: SAC with the hyperparameters of the job."""
+    hyper = job["hyper"]
+    return SAC(
+        "MlpPolicy",
+        env,
+        train_freq=1,
+        gradient_steps=hyper["num_updates"],
+        buffer_size=hyper["capacity"],
+        learning_starts=hyper["warmup_steps"],
+        batch_size=hyper["batch_size"],
+        learning_rate=hyper["learning_rate"],
+        gamma=hyper["gamma"],
+        tau=hyper["target_rate"],
+        policy_kwargs=network(hyper),
+        seed=job["seed"],
+        device="cpu",
+    )
+
+
 def network(hyper):
     """Returns the shape of the networks."""
     return {
@@ -78,7 +98,7 @@ def main():
     hyper = job["hyper"]
     torch.set_num_threads(1)
     env = make_vec_env(job["env"], n_envs=hyper["num_envs"], seed=job["seed"])
-    model = {"ppo": ppo, "dqn": dqn}[job["agent"]](job, env)
+    model = {"ppo": ppo, "dqn": dqn, "sac": sac}[job["agent"]](job, env)
     warm_up = hyper["num_envs"] * hyper["rollout_length"]
     model.learn(warm_up + hyper.get("warmup_steps", 0))
 

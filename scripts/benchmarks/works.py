@@ -1,0 +1,211 @@
+"""The works of the suites `speed` and `td`: training, and replay on its own."""
+
+import dataclasses
+from typing import Any
+
+RLJAX = "rljax"
+
+PPO = {
+    "rollout_length": 128,
+    "num_epochs": 4,
+    "num_minibatches": 4,
+    "learning_rate": 2.5e-4,
+    "gamma": 0.99,
+    "lambda_": 0.95,
+    "clip_epsilon": 0.2,
+    "entropy_cost": 0.01,
+    "value_cost": 0.5,
+    "max_grad_norm": 0.5,
+    "hidden_sizes": (64, 64),
+    "activation": "tanh",
+    "anneal": False,
+    "clip_value": True,
+    "normalize_advantages": True,
+}
+DQN = {  # one update per iteration of 10 environment steps
+    "num_envs": 10,
+    "rollout_length": 1,
+    "batch_size": 128,
+    "n_step": 1,
+    "warmup_steps": 1000,
+    "target_period": 50,  # gradient steps
+    "double": True,  # of rljax and rejax; Stable-Baselines3 has no such thing
+    "epsilon_start": 1.0,
+    "epsilon_end": 0.05,
+    "exploration_fraction": 0.5,
+    "learning_rate": 2.5e-4,
+    "gamma": 0.99,
+    "max_grad_norm": 10.0,
+    "hidden_sizes": (64, 64),
+    "activation": "relu",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One thing to do, the same for every library."""
+
+    name: str
+    text: str
+    agent: str  # or "replay": a buffer without an agent
+    steps: int  # of the environment, per seed; a multiple of one rollout
+    hyper: dict[str, Any]  # rljax's names
+    seeds: int = 1
+    peers: tuple[str, ...] = ("rejax",)
+    short: dict[str, int] = dataclasses.field(default_factory=dict)  # fewer steps for
+    env: str = "CartPole-v1"
+    # rljax against itself with other hyperparameters, by a name for each
+    variants: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    warm: bool = False  # start the clock after the warm-up
+
+    def __str__(self) -> str:
+        """The line of --list."""
+        names = ", ".join((RLJAX, *self.peers, *self.variants))
+        return f"{self.name:20} {self.text} ({names})"
+
+
+SPEED = (
+    Work(
+        "ppo-4",
+        "ppo, 4 envs, 500k steps; its cold start is the suite's cold-start figure",
+        "ppo",
+        977 * 4 * 128,
+        PPO | {"num_envs": 4},
+        peers=("rejax", "sb3"),
+        short={"sb3": 10 * 4 * 128},
+    ),
+    Work(
+        "ppo-64",
+        "ppo, 64 envs, 2M steps",
+        "ppo",
+        245 * 64 * 128,
+        PPO | {"num_envs": 64},
+    ),
+    Work(
+        "ppo-4x16",
+        "ppo, 4 envs, 16 seeds at once, 100k steps each",
+        "ppo",
+        196 * 4 * 128,
+        PPO | {"num_envs": 4},
+        seeds=16,
+    ),
+    Work(
+        "dqn-10k",
+        "dqn, 10 envs, batch 128, buffer of 10k, 100k steps",
+        "dqn",
+        100_000,
+        DQN | {"capacity": 10_000},
+        peers=("rejax", "sb3"),
+        short={"sb3": 4_000},
+    ),
+    Work(
+        "dqn-100k",
+        "the same with a buffer of 100k (rejax: 20k steps, it is slow there)",
+        "dqn",
+        100_000,
+        DQN | {"capacity": 100_000, "warmup_steps": 200},
+        short={"rejax": 20_000},
+    ),
+)
+
+
+FULL_DQN = DQN | {  # the buffer is full before the clock starts
+    "capacity": 100_000,
+    "warmup_steps": 100_000,
+}
+PQN = {
+    "num_envs": 16,
+    "rollout_length": 128,
+    "num_epochs": 5,
+    "num_minibatches": 16,
+    "learning_rate": 3e-4,
+    "gamma": 0.99,
+    "lambda_": 0.9,
+    "max_grad_norm": 10.0,
+    "epsilon_start": 1.0,
+    "epsilon_end": 0.05,
+    "exploration_fraction": 0.5,
+    "hidden_sizes": (64, 64),
+    "activation": "relu",
+    "anneal": False,
+}
+SAC = {  # one update per step
+    "num_envs": 1,
+    "rollout_length": 1,
+    "num_updates": 1,
+    "batch_size": 256,
+    "capacity": 20_000,
+    "warmup_steps": 500,
+    "learning_rate": 1e-3,
+    "gamma": 0.99,
+    "target_rate": 0.005,
+    "hidden_sizes": (256, 256),
+    "activation": "relu",
+    "n_step": 1,
+}
+REPLAY = {"num_envs": 10, "batch_size": 128, "priority": "td_error"}
+
+TD = (
+    Work(
+        "dqn",
+        "dqn, 10 envs, batch 128, buffer of 100k",
+        "dqn",
+        100_000,
+        DQN | {"capacity": 100_000, "warmup_steps": 200},
+        peers=("rejax", "sb3"),
+        short={"rejax": 20_000, "sb3": 4_000},
+    ),
+    Work(
+        "pqn",
+        "pqn, 16 envs, rollouts of 128, 5 epochs of 16 minibatches",
+        "pqn",
+        245 * 16 * 128,
+        PQN,
+    ),
+    Work(
+        "sac",
+        "sac on Pendulum, 256-256, batch 256, one update per step",
+        "sac",
+        10_000,
+        SAC,
+        peers=("rejax", "sb3"),
+        short={"rejax": 5_000, "sb3": 2_000},
+        env="Pendulum-v1",
+    ),
+    Work(
+        "priorities",
+        "dqn, a full buffer of 100k, uniform (rljax) or with priorities",
+        "dqn",
+        100_000 + 100_000,
+        FULL_DQN,
+        peers=(),
+        variants={
+            "td_error": {"priority": "td_error"},
+            "grad_norm": {"priority": "grad_norm"},
+        },
+        warm=True,
+    ),
+    Work(
+        "capacity",
+        "dqn, td_error priorities, a full buffer of 10k (rljax) or of 1M",
+        "dqn",
+        1_000_000 + 100_000,
+        FULL_DQN
+        | {"capacity": 10_000, "warmup_steps": 1_000_000, "priority": "td_error"},
+        peers=(),
+        variants={"1M": {"capacity": 1_000_000}},
+        warm=True,
+    ),
+    *(
+        Work(
+            f"replay-{priority}-{name}",
+            f"add 10, draw 128 and set priorities; {name} steps of CartPole",
+            "replay",
+            100_000,
+            REPLAY | {"priority": priority, "capacity": capacity},
+            peers=("flashbax",),
+        )
+        for priority in ("uniform", "td_error")
+        for name, capacity in (("10k", 10_000), ("1M", 1_000_000))
+    ),
+)

@@ -1,0 +1,134 @@
+"""How much priorities lower the variance of a gradient from replay.
+
+    python scripts/gradient_variance.py --env CartPole-v1
+
+DQN trains for a while. Its replay and its networks then fix one gradient, the mean over
+all stored transitions, which every sampler estimates without bias: priorities and
+importance weights have the exponent 1. Printed is the trace of the covariance of one
+draw's weighted gradient: exactly, from the probabilities that the replay draws with;
+measured over batches; and the least there is for any probabilities, which is that of
+gradient norms: Alain et al. (2015), https://arxiv.org/abs/1511.06481.
+"""
+
+import dataclasses
+import functools
+import sys
+from typing import Any
+
+import common  # first: it sets up devices before jax starts
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from rljax import agents, envs, priority, replay, sum_tree, train
+from rljax.autodiff import per_transition_grad_norms
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to train on, for how long, and how much to draw."""
+
+    env: str = "CartPole-v1"
+    """environment name"""
+    steps: int = 50_000
+    """environment steps of training"""
+    transitions: int = 5_000
+    """capacity of the replay"""
+    batch_size: int = 128
+    """transitions in a batch"""
+    batches: int = 2_000
+    """batches to measure over"""
+    seed: int = 0
+    """of training and drawing"""
+
+
+def trained(options: Options) -> tuple[priority.Loss, Any, Any]:
+    """Returns DQN's loss of one transition, its config, and its state after training.
+
+    Raises:
+      ValueError: an option out of range.
+    """
+    dqn, env = agents.get("dqn"), envs.make(options.env)
+    config = dataclasses.replace(
+        agents.config_for("dqn", options.env),
+        total_steps=options.steps,
+        capacity=options.transitions,
+        warmup_steps=options.transitions,
+        batch_size=options.batch_size,
+        priority_exponent=1.0,
+    )
+    config.validate()
+    run = functools.partial(train.train, dqn.make(env.spec))
+    ts, _ = jax.jit(run)(env, config, jax.random.key(options.seed))
+    state = ts.agent
+
+    def loss(params: Any, window: replay.Windows) -> tuple[jax.Array, jax.Array]:
+        args = (params, state.target_params, window, jax.random.key(0))
+        error = dqn.td_error(env.spec, config, *args)
+        return 0.5 * error**2, jnp.abs(error)
+
+    return loss, config, state
+
+
+def prioritized(name: str, loss: priority.Loss, config: Any, state: Any) -> Any:
+    """Returns the replay with the priorities called `name`, of all that it holds."""
+    config = dataclasses.replace(config, priority=name)
+    if not priority.keeps_priorities(config):
+        return state.replay
+    everything = jnp.arange(replay.size(state.replay))
+    windows = replay.windows(state.replay, everything, config.n_step)
+    batch = priority.Batch(everything, windows, jnp.ones(len(everything)))
+    found = priority.gradient(config, loss, state.params, batch)
+    buffer = state.replay._replace(tree=sum_tree.init(len(everything)))
+    return priority.store(buffer, batch, found.priorities)
+
+
+def measure(
+    buffer: Any, loss: priority.Loss, config: Any, state: Any, options: Options
+) -> tuple[float, float, float]:
+    """Returns the trace: exact, measured, and the least for any probabilities."""
+    everything = jnp.arange(replay.size(buffer))
+    windows = replay.windows(buffer, everything, config.n_step)
+    norms = per_transition_grad_norms(lambda p, w: loss(p, w)[0], state.params, windows)
+    size, params = len(everything), state.params
+    share = jnp.full(size, 1 / size)
+    if buffer.tree is not None:
+        share = sum_tree.values(buffer.tree, everything) / sum_tree.total(buffer.tree)
+
+    def mean_gradient(batch: priority.Batch) -> jax.Array:
+        return ravel_pytree(priority.gradient(config, loss, params, batch).mean)[0]
+
+    whole = mean_gradient(priority.Batch(everything, windows, jnp.ones(size)))
+    rest = jnp.sum(whole**2)
+    exact = jnp.sum((norms / size) ** 2 / share) - rest
+    least = norms.mean() ** 2 - rest
+
+    def squared_error(key: jax.Array) -> jax.Array:
+        drawn = replay.sample(buffer, key, options.batch_size, config.n_step)
+        weights = 1 / (size * drawn.probability)
+        batch = priority.Batch(drawn.index, drawn.windows, weights)
+        return jnp.sum((mean_gradient(batch) - whole) ** 2)
+
+    keys = jax.random.split(jax.random.key(options.seed), options.batches)
+    measured = options.batch_size * jax.lax.map(squared_error, keys).mean()
+    return float(exact), float(measured), float(least)
+
+
+@common.one_line_errors
+def main() -> None:
+    """Train, measure, print a table."""
+    options = common.parse(Options, sys.argv[1:], __doc__ or "", "gradient_variance.py")
+    loss, config, state = trained(options)
+    print(f"{options.env}: trace of the covariance of one draw's gradient")
+    print(f"{'priority':10} {'exact':>12} {'measured':>12} {'optimum':>12} of uniform")
+    uniform = 0.0
+    for name in priority.PRIORITIES:
+        buffer = prioritized(name, loss, config, state)
+        exact, measured, least = measure(buffer, loss, config, state, options)
+        uniform = uniform or exact
+        numbers = f"{exact:12.5g} {measured:12.5g} {least:12.5g}"
+        print(f"{name:10} {numbers} {exact / uniform:10.3f}")
+
+
+if __name__ == "__main__":
+    main()
