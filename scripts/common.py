@@ -40,7 +40,7 @@ class Run:
 
     agent: str
     env: str
-    env_params: dict[str, float | int | bool]
+    env_params: dict[str, Any]  # numbers and booleans
     seeds: int
     seed: int
     rows: int  # lines of metrics per seed

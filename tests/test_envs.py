@@ -257,12 +257,46 @@ def test_make_passes_parameters_and_arguments():
         ("CartPole-v1", {"gravity": True}, "gravity=True"),
         ("CartPole-v1", {"gravity": None}, "gravity=None"),
         ("Asterix-MinAtar", {"use_minimal": False}, "use_minimal_action_set"),
+        ("Pendulum-v1", {"scale_ob": True}, "did you mean: scale_obs"),
+        (
+            "Pendulum-v1",
+            {"scale_obs": 1},
+            "scale_obs=1 of Pendulum-v1: must be True or",
+        ),
+        ("CartPole-v1", {"scale_obs": True}, "CartPole-v1 has no finite bounds"),
+        ("Breakout-MinAtar", {"scale_obs": True}, "no finite bounds of observations"),
     ],
 )
 def test_make_names_what_is_wrong(name, params, message):
     with pytest.raises(ValueError) as error:
         envs.make(name, **params)
     assert message in str(error.value)
+
+
+def test_observations_can_be_scaled_by_their_bounds():
+    plain, scaled = (
+        envs.make("MountainCar-v0"),
+        envs.make("MountainCar-v0", scale_obs=True),
+    )
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def observations(env):
+        """First ones, and what 200 swings show, to the goal or to the limit."""
+        state, obs = env.reset(jax.random.key(0), 50)
+
+        def step(carry, noise):
+            state, right = carry
+            state, ts = env.step(noise, state, jnp.where(right, 2, 0))
+            return (state, ts.obs[:, 1] >= 0), (ts.obs, ts.next_obs)
+
+        noises = env.draw(jax.random.key(1), 200, 50)
+        _, later = jax.lax.scan(step, (state, obs[:, 1] >= 0), noises)
+        return obs, *later
+
+    low, high = jnp.array([-1.2, -0.07]), jnp.array([0.6, 0.07])
+    for x, want in zip(observations(scaled), observations(plain), strict=True):
+        np.testing.assert_allclose(low + (x + 1) / 2 * (high - low), want, atol=1e-5)
+        assert (jnp.abs(x) <= 1 + 1e-5).all()
 
 
 def test_make_takes_numbers_of_any_kind():
