@@ -7,7 +7,19 @@ from typing import Any
 
 from rljax.config import unknown
 
-_NAMES = ("dqn", "ppo")
+_NAMES = (
+    "c51",
+    "dqn",
+    "iqn",
+    "ppo",
+    "pqn",
+    "qrdqn",
+    "r2d2",
+    "rainbow",
+    "sac",
+    "sarsa",
+    "td3",
+)
 
 __all__ = ["config_for", "get", "names"]
 

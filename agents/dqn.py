@@ -88,7 +88,7 @@ def make(spec: Spec) -> Agent:
     )
 
 
-def network(spec: Spec, config: Config) -> networks.QNetwork:
+def network(spec: Spec, config: Config) -> Any:
     """The action values' network."""
     return networks.QNetwork(
         len(spec.obs_shape),
@@ -114,8 +114,10 @@ def td_error(
     target takes from `bootstrap_params` stays differentiable for meta-gradients.
     """
     apply, (key, target_key) = network(spec, config).apply, jax.random.split(key)
-    q = functools.partial(apply, params, rngs={"noise": key})
-    target_q = functools.partial(apply, bootstrap_params, rngs={"noise": target_key})
+    factored = config.priority == "grad_norm"
+    q = functools.partial(apply, networks.with_noise(params, key, factored))
+    target_params = networks.with_noise(bootstrap_params, target_key)
+    target_q = functools.partial(apply, target_params)
     reward, discount = priority.n_step_return(window, config.gamma)
     args = (q(window.obs), window.action, reward, discount, target_q(window.next_obs))
     if config.munchausen:
@@ -139,10 +141,11 @@ def act(
 ) -> tuple[jax.Array, Any, Any]:
     """Epsilon-greedy or by noisy weights; an epsilon of its own in evaluation."""
     key, noise_key = jax.random.split(key)
-    noise = {"noise": noise_key} if explore and config.noisy else {}
-    q = network(spec, config).apply(state.params, obs, rngs=noise)
+    noisy, params = explore and config.noisy, state.params
+    params = networks.with_noise(params, noise_key) if noisy else params
+    q = network(spec, config).apply(params, obs)
     epsilon = q_learner.epsilon(config, state.step, explore)
-    epsilon = 0.0 if noise else epsilon
+    epsilon = 0.0 if noisy else epsilon
     return distributions.epsilon_greedy(q, epsilon, key), memory, ()
 
 

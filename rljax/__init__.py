@@ -20,6 +20,7 @@ from rljax.types import (
 
 if TYPE_CHECKING:
     from rljax import (
+        actor_critic,
         agents,
         autodiff,
         checkpoint,
@@ -53,6 +54,7 @@ __all__ = [
     "TimeStep",
     "TrainState",
     "Transition",
+    "actor_critic",
     "agents",
     "autodiff",
     "checkpoint",

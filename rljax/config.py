@@ -28,7 +28,7 @@ def as_arrays(config: C) -> C:
 
 
 def check_range(
-    config: Any, *names: str, low: float = -np.inf, high: float = np.inf, open_low=False
+    config: Any, *names: str, low: Any = -np.inf, high: float = np.inf, open_low=False
 ) -> None:
     """Raise unless the named fields are numbers in `[low, high]`, or `(low, high]`.
 
@@ -39,7 +39,7 @@ def check_range(
     """
     for name in names:
         value = getattr(config, name)
-        if isinstance(value, Tracer):
+        if isinstance(value, Tracer) or isinstance(low, Tracer):
             continue
         allowed = f"must be in {'(' if open_low else '['}{low}, {high}]"
         numbers = np.asarray(value)

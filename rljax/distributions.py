@@ -1,5 +1,7 @@
 """Action distributions as distrax compositions, in the environment's units."""
 
+from typing import Any
+
 import distrax
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from rljax import prng
-from rljax.types import Box
+from rljax.types import Box, Spec
 
 
 def sample(distribution: distrax.Distribution, key: jax.Array) -> jax.Array:
@@ -39,6 +41,19 @@ def epsilon_greedy(q: jax.Array, epsilon: ArrayLike, key: jax.Array) -> jax.Arra
     return jnp.where(explore, uniform, q.argmax(axis=-1).astype(jnp.int32))
 
 
+def epsilon_greedy_probs(q: jax.Array, epsilon: ArrayLike) -> jax.Array:
+    """Probabilities of `epsilon_greedy`'s actions, `[..., num_actions]`.
+
+    Args:
+      q: `[..., num_actions]` action values; of equal ones the first is the greedy one.
+      epsilon: `[]` in [0, 1].
+    """
+    num_actions = q.shape[-1]
+    greedy = jax.nn.one_hot(q.argmax(axis=-1), num_actions, dtype=q.dtype)
+    epsilon = jnp.asarray(epsilon)
+    return epsilon / num_actions + (1.0 - epsilon) * greedy
+
+
 def gaussian(mean: jax.Array, log_std: jax.Array, box: Box) -> distrax.Independent:
     """Diagonal Gaussian whose unit is half the width of the action bounds.
 
@@ -51,16 +66,14 @@ def gaussian(mean: jax.Array, log_std: jax.Array, box: Box) -> distrax.Independe
       Distribution over `[..., *box.shape]`; samples may leave the bounds, environments
       clip.
     """
-    middle, half = _middle_and_half(box)
+    middle, half = middle_and_half(box)
     shape = (*mean.shape[:-1], *box.shape)
     scale = jnp.broadcast_to(half * jnp.exp(log_std), mean.shape)
     normal = distrax.Normal((middle + half * mean).reshape(shape), scale.reshape(shape))
     return distrax.Independent(normal, len(box.shape))
 
 
-def tanh_gaussian(
-    mean: jax.Array, log_std: jax.Array, box: Box
-) -> distrax.Distribution:
+def tanh_gaussian(mean: jax.Array, log_std: jax.Array, box: Box) -> distrax.Transformed:
     """Gaussian squashed by tanh into the action bounds.
 
     Haarnoja et al. (2018), https://arxiv.org/abs/1801.01290, appendix C.
@@ -73,7 +86,7 @@ def tanh_gaussian(
     Returns:
       Distribution over `[..., D]` inside the bounds, with exact log-densities.
     """
-    middle, half = _middle_and_half(box)
+    middle, half = middle_and_half(box)
     affine = distrax.ScalarAffine(
         jnp.broadcast_to(middle, mean.shape), jnp.broadcast_to(half, mean.shape)
     )
@@ -82,7 +95,35 @@ def tanh_gaussian(
     return distrax.Transformed(normal, squash)
 
 
-def _middle_and_half(box: Box) -> tuple[np.ndarray, np.ndarray]:
+def squashed(distribution: Any, noise: jax.Array) -> jax.Array:
+    """The action that a squashed Gaussian makes of noise.
+
+    Args:
+      distribution: as of `tanh_gaussian`.
+      noise: `[..., D]` standard normal for a sample; 0 for the squashed mean.
+
+    Returns:
+      `[..., D]`.
+    """
+    base = distribution.distribution
+    return distribution.bijector.forward(base.loc + base.scale_diag * noise)
+
+
+def check_bounded(name: str, spec: Spec) -> Box:
+    """The actions.
+
+    Raises:
+      ValueError: not continuous, or a bound is infinite; names the agent `name`.
+    """
+    if not isinstance(spec.action, Box):
+        raise ValueError(f"{name} needs continuous actions, not {spec.action}")
+    if not np.isfinite(spec.action.low + spec.action.high).all():
+        raise ValueError(f"{name} needs finite bounds of actions, not {spec.action}")
+    return spec.action
+
+
+def middle_and_half(box: Box) -> tuple[Any, Any]:
+    """Middle and half width of the bounds `[D]`; 0 and 1 where one is infinite."""
     low, high = np.array(box.low, np.float32), np.array(box.high, np.float32)
     finite = np.isfinite(low) & np.isfinite(high)
     with np.errstate(invalid="ignore"):

@@ -1,5 +1,6 @@
 """Torsos and heads as flax modules; observations of any shape and dtype."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -8,9 +9,10 @@ import distrax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from rljax import distributions, prng
-from rljax.types import Box, Discrete
+from rljax.types import Box, Discrete, Params
 
 ACTIVATIONS = {
     "tanh": nn.tanh,
@@ -96,6 +98,30 @@ def valid_convolution(
     return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, features)
 
 
+class LayerNorm(nn.Module):
+    """Over the last axis, by Ba et al. (2016), https://arxiv.org/abs/1607.06450.
+
+    As in flax, but quick on CPU for few features, such as the channels of an image:
+    there XLA takes several times as long for their sums as for one product of matrices.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[..., features]` to the same shape."""
+        size = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (size,))
+        bias = self.param("bias", nn.initializers.zeros, (size,))
+        by_product = size <= 32 and jax.default_backend() == "cpu"
+
+        def mean(x: jax.Array) -> jax.Array:
+            if by_product:
+                return x @ jnp.full((size, size), 1.0 / size, x.dtype)
+            return x.mean(axis=-1, keepdims=True)
+
+        x = x - mean(x)
+        return x * jax.lax.rsqrt(mean(x * x) + 1e-6) * scale + bias
+
+
 class Encoder(nn.Module):
     """Observation to a flat float vector: a convolution for images, else itself.
 
@@ -104,6 +130,7 @@ class Encoder(nn.Module):
     """
 
     obs_ndim: int
+    layer_norm: bool = False  # over an image's channels
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
@@ -118,16 +145,16 @@ class Encoder(nn.Module):
                 kernel_init=kernel,
                 conv_general_dilated=valid_convolution,
             )
-            x = nn.relu(convolution(x))
+            x = convolution(x)
+            x = nn.relu(LayerNorm()(x) if self.layer_norm else x)
         return x.reshape(*obs.shape[: obs.ndim - self.obs_ndim], -1)
 
 
 class NoisyDense(nn.Module):
-    """A linear layer whose weights have learnt noise.
+    """A linear layer whose weights have learnt noise, if they come `with_noise`.
 
     Factorised noise of Fortunato et al. (2018), https://arxiv.org/abs/1706.10295,
-    section 3, drawn from the rng collection "noise", the same for a whole batch; none
-    without it.
+    section 3, the same for a whole batch.
     """
 
     features: int
@@ -147,14 +174,56 @@ class NoisyDense(nn.Module):
             return nn.Dense(self.features, name=name, **kwargs)
 
         means, scales = layer("mean", mean), layer("scale", scale)
-        if not self.has_rng("noise"):
+        if not self.has_variable("noise", "inputs"):
             scales(x)  # its parameters exist all the same
             return means(x)
-        keys = jax.random.split(self.make_rng("noise"))
-        shapes = ((x.shape[-1],), (self.features,))
-        draws = [jax.random.normal(k, n) for k, n in zip(keys, shapes, strict=True)]
-        inputs, outputs = (jnp.sign(e) * jnp.sqrt(jnp.abs(e)) for e in draws)
+        inputs = self.get_variable("noise", "inputs")
+        outputs = self.get_variable("noise", "outputs")
         return means(x) + scales(x * inputs) * outputs
+
+
+def with_noise(params: Params, key: jax.Array, factored: bool = False) -> Params:
+    """Parameters of a network with noise in the layers that are a `NoisyDense`.
+
+    Args:
+      params: of a flax network; as they are they mean no noise.
+      key: `[]` typed key, consumed here.
+      factored: keep the noise apart, which costs every layer a second product, so
+        that `per_transition_grad_norms` sees how the parameters enter. The outputs
+        are the same.
+
+    Returns:
+      What the network's `apply` takes in place of `params`: every use has the same
+      noise.
+
+    Example:
+      >>> layer = NoisyDense(2)
+      >>> params = layer.init(jax.random.key(0), jnp.zeros(3))
+      >>> layer.apply(with_noise(params, jax.random.key(1)), jnp.ones(3)).shape
+      (2,)
+    """
+    flat: dict[Any, Any] = traverse_util.flatten_dict(params["params"])
+    layers = sorted(path[:-2] for path in flat if path[-2:] == ("scale", "kernel"))
+    if not layers:
+        return params
+    sizes = [size for layer in layers for size in flat[*layer, "scale", "kernel"].shape]
+    draws = jax.random.normal(key, (sum(sizes),))  # all at once
+    # The sign times the root of the absolute value, but with roots as the last costly
+    # step: XLA repeats whatever comes after one for every element of a weight.
+    factors = jnp.sqrt(jnp.maximum(draws, 0.0)) - jnp.sqrt(jnp.maximum(-draws, 0.0))
+    ends, noise = itertools.accumulate(sizes), {}
+    parts = iter([factors[end - n : end] for n, end in zip(sizes, ends, strict=True)])
+    for layer in layers:
+        inputs, outputs = next(parts), next(parts)
+        if factored:
+            noise |= {(*layer, "inputs"): inputs, (*layer, "outputs"): outputs}
+        else:
+            mean, scale = (flat[*layer, n, "kernel"] for n in ("mean", "scale"))
+            flat[*layer, "mean", "kernel"] = mean + scale * (inputs[:, None] * outputs)
+            mean, scale = (flat[*layer, n, "bias"] for n in ("mean", "scale"))
+            flat[*layer, "mean", "bias"] = mean + scale * outputs
+    noise, flat = (traverse_util.unflatten_dict(x) for x in (noise, flat))
+    return {"params": flat, "noise": noise}
 
 
 class MLP(nn.Module):
@@ -163,13 +232,15 @@ class MLP(nn.Module):
     hidden_sizes: tuple[int, ...]
     activation: str
     noisy: bool = False
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[..., features]` to `[..., hidden_sizes[-1]]`."""
         for size in self.hidden_sizes:
             layer = NoisyDense(size) if self.noisy else dense(size, math.sqrt(2))
-            x = ACTIVATIONS[self.activation](layer(x))
+            x = LayerNorm()(layer(x)) if self.layer_norm else layer(x)
+            x = ACTIVATIONS[self.activation](x)
         return x
 
 
@@ -227,18 +298,204 @@ class QNetwork(nn.Module):
     activation: str = "relu"
     dueling: bool = False
     noisy: bool = False
+    num_outputs: int = 1  # per action: atoms or quantiles of its return
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
-        """Map `[..., *obs_shape]` to `[..., num_actions]`."""
-        x = Encoder(self.obs_ndim)(obs)
-        x = MLP(self.hidden_sizes, self.activation, self.noisy)(x)
+        """Map `[..., *obs_shape]` to `[..., num_actions]`.
 
-        def head(size: int, name: str | None = None) -> jax.Array:
+        With more than one output per action to `[..., num_actions, num_outputs]`.
+        """
+        x = Encoder(self.obs_ndim, self.layer_norm)(obs)
+        x = MLP(self.hidden_sizes, self.activation, self.noisy, self.layer_norm)(x)
+
+        def head(actions: int, name: str | None = None) -> jax.Array:
+            size = actions * self.num_outputs
             layer = NoisyDense(size, name=name) if self.noisy else dense(size, 1, name)
-            return layer(x)
+            return layer(x).reshape(*x.shape[:-1], actions, self.num_outputs)
 
-        if not self.dueling:
-            return head(self.num_actions)
-        value, advantage = head(1, "value"), head(self.num_actions, "advantage")
-        return value + advantage - advantage.mean(axis=-1, keepdims=True)
+        if self.dueling:
+            value, advantage = head(1, "value"), head(self.num_actions, "advantage")
+            q = value + advantage - advantage.mean(axis=-2, keepdims=True)
+        else:
+            q = head(self.num_actions)
+        return q if self.num_outputs > 1 else q[..., 0]
+
+
+class TanhGaussianActor(nn.Module):
+    """Observations to a Gaussian squashed into the bounds of the actions.
+
+    Haarnoja et al. (2018), https://arxiv.org/abs/1801.01290, appendix C.
+    """
+
+    obs_ndim: int
+    action: Box
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    activation: str = "relu"
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> distrax.Transformed:
+        """Map `[..., *obs_shape]` to a distribution over `[..., D]`."""
+        x = MLP(self.hidden_sizes, self.activation)(Encoder(self.obs_ndim)(obs))
+        size = math.prod(self.action.shape)
+        mean, log_std = jnp.split(dense(2 * size, 0.01)(x), 2, axis=-1)
+        log_std = jnp.clip(log_std, -10.0, 2.0)
+        return distributions.tanh_gaussian(mean, log_std, self.action)
+
+
+class DeterministicActor(nn.Module):
+    """Observations to actions inside their bounds, which tanh approaches."""
+
+    obs_ndim: int
+    action: Box
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    activation: str = "relu"
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        """Map `[..., *obs_shape]` to `[..., D]`."""
+        x = MLP(self.hidden_sizes, self.activation)(Encoder(self.obs_ndim)(obs))
+        middle, half = distributions.middle_and_half(self.action)
+        return middle + half * nn.tanh(dense(math.prod(self.action.shape), 0.01)(x))
+
+
+class ContinuousQ(nn.Module):
+    """Values of continuous actions."""
+
+    obs_ndim: int
+    action: Box
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    activation: str = "relu"
+
+    @nn.compact
+    def __call__(self, obs: jax.Array, action: jax.Array) -> jax.Array:
+        """Map `[..., *obs_shape]` and `[..., D]` to `[...]`."""
+        middle, half = distributions.middle_and_half(self.action)
+        x = (Encoder(self.obs_ndim)(obs), (action - middle) / half)
+        x = MLP(self.hidden_sizes, self.activation)(jnp.concatenate(x, axis=-1))
+        return dense(1, 1.0)(x)[..., 0]
+
+
+class Ensemble(nn.Module):
+    """Several networks of one kind, each with parameters of its own."""
+
+    network: Callable[..., nn.Module]  # takes a name
+    size: int
+
+    @nn.compact
+    def __call__(self, *inputs: jax.Array) -> jax.Array:
+        """Stack the outputs `[...]` to `[size, ...]`."""
+        members = [self.network(name=f"member_{i}") for i in range(self.size)]
+        return jnp.stack([member(*inputs) for member in members])
+
+
+class CosineEmbedding(nn.Module):
+    """Features of fractions in [0, 1]: eq. 4 of Dabney et al. (2018)."""
+
+    features: int
+    size: int = 64  # cosines
+
+    @nn.compact
+    def __call__(self, fractions: jax.Array) -> jax.Array:
+        """Map `[N]` to `[N, features]`."""
+        cosines = jnp.cos(jnp.pi * jnp.arange(self.size) * fractions[:, None])
+        return nn.relu(dense(self.features, math.sqrt(2))(cosines))
+
+
+class ImplicitQuantileNetwork(nn.Module):
+    """Quantiles of the return at given fractions, the same for a whole batch.
+
+    Dabney et al. (2018), https://arxiv.org/abs/1806.06923: the embedded fractions
+    multiply the features of the observation. Here this comes after all hidden layers,
+    not before the last one: then many fractions cost little more than one, and the
+    mean over them is as exact as a plain action value.
+    """
+
+    obs_ndim: int
+    num_actions: int
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "relu"
+    embedding_size: int = 64
+
+    @nn.compact
+    def __call__(self, obs: jax.Array, fractions: jax.Array) -> jax.Array:
+        """Map `[..., *obs_shape]` and `[N]` to `[..., N, num_actions]`."""
+        x = Encoder(self.obs_ndim)(obs)
+        x = MLP(self.hidden_sizes, self.activation)(x)
+        embedded = CosineEmbedding(x.shape[-1], self.embedding_size)(fractions)
+        shape = (x.shape[-1], self.num_actions)
+        kernel = self.param("kernel", orthogonal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:])
+        # The head's weights take the product in place of the features: the fractions
+        # are then columns of one matrix, whatever the size of the batch.
+        weights = embedded.T[:, :, None] * kernel[:, None, :]  # [features, N, actions]
+        return jnp.tensordot(x, weights, axes=1) + bias
+
+
+class RecurrentQNetwork(nn.Module):
+    """Dueling action values from what an LSTM remembers of the episode.
+
+    Its memory is one array `[..., 2 * memory_size]`, zero where an episode starts.
+    """
+
+    obs_ndim: int
+    num_actions: int
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "relu"
+    memory_size: int = 64
+
+    def setup(self) -> None:
+        """Name the layers that both methods use."""
+        self.encoder = Encoder(self.obs_ndim)
+        self.mlp = MLP(self.hidden_sizes, self.activation)
+        self.cell = nn.OptimizedLSTMCell(
+            self.memory_size,
+            kernel_init=orthogonal(),
+            recurrent_kernel_init=orthogonal(),
+        )
+        self.value = dense(1, 1.0)
+        self.advantage = dense(self.num_actions, 1.0)
+
+    def __call__(
+        self, obs: jax.Array, memory: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """One step: `[..., *obs_shape]` to `[..., num_actions]` and the new memory."""
+        memory = _remember(self.cell, memory, self.mlp(self.encoder(obs)))
+        return self._action_values(memory), memory
+
+    def unroll(
+        self, obs: jax.Array, starts: jax.Array, memory: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Steps in a row.
+
+        Args:
+          obs: `[T, ..., *obs_shape]`.
+          starts: `[T, ...]` bool, whether an episode starts there.
+          memory: `[..., 2 * memory_size]` before the first step.
+
+        Returns:
+          Action values `[T, ..., num_actions]` and the memory after each step
+          `[T, ..., 2 * memory_size]`.
+        """
+
+        def step(cell: nn.Module, memory: jax.Array, inputs: Any) -> Any:
+            x, start = inputs
+            memory = _remember(cell, jnp.where(start[..., None], 0.0, memory), x)
+            return memory, memory
+
+        scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
+        x = self.mlp(self.encoder(obs))
+        _, memories = scan(self.cell, memory, (x, starts))
+        return self._action_values(memories), memories
+
+    def _action_values(self, memory: jax.Array) -> jax.Array:
+        x = memory[..., self.memory_size :]
+        advantage = self.advantage(x)
+        return self.value(x) + advantage - advantage.mean(axis=-1, keepdims=True)
+
+
+def _remember(cell: Any, memory: jax.Array, x: jax.Array) -> jax.Array:
+    """One step of an LSTM whose two states are side by side in `memory`."""
+    state, _ = cell(tuple(jnp.split(memory, 2, axis=-1)), x)
+    return jnp.concatenate(state, axis=-1)

@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     """Transitions to learn from."""
 
     index: jax.Array  # [B] where they are in the replay
-    windows: Windows  # [B, ...]
+    windows: Any  # [B, ...] Windows, or sequences as Rollout
     weights: jax.Array  # [B] of importance sampling
 
 
@@ -88,6 +88,7 @@ def sample(
     progress: jax.Array,
     loss: Loss,
     params: Any,
+    length: int | None = None,
 ) -> Batch:
     r"""Draw a batch as the config says.
 
@@ -103,14 +104,15 @@ def sample(
       progress: `[]` 0 to 1, over which the importance exponent grows to 1.
       loss: of one transition.
       params: at which a large batch is scored.
+      length: of the sequences to draw; None: windows of `config.n_step` steps.
 
     Returns:
       The batch, with weights for an unbiased gradient: at once for a large batch, at
       the end of training for stored priorities.
     """
     if config.sampler == "large_batch":
-        return _large_batch(config, buffer, key, loss, params)
-    drawn = replay.sample(buffer, key, config.batch_size, config.n_step)
+        return _large_batch(config, buffer, key, loss, params, length)
+    drawn = _draw(config, buffer, key, config.batch_size, length)
     if config.priority == "uniform":
         weights = jnp.ones(config.batch_size)
     else:
@@ -120,12 +122,27 @@ def sample(
     return Batch(drawn.index, drawn.windows, weights)
 
 
+def _draw(
+    config: Any, buffer: Replay, key: jax.Array, size: int, length: int | None
+) -> replay.Sample:
+    if length is None:
+        return replay.sample(buffer, key, size, config.n_step)
+    index, steps, probability = replay.sample_sequences(buffer, key, size, length)
+    sequences: Any = jax.tree.map(lambda x: x.swapaxes(0, 1), steps)  # [B, T, ...]
+    return replay.Sample(index, sequences, probability)
+
+
 def _large_batch(
-    config: Any, buffer: Replay, key: jax.Array, loss: Loss, params: Any
+    config: Any,
+    buffer: Replay,
+    key: jax.Array,
+    loss: Loss,
+    params: Any,
+    length: int | None,
 ) -> Batch:
     draw_key, pick_key = jax.random.split(key)
     size = config.batch_size * config.large_batch_factor
-    large = replay.sample(buffer, draw_key, size, config.n_step)
+    large = _draw(config, buffer, draw_key, size, length)
     if config.priority == "grad_norm":
         scores = per_transition_grad_norms(
             lambda p, w: loss(p, w)[0], params, large.windows

@@ -14,11 +14,10 @@ from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
 from rljax import networks, priority, replay
-from rljax.replay import Windows
 from rljax.types import Discrete, Metrics, Params, Rollout, Spec
 
-# (params, bootstrap_params, window, key) -> (loss [], absolute TD error [])
-Loss = Callable[[Params, Params, Windows, jax.Array], tuple[jax.Array, jax.Array]]
+# (params, bootstrap_params, window or sequence, key) -> (loss [], absolute TD error [])
+Loss = Callable[[Params, Params, Any, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class State(NamedTuple):
@@ -77,44 +76,60 @@ def optimizer(config: Any) -> optax.GradientTransformation:
     return optax.chain(clip, optax.scale_by_adam())
 
 
-def init(spec: Spec, config: Any, network: Any, key: jax.Array) -> State:
-    """Fresh network and optimiser, an empty replay."""
+def init(
+    spec: Spec,
+    config: Any,
+    network: Any,
+    key: jax.Array,
+    *inputs: jax.Array,
+    memory: Any = (),
+) -> State:
+    """Fresh network and optimiser, an empty replay.
+
+    The network takes a batch of observations and `inputs`; `memory` is the agent's.
+    """
     obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
-    params = network.init(key, obs)
+    params = network.init(key, obs, *inputs)
     prioritized = priority.keeps_priorities(config)
     return State(
         params=params,
         target_params=jax.tree.map(jnp.copy, params),  # buffers of its own: donatable
         opt_state=optimizer(config).init(ravel_pytree(params)[0]),
-        replay=replay.init(spec, config.num_envs, config.capacity, prioritized),
+        replay=replay.init(spec, config.num_envs, config.capacity, prioritized, memory),
         step=jnp.zeros((), jnp.int32),
         num_updates=jnp.zeros((), jnp.int32),
     )
 
 
-def observe(config: Any, state: State, rollout: Rollout) -> State:
-    """Store the rollout."""
-    return state._replace(replay=replay.add(state.replay, rollout))
+def observe(config: Any, state: State, rollout: Rollout, length: int = 1) -> State:
+    """Store the rollout; `length` is that of the sequences to be drawn."""
+    return state._replace(replay=replay.add(state.replay, rollout, length))
 
 
 def update(
-    loss: Loss, config: Any, state: State, rollout: Rollout, key: jax.Array
+    loss: Loss,
+    config: Any,
+    state: State,
+    rollout: Rollout,
+    key: jax.Array,
+    length: int | None = None,
 ) -> tuple[State, Metrics]:
     """Store the rollout, then learn from samples of the replay.
 
     Args:
-      loss: of one transition. The gradient is the one with respect to its first
-        argument alone: what comes from the second stays differentiable for
+      loss: of one transition or sequence. The gradient is the one with respect to its
+        first argument alone: what comes from the second stays differentiable for
         meta-gradients.
       config: the agent's.
       state: the agent's.
       rollout: `[T, N, ...]`.
       key: `[]` typed key, consumed here.
+      length: of the sequences to learn from; None: windows of `config.n_step` steps.
 
     Returns:
       The new state, and the mean loss before weighting.
     """
-    state = observe(config, state, rollout)
+    state = observe(config, state, rollout, length or 1)
     flat, unravel = ravel_pytree(state.params)  # one vector: one kernel in Adam
     target_flat, _ = ravel_pytree(state.target_params)
     progress = jnp.minimum(state.step / config.total_steps, 1.0)
@@ -124,11 +139,13 @@ def update(
         flat, target_flat, opt_state, buffer, count = carry
         sample_key, loss_key = jax.random.split(key)
 
-        def loss_of(params: Params, window: Windows) -> tuple[jax.Array, jax.Array]:
+        def loss_of(params: Params, window: Any) -> tuple[jax.Array, jax.Array]:
             return loss(params, unravel(target_flat), window, loss_key)
 
         params = unravel(flat)
-        batch = priority.sample(config, buffer, sample_key, progress, loss_of, params)
+        batch = priority.sample(
+            config, buffer, sample_key, progress, loss_of, params, length
+        )
         new = priority.gradient(config, loss_of, params, batch)
         grads = ravel_pytree(new.mean)[0]
         updates, opt_state = optimizer(config).update(grads, opt_state)

@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from rljax.envs import BatchedEnv, where
 from rljax.types import Agent, Rollout, TrainState
 
+_CACHED = 2**16  # numbers; networks on CPU are slower on more of them at once
 _SMALL = 4096  # elements; copying larger arrays costs more than a kernel
 
 
@@ -100,7 +101,12 @@ def values(
     where_cut = cut.reshape(-1, rows, *cut.shape[1:]).argmax(axis=1)
     row = where_cut + rows * jnp.arange(len(where_cut))[:, None]  # [T / rows, N]
     ends = rollout.next_obs[row, jnp.arange(row.shape[1])]
-    every = critic(jnp.concatenate([rollout.obs, rollout.next_obs[-1:], ends]))
+    every = jnp.concatenate([rollout.obs, rollout.next_obs[-1:], ends])
+    at_once = max(1, _CACHED // every[0].size)  # rows
+    if at_once < len(every) and jax.default_backend() == "cpu":
+        every = jax.lax.map(critic, every, batch_size=at_once)
+    else:
+        every = critic(every)
     at_ends = jnp.repeat(every[length + 1 :], rows, axis=0)
     return every[:length], jnp.where(cut, at_ends, every[1 : length + 1])
 

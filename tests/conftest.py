@@ -12,7 +12,7 @@ import pytest
 from rljax import agents, envs
 from rljax.types import Agent, Box, Rollout, Spec
 
-from .agent_case import N, T
+from .agent_case import CONTINUOUS_ONLY, N, T
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,13 @@ def x64():
 
 
 SMALL: dict[str, dict[str, Any]] = {
+    "c51": dict(
+        total_steps=6 * 32 + 64,
+        warmup_steps=50,
+        capacity=128,
+        batch_size=48,
+        num_atoms=5,
+    ),
     "dqn": dict(
         total_steps=6 * 32 + 64,
         warmup_steps=50,  # two rollouts
@@ -40,12 +47,53 @@ SMALL: dict[str, dict[str, Any]] = {
         batch_size=48,
         target_period=4,
     ),
+    "iqn": dict(
+        total_steps=6 * 32 + 64,
+        warmup_steps=50,
+        capacity=128,
+        batch_size=48,
+        num_fractions=3,
+        num_target_fractions=2,
+        num_policy_fractions=4,
+        embedding_size=5,
+    ),
     "ppo": dict(total_steps=6 * 32, num_epochs=2, num_minibatches=2),
+    "pqn": dict(total_steps=6 * 32, num_epochs=2, num_minibatches=2),
+    "sarsa": dict(total_steps=6 * 32, expected=False),  # draws next actions
+    "qrdqn": dict(
+        total_steps=6 * 32 + 64,
+        warmup_steps=50,
+        capacity=128,
+        batch_size=48,
+        num_quantiles=3,
+    ),
+    "r2d2": dict(
+        total_steps=6 * 32 + 64,
+        warmup_steps=50,
+        capacity=128,
+        batch_size=45,  # does not divide by the 8 sequences of one rollout
+        target_period=4,
+        burn_in=2,
+        sequence_length=5,
+        memory_size=6,
+    ),
+    "sac": dict(total_steps=6 * 32 + 64, warmup_steps=50, capacity=128, batch_size=48),
+    "td3": dict(total_steps=6 * 32 + 64, warmup_steps=50, capacity=128, batch_size=48),
+    "rainbow": dict(
+        total_steps=6 * 32 + 64,
+        warmup_steps=50,
+        capacity=128,
+        batch_size=48,
+        num_atoms=5,
+    ),
 }
 
 
 class Case(NamedTuple):
-    """An agent with a small config: 6 iterations of 8 steps in 4 CartPoles."""
+    """An agent with a small config: 6 iterations of 8 steps in 4 CartPoles.
+
+    In Pendulums where actions have to be continuous.
+    """
 
     name: str
     module: ModuleType
@@ -58,7 +106,8 @@ class Case(NamedTuple):
 @pytest.fixture(scope="session", params=agents.names())
 def case(request):
     module = agents.get(request.param)
-    env = envs.make("CartPole-v1")
+    continuous = request.param in CONTINUOUS_ONLY
+    env = envs.make("Pendulum-v1" if continuous else "CartPole-v1")
     config = module.Config(
         num_envs=N, rollout_length=T, hidden_sizes=(8,), **SMALL[request.param]
     )
@@ -105,5 +154,7 @@ def rollout(case, state):
         truncated=jnp.array(truncated),
         next_obs=jnp.array(next_obs, jnp.float32),
         extras=jax.tree.map(lambda x: jnp.full((T, *x.shape), -0.693), extras),
-        memory=(),
+        memory=jax.tree.map(
+            lambda x: jnp.array(rng.normal(size=(T, *x.shape)), x.dtype), memory
+        ),
     )

@@ -88,6 +88,40 @@ class TwoPlaces(Environment):
         return jax.nn.one_hot(state.place, 2)
 
 
+class Dice(Environment):
+    """Two steps: the first pays nothing, the second 0, 1, 2 or 3, by equal chances.
+
+    For action 1 the second pays 4 less. With discount 1/2 the returns are
+    `returns[time][action]`, four equally likely ones each.
+    """
+
+    returns = (  # for discount 1/2
+        ((0.0, 0.5, 1.0, 1.5), (0.0, 0.5, 1.0, 1.5)),
+        ((0.0, 1.0, 2.0, 3.0), (-4.0, -3.0, -2.0, -1.0)),
+    )
+
+    @property
+    def default_params(self):
+        return EnvParams(max_steps_in_episode=10)
+
+    def action_space(self, params):
+        return spaces.Discrete(2)
+
+    def reset_env(self, key, params):
+        state = EnvState(time=jnp.zeros((), jnp.int32))
+        return self.observe(key, state, None, params), state
+
+    def step_env(self, key, state, action, params):
+        throw = jax.random.randint(key, (), 0, 4) - 4 * action
+        state = EnvState(time=state.time + 1)
+        reward = jnp.where(state.time == 2, throw, 0).astype(jnp.float32)
+        obs = self.observe(key, state, action, params)
+        return obs, state, reward, state.time == 2, {}
+
+    def observe(self, key, state, action, params):
+        return jax.nn.one_hot(state.time, 2)
+
+
 class Target(Environment):
     """One step: minus the squared distance of the action to (1/2, 1), then the end.
 

@@ -13,7 +13,16 @@ import pytest
 
 from rljax import agents, envs, train
 
-from .agent_case import T, differ, learned, parameters, with_other_next_obs
+from .agent_case import (
+    CONTINUOUS_ONLY,
+    T,
+    differ,
+    learned,
+    parameters,
+    with_other_next_obs,
+)
+
+DISCRETE_ONLY = ("c51", "dqn", "iqn", "pqn", "qrdqn", "r2d2", "rainbow", "sarsa")
 
 # Contracts, for every agent.
 
@@ -22,7 +31,10 @@ def test_termination_cuts_the_bootstrap(case, update, state, rollout):
     other = with_other_next_obs(rollout, rollout.terminated)
     new, _ = update(case.config, state, rollout, jax.random.key(1))
     same, _ = update(case.config, state, other, jax.random.key(1))
-    chex.assert_trees_all_equal(learned(new), learned(same))
+    if hasattr(case.config, "num_atoms"):  # probabilities of a sure thing add up to 1
+        chex.assert_trees_all_close(learned(new), learned(same), rtol=1e-3, atol=1e-6)
+    else:
+        chex.assert_trees_all_equal(learned(new), learned(same))
 
 
 @pytest.mark.parametrize("where", ["truncated", "newest"])
@@ -67,8 +79,14 @@ def test_an_update_depends_on_its_key(case, update, state, rollout):
 )
 def test_trains_on_observations_and_actions_of_every_kind(case, env_name):
     env = envs.make(env_name)
-    if env_name == "Pendulum-v1" and case.name == "dqn":
-        pytest.skip("needs discrete actions")
+    if env_name == "Pendulum-v1" and case.name in DISCRETE_ONLY:
+        with pytest.raises(ValueError, match=f"{case.name} needs discrete actions, no"):
+            case.module.make(env.spec)
+        return
+    if env_name != "Pendulum-v1" and case.name in CONTINUOUS_ONLY:
+        with pytest.raises(ValueError, match=f"{case.name} needs continuous actions,"):
+            case.module.make(env.spec)
+        return
     agent = case.module.make(env.spec)
     init = functools.partial(train.init, agent)
     ts = jax.eval_shape(init, env, case.config, jax.random.key(0))
@@ -81,23 +99,46 @@ def test_trains_on_observations_and_actions_of_every_kind(case, env_name):
 def test_acting(case, state):
     act = jax.jit(case.agent.act, static_argnums=5)
     obs = jax.random.normal(jax.random.key(3), (500, *case.env.spec.obs_shape))
+    memory = case.agent.memory(case.config, 500)
+    continuous = case.name in CONTINUOUS_ONLY
+    kind = ((500, 1), jnp.float32) if continuous else ((500,), jnp.int32)
 
     def actions(seed, explore):
         key = jax.random.key(seed)
-        action, memory, _ = act(case.config, state, (), obs, key, explore)
-        assert (action.shape, action.dtype) == ((500,), jnp.int32)
-        assert memory == ()
+        action, new, _ = act(case.config, state, memory, obs, key, explore)
+        assert (action.shape, action.dtype) == kind
+        chex.assert_trees_all_equal_shapes_and_dtypes(new, memory)
         return action
 
     np.testing.assert_array_equal(actions(0, False), actions(1, False))
-    assert (actions(0, True) != actions(1, True)).any()
-    assert set(np.unique(actions(0, True))) == {0, 1}
+    explored = np.stack([actions(seed, True) for seed in range(8)])  # one may be greedy
+    assert (explored != explored[0]).any()
+    if continuous:  # Pendulum's bounds
+        assert explored.min() < -1 and explored.max() > 1 and abs(explored).max() <= 2
+    else:
+        assert set(np.unique(explored)) == {0, 1}
 
 
 def test_observing_alone_learns_nothing(case, state, rollout):
     new = case.agent.observe(case.config, state, rollout)
     chex.assert_trees_all_equal(parameters(new), parameters(state))
     assert new.step == 0
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_training_copies_no_replay(case, seeds):
+    if not hasattr(case.config, "capacity"):
+        pytest.skip("keeps no replay")
+    rollout = case.config.num_envs * case.config.rollout_length
+    config = dataclasses.replace(
+        case.config, capacity=1_000 * rollout, priority="td_error"
+    )
+    init = jax.vmap(functools.partial(train.init, case.agent, case.env, config))
+    run = jax.vmap(lambda ts: train.run(case.agent, case.env, config, ts, 3))
+    ts = jax.eval_shape(init, jax.random.split(jax.random.key(0), seeds))
+    compiled = jax.jit(run, donate_argnums=0).lower(ts).compile()
+    stored = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(ts.agent.replay))
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.2 * stored
 
 
 # The table of agents.
@@ -109,7 +150,7 @@ def test_names_and_get():
         assert agents.get(name).__name__ == f"rljax.agents.{name}"
     with pytest.raises(ValueError, match="unknown agent 'dqm'; did you mean: dqn?"):
         agents.get("dqm")
-    with pytest.raises(ValueError, match="did you mean: dqn, ppo?"):
+    with pytest.raises(ValueError, match=f"did you mean: {', '.join(agents.names())}?"):
         agents.get("xyz")
 
 
@@ -159,8 +200,30 @@ BAD_VALUES = {
     "importance_exponent": (-0.1, 1.5),
     "entropy_temperature": (0.0,),
     "munchausen_coefficient": (-0.1, 1.5),
+    "value_min": (-math.inf, math.nan),
+    "value_max": (-10.0, -20.0, math.inf, math.nan),  # -10 is the least value
+    "num_atoms": (1, 51.0),
+    "num_quantiles": (1, 32.0),
     "target_period": (0,),
     "target_rate": (0.0, 1.5),
+    "priority_mix": (-0.1, 1.5),
+    "burn_in": (-1, True),
+    "sequence_length": (0, 10**6),  # more than the warm-up
+    "memory_size": (0, 8.0),
+    "huber_kappa": (-1.0, None),
+    "num_fractions": (0, True),
+    "num_target_fractions": (0,),
+    "num_policy_fractions": (0,),
+    "embedding_size": (0, 8.0),
+    "temperature": (0.0, None),
+    "target_entropy": (math.nan, None),
+    "target_entropy_ratio": (-0.1, 1.5),
+    "noise_damping": (0.0, 1.5),
+    "noise_start": (-0.1,),
+    "noise_end": (-0.1,),
+    "target_noise": (-0.1,),
+    "target_noise_clip": (-0.1,),
+    "policy_delay": (0, True),
     "hidden_sizes": ((0,), (64, -1), (8.0,)),
     "activation": ("swosh", None),
 }
@@ -176,7 +239,8 @@ BAD_VALUES = {
     ],
 )
 def test_bad_values_are_named(name, field, value):
-    config = agents.get(name).Config(**{field: value})
+    more = {"num_envs": 10} if field == "capacity" else {}
+    config = agents.get(name).Config(**more, **{field: value})
     with pytest.raises(ValueError) as error:
         config.validate()
     assert str(error.value).startswith(f"{field}={value!r}: must ")

@@ -104,6 +104,13 @@ def test_epsilon_greedy_frequencies(epsilon):
     assert epsilon > 0 or (action == 2).all()
 
 
+def test_epsilon_greedy_probabilities_by_hand():
+    q = jnp.array([[0.0, 1.0, 3.0, 2.0], [5.0, 5.0, 1.0, 5.0]])
+    probs = distributions.epsilon_greedy_probs(q, 0.4)
+    want = [[0.1, 0.1, 0.7, 0.1], [0.7, 0.1, 0.1, 0.1]]  # of equals the first
+    np.testing.assert_allclose(probs, want, rtol=1e-6)
+
+
 def test_epsilon_greedy_with_an_epsilon_each():
     q = jnp.tile(jnp.array([0.0, 1.0]), (4000, 2, 1))
     epsilon = jnp.array([0.0, 1.0])

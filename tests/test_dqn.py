@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import agents, envs, train
+from rljax import agents, envs, networks, train
 from rljax.replay import Windows
 
 from . import probe_envs
@@ -157,6 +157,42 @@ def test_dqn_epsilon_falls_linearly(case, state):
     for step, epsilon in ((0, 0.8), (total // 4, 0.5), (total // 2, 0.2), (total, 0.2)):
         np.testing.assert_allclose(explored(step), epsilon, atol=0.03)
     np.testing.assert_allclose(explored(0, explore=False), 0.5, atol=0.03)
+
+
+def test_dqn_noise_replaces_epsilon(q_learner):
+    dqn, spec, config, *_, batch = q_learner
+    config = dataclasses.replace(config, noisy=True, epsilon_start=1.0)
+    agent, key = dqn.make(spec), jax.random.key(0)
+    state = agent.init(config, key)
+    q = dqn.network(spec, config).apply(state.params, batch.obs)
+    greedy = agent.act(config, state, (), batch.obs, key, False)[0]
+    np.testing.assert_array_equal(greedy, q.argmax(axis=1))
+    same = jnp.stack([batch.obs[0]] * 50)
+    keys = jax.random.split(key, 50)
+    actions = jax.vmap(lambda key: agent.act(config, state, (), same, key, True)[0])
+    drawn = np.array(actions(keys))
+    assert (drawn == drawn[:, :1]).all()  # the same noise for a whole batch
+    assert set(drawn[:, 0]) == {0, 1}
+
+
+def test_dqn_noise_by_hand(q_learner):
+    """Each network has noise of its own, the same for all that it values."""
+    dqn, spec, config, *_, batch = q_learner
+    config = dataclasses.replace(config, noisy=True)
+    net, window = dqn.network(spec, config), jax.tree.map(lambda x: x[1], batch)
+    params = net.init(jax.random.key(1), batch.obs)
+    key = jax.random.key(0)
+    params_, target_params = (
+        networks.with_noise(params, k) for k in jax.random.split(key)
+    )
+    q, q_next = net.apply(params_, window.obs), net.apply(params_, window.next_obs)
+    target_q = net.apply(target_params, window.next_obs)
+    reward = window.reward @ 0.9 ** jnp.arange(3)
+    for double, best in ((False, target_q.argmax()), (True, q_next.argmax())):
+        changed = dataclasses.replace(config, double=double)
+        got = dqn.td_error(spec, changed, params, params, window, key)
+        want = reward + 0.9**window.num_steps * target_q[best] - q[window.action]
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 def test_dqn_needs_discrete_actions():

@@ -1,5 +1,6 @@
 """Orthogonal weights without LAPACK; networks for observations of every kind."""
 
+import functools
 import math
 
 import chex
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import networks
+from rljax import autodiff, networks
 from rljax.types import Box, Discrete
 
 
@@ -191,7 +192,37 @@ def test_q_network_without_dueling_is_one_head():
     assert q.shape == (2, 6, 3)
 
 
-def test_noisy_layer_by_hand():
+@pytest.mark.parametrize("shape", [(4,), (10, 10, 4)])
+def test_layer_norm_comes_before_each_activation(shape):
+    net = networks.QNetwork(len(shape), 3, (8, 5), layer_norm=True)
+    obs = jax.random.normal(jax.random.key(1), (2, *shape))
+    q, params = jax.jit(net.init_with_output)(jax.random.key(0), obs)
+    params = jax.tree.map(
+        lambda x: x + jax.random.normal(jax.random.key(x.size), x.shape), params
+    )
+    layers = params["params"]
+
+    def normalised(x, layer):
+        x = np.array(x)
+        x = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+        return np.maximum(x * layer["scale"] + layer["bias"], 0.0)
+
+    x = obs
+    if len(shape) == 3:
+        encoder = layers["Encoder_0"]
+        kernel, bias = encoder["Conv_0"]["kernel"], encoder["Conv_0"]["bias"]
+        x = networks.valid_convolution(x, kernel) + bias
+        x = normalised(x, encoder["LayerNorm_0"]).reshape(2, -1)
+    for i in range(2):
+        dense = layers["MLP_0"][f"Dense_{i}"]
+        x = x @ dense["kernel"] + dense["bias"]
+        x = normalised(x, layers["MLP_0"][f"LayerNorm_{i}"])
+    want = x @ layers["Dense_0"]["kernel"] + layers["Dense_0"]["bias"]
+    np.testing.assert_allclose(net.apply(params, obs), want, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("factored", [False, True])
+def test_noisy_layer_by_hand(factored):
     """y = x W + b + noise; a weight's noise is f(e_in) f(e_out) times its scale."""
     layer, x = networks.NoisyDense(3), jnp.array([[1.0, -2.0], [0.5, 4.0]])
     params = layer.init(jax.random.key(0), x)
@@ -204,7 +235,7 @@ def test_noisy_layer_by_hand():
     same = jnp.stack([x[0], x[0]])
 
     def noise(key):
-        y = layer.apply(params, same, rngs={"noise": key})
+        y = layer.apply(networks.with_noise(params, key, factored), same)
         return y - layer.apply(params, same)
 
     draws = jax.vmap(noise)(jax.random.split(jax.random.key(1), 20_000))
@@ -215,3 +246,125 @@ def test_noisy_layer_by_hand():
     squares = (x[0] ** 2).sum() * size**2 + size
     want = (0.5 * bound) ** 2 * squares
     np.testing.assert_allclose((draws[:, 0] ** 2).mean(axis=0), want, rtol=0.05)
+
+
+def test_q_network_with_several_outputs_per_action():
+    obs = jax.random.normal(jax.random.key(1), (5, 6, 4))
+
+    def outputs(dueling):
+        net = networks.QNetwork(1, 3, (8,), dueling=dueling, num_outputs=2)
+        z, params = jax.jit(net.init_with_output)(jax.random.key(0), obs)
+        assert z.shape == (5, 6, 3, 2) and z.std(axis=(0, 1)).min() > 1e-2
+        return np.array(z), params["params"]
+
+    z, params = outputs(dueling=True)
+    features = jax.nn.relu(obs @ params["MLP_0"]["Dense_0"]["kernel"])
+    value = features @ params["value"]["kernel"]
+    np.testing.assert_allclose(z.mean(axis=2), value, rtol=1e-4, atol=1e-5)
+    z, params = outputs(dueling=False)
+    features = jax.nn.relu(obs @ params["MLP_0"]["Dense_0"]["kernel"])
+    flat = features @ params["Dense_0"]["kernel"]  # an action's outputs side by side
+    np.testing.assert_allclose(z, flat.reshape(z.shape), rtol=1e-4, atol=1e-5)
+
+
+def test_recurrent_q_network_equals_an_lstm_by_hand():
+    net = networks.RecurrentQNetwork(1, 3, (5,), memory_size=4)
+    key, obs_key, memory_key, noise_key = jax.random.split(jax.random.key(0), 4)
+    obs = jax.random.normal(obs_key, (6, 2, 3))
+    memory = jax.random.normal(memory_key, (2, 8))
+    keys = jax.random.split(key, 2)
+    init = jax.jit(jax.vmap(lambda key: net.init(key, obs[0], memory)))
+    compiled = init.lower(keys).compile()
+    assert "custom-call" not in compiled.as_text()  # LAPACK
+    params = jax.tree.map(lambda x: x[0], compiled(keys))
+    kernel = params["params"]["cell"]["hf"]["kernel"]
+    np.testing.assert_allclose(kernel.T @ kernel, np.eye(4), atol=1e-5)
+    noise = jax.random.split(noise_key, 30)  # biases other than 0
+    params = jax.tree.map(
+        lambda x: x + jax.random.normal(noise[x.size % 30], x.shape), params
+    )
+    starts = jnp.array([0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0]).reshape(6, 2) == 1
+    q, memories = jax.jit(functools.partial(net.apply, method="unroll"))(
+        params, obs, starts, memory
+    )
+    layers = jax.tree.map(lambda x: np.array(x, float), params["params"])
+
+    def linear(layer, x):
+        return x @ layer["kernel"] + layer.get("bias", 0.0)
+
+    cell, output = np.split(np.array(memory), 2, axis=-1)
+    for t in range(6):
+        going_on = 1 - np.array(starts[t])[:, None]
+        cell, output = cell * going_on, output * going_on
+        x = np.maximum(linear(layers["mlp"]["Dense_0"], np.array(obs[t])), 0)
+        i, f, g, o = (
+            linear(layers["cell"]["i" + gate], x)
+            + linear(layers["cell"]["h" + gate], output)
+            for gate in "ifgo"
+        )
+        cell = cell / (1 + np.exp(-f)) + np.tanh(g) / (1 + np.exp(-i))
+        output = np.tanh(cell) / (1 + np.exp(-o))
+        advantage = linear(layers["advantage"], output)
+        want = linear(layers["value"], output) + advantage
+        want -= advantage.mean(axis=-1, keepdims=True)
+        np.testing.assert_allclose(q[t], want, rtol=1e-4, atol=1e-4)
+        both = np.concatenate([cell, output], axis=-1)
+        np.testing.assert_allclose(memories[t], both, rtol=1e-4, atol=1e-4)
+    one_step = net.apply(params, obs[1], memories[0])  # no episode starts there
+    np.testing.assert_allclose(one_step[0][1], q[1, 1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("factored", [False, True])
+def test_noise_of_a_network(factored):
+    """Each layer's noise by hand, the same for all inputs and ways to apply it."""
+    net = networks.QNetwork(1, 3, (5,), dueling=True, noisy=True)
+    obs, key = jax.random.normal(jax.random.key(1), (4, 2)), jax.random.key(2)
+    params = net.init(jax.random.key(0), obs)
+    noisy = networks.with_noise(params, key, factored)
+    draws = np.array(jax.random.normal(key, (2 + 5 + 5 + 3 + 5 + 1,)))
+    factors = np.sign(draws) * np.sqrt(np.abs(draws))
+    x = jnp.maximum(by_hand(params, ("MLP_0", "NoisyDense_0"), obs, factors[:7]), 0)
+    advantage = by_hand(params, ("advantage",), x, factors[7:15])
+    value = by_hand(params, ("value",), x, factors[15:])
+    want = value + advantage - advantage.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(net.apply(noisy, obs), want, rtol=1e-4, atol=1e-5)
+    grads = jax.grad(
+        lambda p: (net.apply(networks.with_noise(p, key, factored), obs) ** 2).sum()
+    )(params)
+    assert all((leaf != 0).any() for leaf in jax.tree.leaves(grads))
+
+
+def by_hand(params, path, x, factors):
+    """A noisy layer: of `factors` the inputs' come first."""
+    layer = params["params"]
+    for name in path:
+        layer = layer[name]
+    inputs, outputs = factors[: x.shape[1]], factors[x.shape[1] :]
+    kernel, bias = (
+        layer["mean"][n] + layer["scale"][n] * by
+        for n, by in (("kernel", np.outer(inputs, outputs)), ("bias", outputs))
+    )
+    return x @ kernel + bias
+
+
+def test_noise_leaves_the_norms_of_gradients_factored():
+    net = networks.QNetwork(1, 3, (5,), noisy=True)
+    obs, key = jax.random.normal(jax.random.key(1), (4, 2)), jax.random.key(2)
+    params = net.init(jax.random.key(0), obs)
+
+    def loss(factored, params, obs):
+        noisy = networks.with_noise(params, key, factored)
+        return (net.apply(noisy, obs) ** 2).sum()
+
+    factored, merged = (
+        autodiff.per_transition_grad_norms(
+            functools.partial(loss, f), params, obs, method=method
+        )
+        for f, method in ((True, "factored"), (False, "vmap"))
+    )
+    np.testing.assert_allclose(factored, merged, rtol=1e-4)
+
+
+def test_parameters_without_noisy_layers_stay_as_they_are():
+    params = networks.QNetwork(1, 3, (5,)).init(jax.random.key(0), jnp.ones((1, 2)))
+    assert networks.with_noise(params, jax.random.key(0)) is params

@@ -68,6 +68,11 @@ def minatar():
     return of_module(net, images(10, 10, 4))
 
 
+def minatar_normed():
+    net = networks.QNetwork(3, 3, hidden_sizes=(8,), layer_norm=True)
+    return of_module(net, images(10, 10, 4))
+
+
 def dueling():
     net = networks.QNetwork(1, 3, hidden_sizes=(8,), dueling=True)
     return of_module(net, normal(1, B, 6))
@@ -220,6 +225,7 @@ GRAM_CONV = dict(features=64, kernel_size=(3, 3), strides=2)
 COVERED = {
     "mlp": mlp,
     "minatar": minatar,
+    "minatar_normed": minatar_normed,
     "dueling": dueling,
     "twice": lambda: of_module(Twice(2), normal(1, B, 2)),
     "twice_gram": lambda: of_module(Twice(8), normal(1, B, 8)),

@@ -55,6 +55,22 @@ def test_values_are_those_of_every_observation(max_steps, seed):
     assert (truncated & ~terminated)[:-1].any() or max_steps >= 12
 
 
+def test_values_in_pieces_are_the_same(monkeypatch):
+    """On CPU large observations go through the critic a few rows at a time."""
+    rollout, seen = rollout_of(np.zeros((T, N), bool), cut_every(6)), []
+
+    def counting(obs):
+        seen.append(obs.shape)
+        return critic(obs)
+
+    want = values(critic, rollout, 6)
+    monkeypatch.setattr("rljax.rollout._CACHED", 5 * N * 2)  # of 12 + 1 + 2 rows
+    got = values(counting, rollout, 6)
+    chex.assert_trees_all_close(got, want, rtol=1e-6)
+    pieces = jax.default_backend() == "cpu"
+    assert seen[0] == ((N, 2) if pieces else (T + 1 + 2, N, 2))  # of five, by vmap
+
+
 def test_values_keep_their_derivatives():
     rollout = rollout_of(np.zeros((T, N), bool), cut_every(6))
 

@@ -650,7 +650,8 @@ def _cross_entropy(probs: jax.Array, logits: jax.Array) -> jax.Array:
 
 
 def _huber(x: jax.Array, kappa: ArrayLike) -> jax.Array:
-    """Huber's loss for kappa > 0, else |x|."""
-    clipped = jnp.clip(x, jnp.negative(kappa), kappa)
-    huber = clipped * (x - 0.5 * clipped)
-    return jnp.where(jnp.greater(kappa, 0), huber, jnp.abs(x))
+    """Huber's loss for kappa > 0, else |x|; on CPU much quicker than with clip."""
+    positive = jnp.greater(kappa, 0)
+    slope, width = jnp.where(positive, kappa, 1), jnp.where(positive, kappa, 0)
+    size = jnp.abs(x)
+    return jnp.where(size <= width, jnp.square(x) / 2, slope * (size - width / 2))

@@ -28,15 +28,16 @@ def main():
     config.validate()
 
     start = jax.vmap(jax.random.key)(job["seed"] + jnp.arange(seeds))
-    learn, skipped = functools.partial(train.train, agent, env, config), 0
+    skipped = 0
     if job["warm"]:
         init = functools.partial(train.init, agent, env, config)
         start = jax.block_until_ready(jax.jit(jax.vmap(init))(start))
         skipped = int(start.step.sum())
         iterations = train.num_iterations(config)
-
-        def learn(state):
-            return train.run(agent, env, config, state, iterations)
+        run_on = functools.partial(train.run, agent, env, config)
+        learn = functools.partial(run_on, iterations=iterations)
+    else:
+        learn = functools.partial(train.train, agent, env, config)
 
     function = sharding.map_runs(
         learn, sharding.runs_at_once(config.num_envs), agent.parts

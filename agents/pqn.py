@@ -1,0 +1,211 @@
+"""Parallelised Q-network. Gallici et al. (2024), https://arxiv.org/abs/2407.04811.
+
+Q-learning from the newest rollout of many environments, without replay or target
+network: layer normalisation and lambda returns make up for both. The returns are
+Peng's, Peng and Williams (1996), https://doi.org/10.1007/BF00114731.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from rljax import config as cfg
+from rljax import distributions, losses, networks, prng, q_learner
+from rljax.rollout import values
+from rljax.types import Agent, Metrics, Params, Rollout, Spec
+
+_MINATAR = dict(
+    learning_rate=5e-4,
+    lambda_=0.65,
+    epsilon_end=0.05,
+    exploration_fraction=0.1,
+    total_steps=10_000_000,
+    num_envs=128,
+    rollout_length=32,
+    num_epochs=2,
+    num_minibatches=32,
+    hidden_sizes=(128,),
+)
+_GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
+PRESETS: dict[str, dict[str, Any]] = {
+    "Acrobot-v1": dict(
+        learning_rate=1e-3,
+        lambda_=0.6,
+        exploration_fraction=0.15,  # chance alone hardly ever swings up
+        rollout_length=32,
+        hidden_sizes=(128, 128),
+    ),
+} | {f"{game}-MinAtar": _MINATAR for game in _GAMES}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
+
+    learning_rate: float = 5e-4  # of Adam
+    gamma: float = 0.99  # discount, cut at termination
+    lambda_: float = 0.9  # mixes the returns' lengths, cut at any end
+    epsilon_start: float = 1.0  # chance of a uniform action at first
+    epsilon_end: float = 0.02  # and after `exploration_fraction`
+    exploration_fraction: float = 0.5  # of total_steps, over which epsilon falls
+    epsilon_eval: float = 0.0  # in evaluation
+    max_grad_norm: float = 10.0  # global norm at which gradients are clipped
+    total_steps: int = cfg.static(500_000)  # environment steps, all environments
+    num_envs: int = cfg.static(16)
+    rollout_length: int = cfg.static(64)  # steps per environment and update
+    num_epochs: int = cfg.static(4)  # passes over each rollout
+    num_minibatches: int = cfg.static(8)  # gradient steps per pass
+    hidden_sizes: tuple[int, ...] = cfg.static((64, 64))
+    activation: str = cfg.static("relu")
+    anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
+    layer_norm: bool = cfg.static(True)  # before each activation
+
+    def validate(self) -> None:
+        """Raise ValueError naming a field out of range, its value and the range."""
+        cfg.check_range(self, "learning_rate", "max_grad_norm", low=0.0, open_low=True)
+        cfg.check_range(self, "gamma", "lambda_", low=0.0, high=1.0)
+        q_learner.validate_epsilon(self)
+        cfg.check_count(self, "total_steps", "num_envs", "rollout_length")
+        cfg.check_count(self, "num_epochs", "num_minibatches")
+        cfg.check_sizes(self, "hidden_sizes")
+        cfg.check_choice(self, "activation", tuple(networks.ACTIVATIONS))
+        steps = self.num_envs * self.rollout_length
+        if steps % self.num_minibatches:
+            raise ValueError(
+                f"num_minibatches={self.num_minibatches}: must divide "
+                f"num_envs * rollout_length = {steps}"
+            )
+
+
+class State(NamedTuple):
+    """What the agent learns and counts."""
+
+    params: Params
+    opt_state: Any  # of Adam, over the parameters as one flat vector
+    step: jax.Array  # [] int32, environment steps learned from
+
+
+class Batch(NamedTuple):
+    """Transitions with what their loss needs."""
+
+    obs: jax.Array  # [B, ...]
+    action: jax.Array  # [B] int32
+    target: jax.Array  # [B]
+
+
+def make(spec: Spec) -> Agent:
+    """Make the agent for environments of `spec`.
+
+    Raises:
+      ValueError: the actions are not discrete.
+    """
+    q_learner.check_discrete("pqn", spec)
+    return Agent(
+        init=functools.partial(init, spec),
+        memory=lambda config, num_envs: (),
+        act=functools.partial(act, spec),
+        observe=lambda config, state, rollout: state,
+        update=functools.partial(update, spec),
+    )
+
+
+def network(spec: Spec, config: Config) -> Any:
+    """The action values' network."""
+    return networks.QNetwork(
+        len(spec.obs_shape),
+        q_learner.check_discrete("pqn", spec),
+        config.hidden_sizes,
+        config.activation,
+        layer_norm=config.layer_norm,
+    )
+
+
+def targets(
+    spec: Spec, config: Config, bootstrap_params: Params, rollout: Rollout
+) -> jax.Array:
+    """Lambda returns `[T, N]` over the greatest action values; eq. 12 and 13.
+
+    They see other parameters than the loss's gradient does: nothing is stopped, and
+    meta-gradients pass.
+    """
+    apply = network(spec, config).apply
+
+    def greatest(obs: jax.Array) -> jax.Array:
+        return jnp.max(apply(bootstrap_params, obs), axis=-1)
+
+    _, v_t = values(greatest, rollout, spec.max_steps)
+    discount = config.gamma * (1.0 - rollout.terminated)
+    lambda_ = config.lambda_ * (1.0 - (rollout.terminated | rollout.truncated))
+    returns = functools.partial(losses.lambda_returns, stop="none")
+    returns = jax.vmap(returns, in_axes=1, out_axes=1)
+    return returns(rollout.reward, discount, v_t, lambda_)
+
+
+def loss(
+    spec: Spec, config: Config, params: Params, batch: Batch
+) -> tuple[jax.Array, Metrics]:
+    """Half the squared error of the targets' prediction, mean over the batch."""
+    q = network(spec, config).apply(params, batch.obs)
+    chosen = losses.batched_index(q, batch.action)
+    total = optax.l2_loss(chosen, batch.target).mean()
+    return total, {"loss": total}
+
+
+def optimizer(config: Config) -> optax.GradientTransformation:
+    """Direction of the step; the learning rate comes on top."""
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    return optax.chain(clip, optax.scale_by_adam())
+
+
+def init(spec: Spec, config: Config, key: jax.Array) -> State:
+    """Fresh network and optimiser."""
+    obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
+    params = network(spec, config).init(key, obs)
+    opt_state = optimizer(config).init(ravel_pytree(params)[0])
+    return State(params, opt_state, jnp.zeros((), jnp.int32))
+
+
+def act(
+    spec: Spec,
+    config: Config,
+    state: State,
+    memory: Any,
+    obs: Any,
+    key: Any,
+    explore: bool,
+) -> tuple[jax.Array, Any, Any]:
+    """Epsilon-greedy; an epsilon of its own in evaluation."""
+    q = network(spec, config).apply(state.params, obs)
+    epsilon = q_learner.epsilon(config, state.step, explore)
+    return distributions.epsilon_greedy(q, epsilon, key), memory, ()
+
+
+def update(
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+) -> tuple[State, Metrics]:
+    """Several epochs of minibatches over one rollout."""
+    target = targets(spec, config, state.params, rollout)
+    batch = Batch(rollout.obs, rollout.action, target)
+    batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+    size, steps = target.size, config.num_epochs * config.num_minibatches
+    index = prng.permutations(key, config.num_epochs, size).reshape(steps, -1)
+    progress = jnp.minimum(state.step / config.total_steps, 1.0)
+    rate = config.learning_rate * (1.0 - progress if config.anneal else 1.0)
+    flat, unravel = ravel_pytree(state.params)  # one vector: one kernel in Adam
+    grad = jax.grad(lambda f, b: loss(spec, config, unravel(f), b), has_aux=True)
+
+    def step(carry: Any, index: jax.Array) -> tuple[Any, Metrics]:
+        flat, opt_state = carry
+        grads, metrics = grad(flat, jax.tree.map(lambda x: x[index], batch))
+        updates, opt_state = optimizer(config).update(grads, opt_state)
+        return (optax.tree.add_scale(flat, -rate, updates), opt_state), metrics
+
+    (flat, opt_state), metrics = jax.lax.scan(step, (flat, state.opt_state), index)
+    state = State(unravel(flat), opt_state, state.step + size)
+    return state, jax.tree.map(jnp.mean, metrics)

@@ -1,0 +1,206 @@
+"""R2D2: deep Q-learning with memory, from sequences with stored state and burn-in.
+
+Kapturowski et al. (2019), https://openreview.net/forum?id=r1lyTjAqYX.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rljax import config as cfg
+from rljax import distributions, losses, networks, q_learner
+from rljax.q_learner import State
+from rljax.types import Agent, Metrics, Params, Rollout, Spec
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "MemoryChain-bsuite": dict(
+        learning_rate=1e-3,
+        total_steps=60_000,
+        warmup_steps=5_000,
+        memory_size=32,
+    ),
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
+
+    learning_rate: float = 5e-4  # of Adam
+    gamma: float = 0.99  # discount, cut at termination
+    epsilon_start: float = 1.0  # chance of a uniform action at first
+    epsilon_end: float = 0.02  # and after `exploration_fraction`
+    exploration_fraction: float = 0.5  # of total_steps, over which epsilon falls
+    epsilon_eval: float = 0.0  # in evaluation
+    max_grad_norm: float = 1e3  # global norm at which gradients are clipped
+    target_rate: float = 0.01  # how far the target moves to the online network, 1: copy
+    priority_exponent: float = 0.9  # 0: uniform, 1: in proportion
+    importance_exponent: float = 0.6  # grows to 1, which undoes the priorities' bias
+    priority_mix: float = 0.9  # share of a sequence's greatest error, rest: of the mean
+    total_steps: int = cfg.static(500_000)  # environment steps, all environments
+    num_envs: int = cfg.static(10)
+    rollout_length: int = cfg.static(2)  # steps per environment and iteration
+    num_updates: int = cfg.static(1)  # gradient steps per iteration
+    batch_size: int = cfg.static(32)  # sequences
+    capacity: int = cfg.static(100_000)  # steps in the replay
+    burn_in: int = cfg.static(10)  # steps that only bring the memory up to date
+    sequence_length: int = cfg.static(20)  # steps after them, which are learned from
+    n_step: int = cfg.static(3)  # rewards before the bootstrap
+    priority: str = cfg.static("td_error")  # or "uniform", "grad_norm"
+    sampler: str = cfg.static("replay")  # or "large_batch": scored afresh
+    large_batch_factor: int = cfg.static(4)  # large batch over batch size
+    warmup_steps: int = cfg.static(10_000)  # stored before the first update
+    target_period: int = cfg.static(1)  # gradient steps between target updates
+    hidden_sizes: tuple[int, ...] = cfg.static((64,))  # before the memory
+    memory_size: int = cfg.static(64)  # units of the LSTM
+    activation: str = cfg.static("relu")
+    anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
+
+    def validate(self) -> None:
+        """Raise ValueError naming a field out of range, its value and the range."""
+        q_learner.validate(self)
+        q_learner.validate_epsilon(self)
+        cfg.check_range(self, "priority_mix", low=0.0, high=1.0)
+        cfg.check_count(self, "sequence_length", "memory_size")
+        cfg.check_count(self, "burn_in", low=0)
+        rows = min(self.warmup_steps, self.capacity) // self.num_envs
+        if length(self) > rows:
+            raise ValueError(
+                f"sequence_length={self.sequence_length}: must be at most "
+                f"min(warmup_steps, capacity) / num_envs - burn_in = "
+                f"{rows - self.burn_in}"
+            )
+
+
+def length(config: Config) -> int:
+    """Steps of a sequence, burn-in and all."""
+    return config.burn_in + config.sequence_length
+
+
+def make(spec: Spec) -> Agent:
+    """Make the agent for environments of `spec`.
+
+    Raises:
+      ValueError: the actions are not discrete.
+    """
+    q_learner.check_discrete("r2d2", spec)
+    return Agent(
+        init=functools.partial(init, spec),
+        memory=memory,
+        act=functools.partial(act, spec),
+        observe=lambda config, state, rollout: q_learner.observe(
+            config, state, rollout, length(config)
+        ),
+        update=functools.partial(update, spec),
+    )
+
+
+def network(spec: Spec, config: Config) -> Any:
+    """The action values' network."""
+    return networks.RecurrentQNetwork(
+        len(spec.obs_shape),
+        q_learner.check_discrete("r2d2", spec),
+        config.hidden_sizes,
+        config.activation,
+        config.memory_size,
+    )
+
+
+def action_values(
+    spec: Spec, config: Config, params: Params, sequence: Rollout
+) -> tuple[jax.Array, jax.Array]:
+    """Values of what one sequence visits after the burn-in, `[T, num_actions]` each.
+
+    Those of the states acted in, and those of their true successors: what follows a
+    step that the time limit cut is not the next row, so each successor is valued with
+    the memory after its own step.
+    """
+    apply: Any = functools.partial(network(spec, config).apply, params)
+    unroll, burn_in = functools.partial(apply, method="unroll"), config.burn_in
+    ended = sequence.terminated | sequence.truncated
+    starts = jnp.concatenate([jnp.zeros_like(ended[:1]), ended[:-1]])
+    memory = sequence.memory[0]
+    if burn_in:
+        _, memories = unroll(sequence.obs[:burn_in], starts[:burn_in], memory)
+        memory = jax.lax.stop_gradient(memories[-1])  # data, like the stored one
+    q, memories = unroll(sequence.obs[burn_in:], starts[burn_in:], memory)
+    next_q, _ = apply(sequence.next_obs[burn_in:], memories)
+    return q, next_q
+
+
+def td_errors(
+    spec: Spec,
+    config: Config,
+    params: Params,
+    bootstrap_params: Params,
+    sequence: Rollout,
+) -> jax.Array:
+    """Double Q-learning's errors of one sequence after the burn-in, `[T]`.
+
+    Values are learned as h(Q), which squashes large ones. The semi-gradient is the
+    gradient with respect to `params` alone: what the target takes from
+    `bootstrap_params` stays differentiable for meta-gradients.
+    """
+    q, next_q = action_values(spec, config, params, sequence)
+    _, target_q = action_values(spec, config, bootstrap_params, sequence)
+    steps = jax.tree.map(lambda x: x[config.burn_in :], sequence)
+    return losses.transformed_n_step_q_learning(
+        q,
+        steps.action,
+        target_q,
+        next_q.argmax(axis=-1),
+        steps.reward,
+        config.gamma * (1.0 - steps.terminated),
+        config.n_step,
+        1.0 - (steps.terminated | steps.truncated),
+        stop="none",
+        tx_pair=losses.SIGNED_HYPERBOLIC_PAIR,
+    )
+
+
+def memory(config: Config, num_envs: int) -> jax.Array:
+    """The memory of `num_envs` episodes that start."""
+    return jnp.zeros((num_envs, 2 * config.memory_size))
+
+
+def init(spec: Spec, config: Config, key: jax.Array) -> State:
+    """Fresh network and optimiser, an empty replay with room for memories."""
+    fresh = memory(config, config.num_envs)
+    net = network(spec, config)
+    return q_learner.init(spec, config, net, key, fresh[:1], memory=fresh)
+
+
+def act(
+    spec: Spec,
+    config: Config,
+    state: State,
+    memory: Any,
+    obs: Any,
+    key: Any,
+    explore: bool,
+) -> tuple[jax.Array, jax.Array, Any]:
+    """Epsilon-greedy, with an epsilon of its own in evaluation."""
+    q, memory = network(spec, config).apply(state.params, obs, memory)
+    epsilon = q_learner.epsilon(config, state.step, explore)
+    return distributions.epsilon_greedy(q, epsilon, key), memory, ()
+
+
+def update(
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+) -> tuple[State, Metrics]:
+    """Store the rollout, then learn from sequences of the replay."""
+
+    def loss(
+        params: Params, bootstrap_params: Params, sequence: Rollout, _: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        errors = td_errors(spec, config, params, bootstrap_params, sequence)
+        sizes, mix = jnp.abs(errors), config.priority_mix
+        score = mix * sizes.max() + (1.0 - mix) * sizes.mean()
+        return optax.l2_loss(errors).mean(), score
+
+    return q_learner.update(loss, config, state, rollout, key, length(config))

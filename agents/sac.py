@@ -1,0 +1,249 @@
+"""Soft actor-critic. Haarnoja et al. (2018), https://arxiv.org/abs/1801.01290.
+
+Learnt temperature: Haarnoja et al. (2018), https://arxiv.org/abs/1812.05905.
+Discrete actions: Christodoulou (2019), https://arxiv.org/abs/1910.07207.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rljax import actor_critic, distributions, losses, networks, priority, replay
+from rljax import config as cfg
+from rljax.replay import Windows
+from rljax.sharding import side_by_side
+from rljax.types import Agent, Discrete, Metrics, Params, Rollout, Spec
+
+_SMALL: dict[str, Any] = dict(learning_rate=1e-3, batch_size=128, hidden_sizes=(64, 64))
+PRESETS: dict[str, dict[str, Any]] = {
+    "CartPole-v1": dict(
+        total_steps=500_000, num_envs=16, target_rate=0.01, target_entropy_ratio=0.3
+    )
+    | (_SMALL | dict(anneal=True)),
+    "Pendulum-v1": dict(total_steps=20_000, capacity=20_000, warmup_steps=500) | _SMALL,
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
+
+    learning_rate: float = 3e-4  # of Adam, for actor, critics and temperature
+    gamma: float = 0.99  # discount, cut at termination
+    max_grad_norm: float = 1e3  # where each network's gradient is clipped
+    target_rate: float = 0.005  # how far the target critics move to the critics
+    temperature: float = 1.0  # weight of the entropy, at first
+    target_entropy: float = -1.0  # nats per dimension, of actions scaled to [-1, 1]
+    target_entropy_ratio: float = 0.5  # discrete actions: of the greatest entropy
+    noise_damping: float = 1.0  # of noise that explores, below 1: correlated in time
+    priority_exponent: float = 0.6  # 0: uniform, 1: in proportion
+    importance_exponent: float = 0.4  # grows to 1, which undoes the priorities' bias
+    total_steps: int = cfg.static(100_000)  # environment steps, all environments
+    num_envs: int = cfg.static(1)
+    rollout_length: int = cfg.static(1)  # steps per environment and iteration
+    num_updates: int = cfg.static(1)  # gradient steps per iteration
+    batch_size: int = cfg.static(256)
+    capacity: int = cfg.static(100_000)  # transitions in the replay
+    n_step: int = cfg.static(1)  # rewards before the bootstrap
+    priority: str = cfg.static("uniform")  # or "td_error", "grad_norm"
+    sampler: str = cfg.static("replay")  # or "large_batch": scored afresh
+    large_batch_factor: int = cfg.static(4)  # large batch over batch size
+    warmup_steps: int = cfg.static(1_000)  # stored before the first update
+    hidden_sizes: tuple[int, ...] = cfg.static((256, 256))  # of each network
+    activation: str = cfg.static("relu")
+    anneal: bool = cfg.static(False)  # learning rate falls linearly to 0
+
+    def validate(self) -> None:
+        """Raise ValueError naming a field out of range, its value and the range."""
+        actor_critic.validate(self)
+        cfg.check_range(self, "temperature", low=0.0, open_low=True)
+        cfg.check_range(self, "target_entropy")
+        cfg.check_range(self, "target_entropy_ratio", low=0.0, high=1.0)
+
+
+class State(NamedTuple):
+    """What the agent learns, stores and counts."""
+
+    actor: Params
+    critic: Params  # two in one
+    log_temperature: jax.Array  # []
+    opt_states: Any  # of Adam: actor, critic, temperature
+    target_critic: Params  # an older copy
+    replay: replay.Replay
+    step: jax.Array  # [] int32, environment steps learned from
+
+
+def make(spec: Spec) -> Agent:
+    """Make the agent for environments of `spec`.
+
+    Raises:
+      ValueError: the actions are continuous and a bound is infinite.
+    """
+    if not isinstance(spec.action, Discrete):
+        distributions.check_bounded("sac", spec)
+    return Agent(
+        init=functools.partial(init, spec),
+        memory=functools.partial(actor_critic.memory, spec),
+        act=functools.partial(act, spec),
+        observe=actor_critic.observe,
+        update=functools.partial(update, spec),
+        parts=2,
+    )
+
+
+def actor(spec: Spec, config: Config) -> Any:
+    """The policy's network."""
+    sizes, activation, action = config.hidden_sizes, config.activation, spec.action
+    discrete = isinstance(action, Discrete)
+    kind: Any = networks.Actor if discrete else networks.TanhGaussianActor
+    return kind(len(spec.obs_shape), action, sizes, activation)
+
+
+def critic(spec: Spec, config: Config) -> Any:
+    """Two networks: `[2]` values of an action, or `[2, A]` of all discrete ones."""
+    return actor_critic.critics(spec, config, 2)
+
+
+def td_errors(
+    spec: Spec,
+    config: Config,
+    params: Params,
+    bootstrap: State,
+    window: Windows,
+    key: Any,
+) -> jax.Array:
+    """Temporal-difference errors of one transition, `[2]`, one of each critic.
+
+    The semi-gradient is the gradient with respect to `params`, the critics', alone;
+    what the target takes from `bootstrap` stays differentiable.
+    """
+    reward, discount = priority.n_step_return(window, config.gamma)
+    q = functools.partial(critic(spec, config).apply, params)
+    target_q = functools.partial(critic(spec, config).apply, bootstrap.target_critic)
+    policy = actor(spec, config).apply(bootstrap.actor, window.next_obs)
+    temperature = jnp.exp(bootstrap.log_temperature)
+    if isinstance(spec.action, Discrete):
+        rest = (window.action, reward, discount, target_q(window.next_obs))
+        more, loss = (policy.logits, temperature), losses.sac_discrete_learning
+        return jax.vmap(lambda q: loss(q, *rest, *more, stop="none"))(q(window.obs))
+    action, log_prob = policy.sample_and_log_prob(seed=key)
+    rest = (reward, discount, target_q(window.next_obs, action), log_prob, temperature)
+    q_tm1 = q(window.obs, window.action.reshape(-1))
+    return jax.vmap(lambda q: losses.sac_learning(q, *rest, stop="none"))(q_tm1)
+
+
+def actor_loss(
+    spec: Spec, config: Config, params: Params, obs: Any, key: Any, bootstrap: State
+) -> tuple[jax.Array, jax.Array]:
+    """Loss of the policy in one state, `[]`, and minus its entropy, or an estimate.
+
+    Critics and temperature are those of `bootstrap`.
+    """
+    policy = actor(spec, config).apply(params, obs)
+    q = functools.partial(critic(spec, config).apply, bootstrap.critic, obs)
+    temperature = jnp.exp(bootstrap.log_temperature)
+    if isinstance(spec.action, Discrete):
+        args = (policy.logits, q().min(axis=0), temperature)
+        return losses.sac_discrete_actor_loss(*args, stop="none"), -policy.entropy()
+    action, log_prob = policy.sample_and_log_prob(seed=key)
+    q_min = q(action).min(axis=0)
+    return losses.sac_actor_loss(log_prob, q_min, temperature), log_prob
+
+
+def target_entropy(spec: Spec, config: Config) -> jax.Array:
+    """What the temperature keeps the entropy at, `[]`, in nats."""
+    if isinstance(spec.action, Discrete):
+        return config.target_entropy_ratio * jnp.log(spec.action.num_actions)
+    half = distributions.middle_and_half(spec.action)[1]  # the density's unit
+    return jnp.sum(config.target_entropy + jnp.log(half))
+
+
+def init(spec: Spec, config: Config, key: jax.Array) -> State:
+    """Fresh networks and optimisers, an empty replay."""
+    actor_key, critic_key = jax.random.split(key)
+    inputs = actor_critic.example(spec)
+    actor_params = actor(spec, config).init(actor_key, inputs[0])
+    critic_params = critic(spec, config).init(critic_key, *inputs)
+    trained = (actor_params, critic_params, jnp.log(config.temperature))
+    return State(
+        *trained,
+        opt_states=actor_critic.init_optimizers(config, trained),
+        target_critic=jax.tree.map(jnp.copy, critic_params),  # donatable
+        replay=actor_critic.init_replay(spec, config),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def act(
+    spec: Spec,
+    config: Config,
+    state: State,
+    memory: Any,
+    obs: Any,
+    key: Any,
+    explore: bool,
+) -> tuple[jax.Array, Any, Any]:
+    """Sample the policy, or take its mode (continuous: its mean before the tanh)."""
+    policy = actor(spec, config).apply(state.actor, obs)
+    if isinstance(spec.action, Discrete):
+        sampled = distributions.sample(policy, key) if explore else policy.mode()
+        return sampled, memory, ()
+    noise = jnp.zeros_like(memory)
+    if explore:
+        memory = noise = actor_critic.explore(config, memory, key)
+    action = distributions.squashed(policy, noise)
+    return action.reshape(-1, *spec.action.shape), memory, ()
+
+
+def update(
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+) -> tuple[State, Metrics]:
+    """Store the rollout, then learn from samples of the replay."""
+    step, times = functools.partial(learn, spec, config), config.num_updates
+    return actor_critic.update(step, config, state, rollout, key, times)
+
+
+def learn(
+    spec: Spec, config: Config, progress: jax.Array, state: State, key: jax.Array
+) -> tuple[State, Metrics]:
+    """One gradient step of everything, from the same batch and the same parameters."""
+    sample_key, actor_key = jax.random.split(key)
+
+    def critic_loss(params: Params, inputs: Any) -> tuple[jax.Array, jax.Array]:
+        errors = td_errors(spec, config, params, state, *inputs)
+        return actor_critic.critic_loss(errors)
+
+    args = (state.replay, sample_key, progress, critic_loss, state.critic)
+    batch = actor_critic.sample(config, *args)
+
+    loss = functools.partial(actor_loss, spec, config, bootstrap=state)
+    # Neither step waits for the other, so that two cores can share them.
+    new, (actor_grads, value, log_prob) = side_by_side(
+        lambda: priority.gradient(config, critic_loss, state.critic, batch),
+        lambda: actor_critic.policy_gradient(loss, state.actor, batch, actor_key),
+    )
+
+    def temperature_loss(log_temperature: jax.Array) -> jax.Array:
+        args = (log_temperature, log_prob, target_entropy(spec, config))
+        values = losses.sac_temperature_loss(*args, stop="none")
+        return jnp.mean(batch.weights * values)
+
+    grads = (actor_grads, new.mean, jax.grad(temperature_loss)(state.log_temperature))
+    args = (state[:3], grads, state.opt_states)
+    trained, opt_states = actor_critic.descend(config, progress, *args)
+    return State(
+        *trained,
+        opt_states=opt_states,
+        target_critic=actor_critic.follow(config, trained[1], state.target_critic),
+        replay=priority.store(state.replay, batch, new.priorities),
+        step=state.step,
+    ), {
+        "critic_loss": new.losses.mean(),
+        "actor_loss": value,
+        "entropy": -log_prob.mean(),
+        "temperature": jnp.exp(trained[2]),
+    }

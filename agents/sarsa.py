@@ -1,0 +1,182 @@
+"""Sarsa. Sutton and Barto (2018), https://incompleteideas.net/book/the-book-2nd.html.
+
+First by Rummery and Niranjan (1994), report CUED/F-INFENG/TR 166.
+Expected: van Seijen et al. (2009), https://doi.org/10.1109/ADPRL.2009.4927542.
+
+Online: every transition is learned from once, when it is new. Consecutive ones are
+alike and targets move with what is learned; many environments, each somewhere else in
+its episode, and layer normalisation keep that stable without replay or target network:
+Gallici et al. (2024), https://arxiv.org/abs/2407.04811.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from rljax import config as cfg
+from rljax import distributions, losses, networks, q_learner
+from rljax.types import Agent, Metrics, Params, Rollout, Spec, Transition
+
+PRESETS: dict[str, dict[str, Any]] = {}
+_UNKNOWN = -1  # the next action is not taken yet, or the episode ended
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
+
+    learning_rate: float = 2e-3  # of Adam
+    gamma: float = 0.99  # discount, cut at termination
+    epsilon_start: float = 1.0  # chance of a uniform action at first
+    epsilon_end: float = 0.02  # and after `exploration_fraction`
+    exploration_fraction: float = 0.3  # of total_steps, over which epsilon falls
+    epsilon_eval: float = 0.0  # in evaluation
+    max_grad_norm: float = 10.0  # global norm at which gradients are clipped
+    total_steps: int = cfg.static(500_000)  # environment steps, all environments
+    num_envs: int = cfg.static(16)
+    rollout_length: int = cfg.static(4)  # steps per environment and gradient step
+    hidden_sizes: tuple[int, ...] = cfg.static((128, 128))
+    activation: str = cfg.static("relu")
+    anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
+    layer_norm: bool = cfg.static(True)  # before each activation
+    expected: bool = cfg.static(True)  # mean over next actions, not the one taken
+
+    def validate(self) -> None:
+        """Raise ValueError naming a field out of range, its value and the range."""
+        cfg.check_range(self, "learning_rate", "max_grad_norm", low=0.0, open_low=True)
+        cfg.check_range(self, "gamma", low=0.0, high=1.0)
+        q_learner.validate_epsilon(self)
+        cfg.check_count(self, "total_steps", "num_envs", "rollout_length")
+        cfg.check_sizes(self, "hidden_sizes")
+        cfg.check_choice(self, "activation", tuple(networks.ACTIVATIONS))
+
+
+class State(NamedTuple):
+    """What the agent learns and counts."""
+
+    params: Params
+    opt_state: Any  # of Adam, over the parameters as one flat vector
+    step: jax.Array  # [] int32, environment steps learned from
+
+
+def make(spec: Spec) -> Agent:
+    """Make the agent for environments of `spec`.
+
+    Raises:
+      ValueError: the actions are not discrete.
+    """
+    q_learner.check_discrete("sarsa", spec)
+    return Agent(
+        init=functools.partial(init, spec),
+        memory=lambda config, num_envs: (),
+        act=functools.partial(act, spec),
+        observe=lambda config, state, rollout: state,
+        update=functools.partial(update, spec),
+    )
+
+
+def network(spec: Spec, config: Config) -> Any:
+    """The action values' network."""
+    return networks.QNetwork(
+        len(spec.obs_shape),
+        q_learner.check_discrete("sarsa", spec),
+        config.hidden_sizes,
+        config.activation,
+        layer_norm=config.layer_norm,
+    )
+
+
+def next_actions(rollout: Rollout) -> jax.Array:
+    """The actions taken next `[T, N]`, where they are in the rollout and episode."""
+    newest = jnp.full_like(rollout.action[:1], _UNKNOWN)
+    taken = jnp.concatenate([rollout.action[1:], newest])
+    return jnp.where(rollout.terminated | rollout.truncated, _UNKNOWN, taken)
+
+
+def td_error(
+    spec: Spec,
+    config: Config,
+    params: Params,
+    bootstrap_params: Params,
+    transition: Transition,
+    next_action: jax.Array,
+    epsilon: jax.Array,
+    key: jax.Array,
+) -> jax.Array:
+    """Temporal-difference error of one transition, `[]`.
+
+    A next action that is not known is drawn here from the policy, as exact as the one
+    that is taken later. The semi-gradient is the gradient with respect to `params`
+    alone: what the target takes from `bootstrap_params` stays differentiable.
+    """
+    apply = network(spec, config).apply
+    q_tm1 = apply(params, transition.obs)
+    q_t = apply(bootstrap_params, transition.next_obs)
+    discount = config.gamma * (1.0 - transition.terminated)
+    args = (q_tm1, transition.action, transition.reward, discount, q_t)
+    if config.expected:
+        probs = distributions.epsilon_greedy_probs(q_t, epsilon)
+        return losses.expected_sarsa(*args, probs, stop="none")
+    drawn = distributions.epsilon_greedy(q_t, epsilon, key)
+    next_action = jnp.where(next_action == _UNKNOWN, drawn, next_action)
+    return losses.sarsa(*args, next_action, stop="none")
+
+
+def optimizer(config: Config) -> optax.GradientTransformation:
+    """Direction of the step; the learning rate comes on top."""
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    return optax.chain(clip, optax.scale_by_adam())
+
+
+def init(spec: Spec, config: Config, key: jax.Array) -> State:
+    """Fresh network and optimiser."""
+    obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
+    params = network(spec, config).init(key, obs)
+    opt_state = optimizer(config).init(ravel_pytree(params)[0])
+    return State(params, opt_state, jnp.zeros((), jnp.int32))
+
+
+def act(
+    spec: Spec,
+    config: Config,
+    state: State,
+    memory: Any,
+    obs: Any,
+    key: Any,
+    explore: bool,
+) -> tuple[jax.Array, Any, Any]:
+    """Epsilon-greedy; an epsilon of its own in evaluation."""
+    q = network(spec, config).apply(state.params, obs)
+    epsilon = q_learner.epsilon(config, state.step, explore)
+    return distributions.epsilon_greedy(q, epsilon, key), memory, ()
+
+
+def update(
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+) -> tuple[State, Metrics]:
+    """One gradient step on the rollout."""
+    epsilon = q_learner.epsilon(config, state.step, explore=True)
+    rows = Transition(*(getattr(rollout, name) for name in Transition._fields))
+    batch = (rows, next_actions(rollout))
+    batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+    size = rollout.reward.size
+    keys = jax.random.split(key, size)
+    flat, unravel = ravel_pytree(state.params)  # one vector: one kernel in Adam
+
+    def loss(flat: jax.Array) -> jax.Array:
+        fn: Any = functools.partial(td_error, spec, config, unravel(flat), state.params)
+        errors = jax.vmap(fn, in_axes=(0, 0, None, 0))(*batch, epsilon, keys)
+        return optax.l2_loss(errors).mean()
+
+    value, grads = jax.value_and_grad(loss)(flat)
+    updates, opt_state = optimizer(config).update(grads, state.opt_state)
+    progress = jnp.minimum(state.step / config.total_steps, 1.0)
+    rate = config.learning_rate * (1.0 - progress if config.anneal else 1.0)
+    params = unravel(optax.tree.add_scale(flat, -rate, updates))
+    return State(params, opt_state, state.step + size), {"loss": value}

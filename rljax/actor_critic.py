@@ -1,0 +1,217 @@
+"""What agents share that learn an actor and critics from a replay.
+
+Their config has the fields named in `validate` and those of `rljax.priority`; what
+sets the agents apart are their networks and their losses.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from rljax import config as cfg
+from rljax import losses, networks, priority, replay
+from rljax.priority import Batch
+from rljax.types import Discrete, Metrics, Params, Rollout, Spec
+
+# (params, (window, key)) -> (loss [], absolute TD error [])
+Loss = Callable[[Params, Any], tuple[jax.Array, jax.Array]]
+
+
+def validate(config: Any) -> None:
+    """Raise ValueError naming a field out of range, its value and the range."""
+    cfg.check_range(config, "learning_rate", "max_grad_norm", low=0.0, open_low=True)
+    cfg.check_range(config, "gamma", low=0.0, high=1.0)
+    rates = ("target_rate", "noise_damping")
+    cfg.check_range(config, *rates, low=0.0, high=1.0, open_low=True)
+    cfg.check_count(config, "total_steps", "num_envs", "rollout_length", "num_updates")
+    cfg.check_sizes(config, "hidden_sizes")
+    cfg.check_choice(config, "activation", tuple(networks.ACTIVATIONS))
+    priority.validate(config)
+
+
+def action_size(spec: Spec) -> int:
+    """How many numbers an action has, D; 0 where actions are discrete."""
+    return 0 if isinstance(spec.action, Discrete) else len(spec.action.low)
+
+
+def example(spec: Spec) -> tuple[jax.Array, ...]:
+    """A critic's inputs, zeros: observation `[1, ...]`, continuous action `[1, D]`."""
+    obs, size = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype), action_size(spec)
+    return (obs, jnp.zeros((1, size))) if size else (obs,)
+
+
+def critics(spec: Spec, config: Any, size: int) -> networks.Ensemble:
+    """Networks for the values `[C]` of an action, or `[C, A]` of all discrete ones."""
+    obs_ndim, action = len(spec.obs_shape), spec.action
+    args = (config.hidden_sizes, config.activation)
+    if isinstance(action, Discrete):
+        one = functools.partial(networks.QNetwork, obs_ndim, action.num_actions, *args)
+    else:
+        one = functools.partial(networks.ContinuousQ, obs_ndim, action, *args)
+    return networks.Ensemble(one, size)
+
+
+def memory(spec: Spec, config: Any, num_envs: int) -> Any:
+    """The exploration's noise `[N, D]`, none where an episode starts."""
+    size = action_size(spec)
+    return jnp.zeros((num_envs, size)) if size else ()
+
+
+def explore(config: Any, memory: jax.Array, key: jax.Array) -> jax.Array:
+    """The noise of the next step `[N, D]`, in the long run standard normal.
+
+    The smaller `config.noise_damping`, the longer it keeps its direction; at 1 the
+    noise of each step is independent. Consumes the key.
+    """
+    damping = config.noise_damping
+    args = (damping, jnp.sqrt(1.0 - (1.0 - damping) ** 2))
+    return losses.add_ornstein_uhlenbeck_noise(
+        key, jnp.zeros_like(memory), memory, *args
+    )
+
+
+def init_replay(spec: Spec, config: Any) -> replay.Replay:
+    """An empty buffer."""
+    prioritized = priority.keeps_priorities(config)
+    return replay.init(spec, config.num_envs, config.capacity, prioritized)
+
+
+def observe(config: Any, state: Any, rollout: Rollout) -> Any:
+    """Store the rollout, but for the exploration's noise."""
+    rollout = rollout._replace(memory=())
+    return state._replace(replay=replay.add(state.replay, rollout))
+
+
+def update(
+    learn: Callable[..., Any],
+    config: Any,
+    state: Any,
+    rollout: Rollout,
+    key: jax.Array,
+    times: int,
+) -> tuple[Any, Metrics]:
+    """Store the rollout, then learn from samples of the replay.
+
+    Args:
+      learn: `(progress, state, key) -> (state, metrics)`, `progress` of training from
+        0 to 1.
+      config: the agent's.
+      state: the agent's, with a `replay` and the environment steps learned from,
+        `step`.
+      rollout: `[T, N, ...]`.
+      key: `[]` typed key, consumed here.
+      times: how often to call `learn`.
+
+    Returns:
+      The new state, and the mean of the metrics.
+    """
+    state = observe(config, state, rollout)
+    progress = jnp.minimum(state.step / config.total_steps, 1.0)
+    step = functools.partial(learn, progress)
+    state, metrics = jax.lax.scan(step, state, jax.random.split(key, times))
+    state = state._replace(step=state.step + rollout.reward.size)
+    return state, jax.tree.map(jnp.mean, metrics)
+
+
+def sample(
+    config: Any,
+    buffer: replay.Replay,
+    key: jax.Array,
+    progress: jax.Array,
+    loss: Loss,
+    params: Params,
+) -> Batch:
+    """`priority.sample`, with a key for each transition.
+
+    The batch's `windows` are `(windows, keys)`. A large batch is scored with one key
+    for all.
+    """
+    draw_key, score_key, key = jax.random.split(key, 3)
+
+    def score(params: Params, window: Any) -> tuple[jax.Array, jax.Array]:
+        return loss(params, (window, score_key))
+
+    batch = priority.sample(config, buffer, draw_key, progress, score, params)
+    keys = jax.random.split(key, config.batch_size)
+    return batch._replace(windows=(batch.windows, keys))
+
+
+def critic_loss(errors: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Loss of one transition, whose priority is the mean absolute TD error.
+
+    Args:
+      errors: `[C]` TD errors, one of each critic.
+
+    Returns:
+      Half the sum of squares and the mean size, `[]` each.
+    """
+    return optax.l2_loss(errors).sum(), jnp.abs(errors).mean()
+
+
+def policy_gradient(
+    loss: Callable[..., tuple[jax.Array, Any]],
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[Params, jax.Array, Any]:
+    """Gradient of an actor's weighted mean loss.
+
+    Args:
+      loss: `(params, obs, key) -> (loss [], anything)` in one state.
+      params: the actor's.
+      batch: as of `sample`.
+      key: `[]` typed key, consumed here.
+
+    Returns:
+      The gradient, the mean loss, and `[B]` of whatever `loss` returns with it.
+    """
+
+    def mean(params: Params) -> tuple[jax.Array, Any]:
+        keys = jax.random.split(key, len(batch.weights))
+        obs = batch.windows[0].obs
+        values, more = jax.vmap(lambda x, key: loss(params, x, key))(obs, keys)
+        return jnp.mean(batch.weights * values), more
+
+    (value, more), grads = jax.value_and_grad(mean, has_aux=True)(params)
+    return grads, value, more
+
+
+def optimizer(config: Any) -> optax.GradientTransformation:
+    """Direction of the step; the learning rate comes on top."""
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    return optax.chain(clip, optax.scale_by_adam())
+
+
+def init_optimizers(config: Any, networks: Sequence[Params]) -> tuple[Any, ...]:
+    """Adam's state for each network, over its parameters as one flat vector."""
+    return tuple(optimizer(config).init(ravel_pytree(x)[0]) for x in networks)
+
+
+def descend(
+    config: Any,
+    progress: jax.Array,
+    networks: Sequence[Params],
+    grads: Sequence[Params],
+    opt_states: Sequence[Any],
+) -> tuple[Sequence[Params], tuple[Any, ...]]:
+    """One step of Adam for each network; the new networks and Adam's new states."""
+    rate = config.learning_rate * (1.0 - progress if config.anneal else 1.0)
+
+    def step(params: Params, grad: Params, opt_state: Any) -> tuple[Params, Any]:
+        flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
+        flat_grad, _ = ravel_pytree(grad)
+        updates, opt_state = optimizer(config).update(flat_grad, opt_state)
+        return unravel(optax.tree.add_scale(flat, -rate, updates)), opt_state
+
+    new, opt_states = zip(*map(step, networks, grads, opt_states), strict=True)
+    return new, opt_states
+
+
+def follow(config: Any, params: Params, target_params: Params) -> Params:
+    """Target networks, moved by `config.target_rate` to the online ones."""
+    return optax.incremental_update(params, target_params, config.target_rate)

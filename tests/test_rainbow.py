@@ -1,0 +1,158 @@
+"""Rainbow: its loss by hand, its gradient, its noise and priorities, what it finds."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax import agents, envs, networks, replay, train
+from rljax.replay import Windows
+
+from . import probe_envs
+
+rainbow = agents.get("rainbow")
+SPEC = envs.make("CartPole-v1").spec
+CONFIG = rainbow.Config(
+    gamma=0.9, hidden_sizes=(8,), num_atoms=5, value_min=-1.0, value_max=3.0
+)
+STEPS = np.arange(16) % 3  # of each window, less 1
+ROWS = np.arange(16)
+Z = np.array([-1.0, 0.0, 1.0, 2.0, 3.0])
+KEY = jax.random.key(5)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Two sets of parameters and some transitions."""
+    net = rainbow.network(SPEC, CONFIG)
+    params, other = (
+        net.init(jax.random.key(seed), jnp.zeros((1, 4))) for seed in (0, 1)
+    )
+    obs, next_obs = 3 * jax.random.normal(jax.random.key(2), (2, 16, 4))
+    windows = Windows(
+        obs=obs,
+        action=jnp.array(ROWS % 2),
+        reward=jnp.arange(48.0).reshape(16, 3) / 24 * (np.arange(3) <= STEPS[:, None]),
+        num_steps=jnp.array(STEPS + 1),
+        terminated=jnp.array(ROWS % 3 == 0),
+        next_obs=next_obs,
+    )
+    return params, other, windows
+
+
+def cross_entropies(params, bootstrap_params, windows):
+    args = (SPEC, CONFIG, params, bootstrap_params)
+    return jax.vmap(lambda w: rainbow.cross_entropy(*args, w, KEY))(windows)
+
+
+def logits(params, key, obs):
+    """With the noise that the loss draws from `key`."""
+    noisy = networks.with_noise(params, key)
+    return rainbow.network(SPEC, CONFIG).apply(noisy, obs)
+
+
+def targets(params, other, windows):
+    """`[16, 5]`: the target network's at the online network's action, projected."""
+    key, target_key = jax.random.split(KEY)
+    online, target = (
+        np.array(jax.nn.softmax(logits(p, k, windows.next_obs)))
+        for p, k in ((params, key), (other, target_key))
+    )
+    best = (online @ Z).argmax(1)
+    assert (best != (target @ Z).argmax(1)).any()
+    reward = np.array(windows.reward) @ 0.9 ** np.arange(3)
+    discount = np.where(windows.terminated, 0.0, 0.9 ** (STEPS + 1))
+    projected = np.zeros((16, 5))
+    for b in range(16):
+        for p, z in zip(target[b, best[b]], Z, strict=True):
+            moved = np.clip(reward[b] + discount[b] * z, -1, 3)
+            projected[b] += p * np.maximum(0, 1 - np.abs(moved - Z))
+    return projected
+
+
+def test_rainbow_loss_by_hand(problem):
+    params, other, windows = problem
+    target = targets(params, other, windows)
+    probs = jax.nn.softmax(logits(params, jax.random.split(KEY)[0], windows.obs))
+    want = -(target * np.log(probs[ROWS, ROWS % 2])).sum(1)
+    got = cross_entropies(params, other, windows)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_rainbow_gradient_is_the_semi_gradient(problem):
+    params, other, windows = problem
+    target = jnp.array(targets(params, other, windows))
+
+    def to_constants(params):
+        out = logits(params, jax.random.split(KEY)[0], windows.obs)
+        log_probs = jax.nn.log_softmax(out[ROWS, windows.action])
+        return -(target * log_probs).sum()
+
+    grad = jax.jit(
+        jax.grad(lambda *args: cross_entropies(*args, windows).sum(), (0, 1))
+    )
+    semi, rest = grad(params, other)
+    want = jax.grad(to_constants)(params)
+    chex.assert_trees_all_close(semi, want, rtol=1e-4, atol=1e-5)
+    assert all((leaf != 0).any() for leaf in jax.tree.leaves(rest))
+
+
+def test_rainbow_explores_by_noise_alone(problem):
+    params, _, windows = problem
+    agent = rainbow.make(SPEC)
+    state = agent.init(CONFIG, jax.random.key(0))._replace(params=params)
+    act = functools.partial(agent.act, CONFIG, state, ())
+    q = rainbow.network(SPEC, CONFIG).apply(params, windows.obs)
+    want = (jax.nn.softmax(q) @ Z).argmax(1)
+    np.testing.assert_array_equal(act(windows.obs, KEY, False)[0], want)
+    same = jnp.stack([windows.obs[0]] * 50)
+    keys = jax.random.split(KEY, 50)
+    actions = np.array(jax.vmap(lambda key: act(same, key, True)[0])(keys))
+    assert (actions == actions[:, :1]).all()  # the same noise for a whole batch
+    assert set(actions[:, 0]) == {0, 1}
+
+
+@pytest.mark.parametrize("case", ["rainbow"], indirect=True)
+def test_rainbow_priorities_are_losses(case, update, state, rollout):
+    config, key = case.config, jax.random.key(1)
+    new, _ = update(config, state, rollout, key)
+    size = rollout.reward.size
+    stored = np.array(new.replay.tree.levels[-1]).reshape(-1)[:size]
+    drawn = stored != 1.0  # the greatest at first
+    assert drawn.sum() > size / 2
+    windows = replay.windows(new.replay, jnp.arange(size), config.n_step)
+    _, loss_key = jax.random.split(jax.random.split(key, 1)[0])
+    args = (case.spec, config, state.params, state.target_params)
+    want = jax.vmap(lambda w: rainbow.cross_entropy(*args, w, loss_key))(windows)
+    want = want**config.priority_exponent
+    np.testing.assert_allclose(stored[drawn], want[drawn], rtol=1e-4)
+
+
+def test_rainbow_finds_the_distributions():
+    env = envs.wrap(probe_envs.Dice())
+    config = rainbow.Config(
+        gamma=0.5,
+        value_min=-4.0,
+        value_max=3.0,
+        num_atoms=15,  # one on every return
+        learning_rate=1e-2,
+        n_step=1,
+        total_steps=24_000,
+        num_envs=16,
+        capacity=8_000,
+        batch_size=64,
+        warmup_steps=2_000,
+        target_rate=0.1,
+        hidden_sizes=(16,),
+    )
+    fn = jax.jit(functools.partial(train.train, rainbow.make(env.spec)))
+    ts, _ = fn(env, config, jax.random.key(0))
+    out = rainbow.network(env.spec, config).apply(ts.agent.params, jnp.eye(2))
+    probs, z = jax.nn.softmax(out), np.array(rainbow.atoms(config))
+    for time, action in ((0, 0), (0, 1), (1, 0)):  # noise fades where it costs
+        returns = np.array(env.env.gym.returns[time][action])
+        want = np.isclose(z[:, None], returns, atol=1e-4).sum(1) / 4
+        np.testing.assert_allclose(probs[time, action], want, atol=0.1)

@@ -1,0 +1,269 @@
+"""SAC: targets and losses by hand, its gradients, temperature, what it learns."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax import agents, envs, train
+from rljax.replay import Windows
+from rljax.types import Box
+
+from . import probe_envs
+from .agent_case import differ
+
+sac = agents.get("sac")
+KEY = jax.random.key(9)
+
+
+def config_of(**changes):
+    return sac.Config(gamma=0.9, hidden_sizes=(8,), temperature=0.3, **changes)
+
+
+class Problem:
+    """Random networks and one transition of two steps."""
+
+    def __init__(self, env_name):
+        self.spec, self.config = envs.make(env_name).spec, config_of()
+        state = sac.init(self.spec, self.config, jax.random.key(0))
+        other = sac.init(self.spec, self.config, jax.random.key(1))
+        self.state = state._replace(target_critic=other.critic)
+        obs, self.next_obs = jax.random.normal(
+            jax.random.key(2), (2, *self.spec.obs_shape)
+        )
+        continuous = isinstance(self.spec.action, Box)
+        self.window = Windows(
+            obs=obs,
+            action=jnp.array([1.5]) if continuous else jnp.array(1),
+            reward=jnp.array([2.0, 3.0, 0.0]),
+            num_steps=jnp.array(2),
+            terminated=jnp.array(False),
+            next_obs=self.next_obs,
+        )
+
+    def errors(self, params=None, bootstrap=None, **changes):
+        window = self.window._replace(**changes)
+        params = self.state.critic if params is None else params
+        bootstrap = self.state if bootstrap is None else bootstrap
+        return sac.td_errors(self.spec, self.config, params, bootstrap, window, KEY)
+
+    def q(self, params, *inputs):
+        return np.array(sac.critic(self.spec, self.config).apply(params, *inputs))
+
+    def policy(self, obs):
+        return sac.actor(self.spec, self.config).apply(self.state.actor, obs)
+
+
+def log_density(policy, action):
+    """Of one action in [-2, 2]: change of variables."""
+    base = policy.distribution
+    mean, std = np.array(base.loc), np.array(base.scale_diag)
+    x = np.arctanh(np.array(action) / 2)
+    normal = -0.5 * ((x - mean) / std) ** 2 - np.log(std * np.sqrt(2 * np.pi))
+    return (normal - np.log(2 * (1 - np.tanh(x) ** 2))).sum()
+
+
+@pytest.fixture(scope="module")
+def continuous():
+    return Problem("Pendulum-v1")
+
+
+@pytest.fixture(scope="module")
+def discrete():
+    return Problem("CartPole-v1")
+
+
+def test_sac_targets_by_hand(continuous):
+    p = continuous
+    policy = p.policy(p.next_obs)
+    action = policy.sample(seed=KEY)
+    q_next = p.q(p.state.target_critic, p.next_obs, action)
+    assert q_next[0] != q_next[1]
+    soft = q_next.min() - 0.3 * log_density(policy, action)
+    reward = 2.0 + 0.9 * 3.0
+    q = p.q(p.state.critic, p.window.obs, p.window.action)
+    np.testing.assert_allclose(p.errors(), reward + 0.81 * soft - q, rtol=1e-4)
+    ended = p.errors(terminated=jnp.array(True))
+    np.testing.assert_allclose(ended, reward - q, rtol=1e-5)
+
+
+def test_sac_discrete_targets_by_hand(discrete):
+    p = discrete
+    probs = np.array(p.policy(p.next_obs).probs)
+    q_next = p.q(p.state.target_critic, p.next_obs).min(axis=0)
+    soft = (probs * (q_next - 0.3 * np.log(probs))).sum()
+    q = p.q(p.state.critic, p.window.obs)[:, 1]
+    want = 2.0 + 0.9 * 3.0 + 0.81 * soft - q
+    np.testing.assert_allclose(p.errors(), want, rtol=1e-5)
+
+
+def test_sac_actor_losses_by_hand(continuous, discrete):
+    p, obs = continuous, continuous.window.obs
+    args = (p.spec, p.config, p.state.actor, obs, KEY, p.state)
+    loss, log_prob = sac.actor_loss(*args)
+    action = p.policy(obs).sample(seed=KEY)
+    want = log_density(p.policy(obs), action)
+    np.testing.assert_allclose(log_prob, want, rtol=1e-4)
+    want = 0.3 * want - p.q(p.state.critic, obs, action).min()
+    np.testing.assert_allclose(loss, want, rtol=1e-4)
+
+    p, obs = discrete, discrete.window.obs
+    args = (p.spec, p.config, p.state.actor, obs, KEY, p.state)
+    loss, log_prob = sac.actor_loss(*args)
+    probs, q = np.array(p.policy(obs).probs), p.q(p.state.critic, obs).min(axis=0)
+    np.testing.assert_allclose(log_prob, (probs * np.log(probs)).sum(), rtol=1e-5)
+    want = (probs * (0.3 * np.log(probs) - q)).sum()
+    np.testing.assert_allclose(loss, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["continuous", "discrete"])
+def test_sac_gradient_is_the_semi_gradient(kind, request):
+    p = request.getfixturevalue(kind)
+
+    def total(params, target_params, actor):
+        state = p.state._replace(target_critic=target_params, actor=actor)
+        return p.errors(params, state).sum()
+
+    def total_q(params):
+        more = (p.window.action,) if kind == "continuous" else ()
+        q = sac.critic(p.spec, p.config).apply(params, p.window.obs, *more)
+        return q.sum() if more else q[:, 1].sum()
+
+    args = (p.state.critic, p.state.critic, p.state.actor)
+    semi, *rest = jax.grad(total, (0, 1, 2))(*args)
+    minus_q = jax.tree.map(jnp.negative, jax.grad(total_q)(p.state.critic))
+    chex.assert_trees_all_close(semi, minus_q, rtol=1e-4, atol=1e-6)
+    for tree in rest:  # differentiable all the same
+        assert any((leaf != 0).any() for leaf in jax.tree.leaves(tree))
+
+
+def test_sac_target_entropy_is_in_the_units_of_the_actions():
+    config = config_of(target_entropy=-0.5, target_entropy_ratio=0.25)
+    env = envs.wrap(probe_envs.Target())  # half widths 1 and 2
+    want = -1.0 + np.log(2.0)
+    np.testing.assert_allclose(sac.target_entropy(env.spec, config), want, rtol=1e-6)
+    discrete = sac.target_entropy(envs.make("Acrobot-v1").spec, config)
+    np.testing.assert_allclose(discrete, 0.25 * np.log(3.0), rtol=1e-6)
+
+
+only_sac = pytest.mark.parametrize("case", ["sac"], indirect=True)
+
+
+@only_sac
+@pytest.mark.parametrize(("ratio", "sign"), [(0.0, -1), (1.0, 1)])
+def test_sac_temperature_keeps_the_entropy(case, update, state, rollout, ratio, sign):
+    other = jax.tree.map(lambda x: 30 * x, state.actor)  # neither 0 nor log 2
+    state = state._replace(actor=other)
+    config = dataclasses.replace(case.config, target_entropy_ratio=ratio)
+    new, metrics = update(config, state, rollout, jax.random.key(1))
+    assert 0.0 < metrics["entropy"] < np.log(2.0)
+    assert np.sign(new.log_temperature - state.log_temperature) == sign
+
+
+@only_sac
+def test_sac_moves_the_target_critic(case, update, state, rollout):
+    config = dataclasses.replace(case.config, target_rate=0.25, learning_rate=0.1)
+    new, _ = update(config, state, rollout, jax.random.key(1))
+    want = jax.tree.map(
+        lambda old, new: old + 0.25 * (new - old), state.target_critic, new.critic
+    )
+    chex.assert_trees_all_close(new.target_critic, want, rtol=1e-5, atol=1e-6)
+    assert differ(new.target_critic, state.target_critic)
+
+
+@pytest.mark.parametrize("damping", [1.0, 0.1])
+def test_sac_explores_with_the_policy_and_memory(continuous, damping):
+    p = continuous
+    config = dataclasses.replace(p.config, noise_damping=damping)
+    act = functools.partial(sac.act, p.spec, config, p.state, explore=True)
+
+    def step(memory, key):
+        action, memory, _ = act(memory, jnp.broadcast_to(p.next_obs, (200, 3)), key=key)
+        return memory, action[:, 0]
+
+    memory = sac.make(p.spec).memory(config, 200)
+    _, actions = jax.lax.scan(step, memory, jax.random.split(jax.random.key(0), 120))
+    base = p.policy(p.next_obs).distribution
+    noise = (np.arctanh(np.array(actions[60:]) / 2) - base.loc) / base.scale_diag
+    np.testing.assert_allclose(noise.mean(), 0.0, atol=0.1)
+    np.testing.assert_allclose(noise.std(), 1.0, atol=0.1)
+    correlation = (noise[1:] * noise[:-1]).mean()
+    np.testing.assert_allclose(correlation, 1 - damping, atol=0.1)
+
+
+def test_sac_needs_finite_bounds(continuous):
+    action = Box((2,), (-1.0, -np.inf), (1.0, 1.0))
+    with pytest.raises(ValueError, match="sac needs finite bounds of actions, not Box"):
+        sac.make(continuous.spec._replace(action=action))
+
+
+@pytest.mark.parametrize(
+    ("priority", "sampler"), [("grad_norm", "replay"), ("td_error", "large_batch")]
+)
+def test_sac_learns_from_priorities(priority, sampler):
+    env = envs.wrap(probe_envs.Target())
+    config = sac.Config(
+        priority=priority,
+        sampler=sampler,
+        hidden_sizes=(8,),
+        total_steps=400,
+        warmup_steps=32,
+        batch_size=16,
+        capacity=1_000,
+        num_envs=4,
+    )
+    ts, metrics = jax.jit(functools.partial(train.train, sac.make(env.spec)))(
+        env, config, jax.random.key(0)
+    )
+    assert jnp.isfinite(metrics["critic_loss"]).all()
+    if sampler == "replay":
+        assert ts.agent.replay.max_priority != 1.0
+
+
+def test_sac_finds_a_continuous_action():
+    env = envs.wrap(probe_envs.Target())
+    agent = sac.make(env.spec)
+    config = sac.Config(
+        learning_rate=3e-3,
+        total_steps=4_000,
+        num_envs=4,
+        batch_size=64,
+        capacity=4_000,
+        warmup_steps=200,
+        hidden_sizes=(16,),
+        target_entropy=-3.0,
+    )
+    ts, _ = jax.jit(functools.partial(train.train, agent))(
+        env, config, jax.random.key(0)
+    )
+    memory, obs = agent.memory(config, 1), jnp.zeros((1, 2))
+    args = (config, ts.agent, memory, obs, jax.random.key(0))
+    action, *_ = agent.act(*args, explore=False)
+    np.testing.assert_allclose(action[0], env.env.gym.target, atol=0.15)
+
+
+def test_sac_finds_soft_action_values():
+    env = envs.wrap(probe_envs.TwoPlaces())
+    config = sac.Config(
+        gamma=0.5,
+        learning_rate=3e-3,
+        target_entropy_ratio=0.05,
+        total_steps=12_000,
+        num_envs=8,
+        capacity=4_000,
+        batch_size=64,
+        warmup_steps=400,
+        target_rate=0.1,
+        hidden_sizes=(16,),
+    )
+    fn = jax.jit(functools.partial(train.train, sac.make(env.spec)))
+    ts, _ = fn(env, config, jax.random.key(0))
+    policy = sac.actor(env.spec, config).apply(ts.agent.actor, jnp.eye(2))
+    assert policy.probs[0, 1] > 0.9 and policy.probs[1, 0] > 0.9
+    q = sac.critic(env.spec, config).apply(ts.agent.critic, jnp.eye(2))
+    want = jnp.broadcast_to(jnp.array(env.env.gym.q), (2, 2, 2))
+    np.testing.assert_allclose(q, want, atol=0.2)  # the temperature is not 0

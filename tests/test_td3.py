@@ -1,0 +1,199 @@
+"""TD3: targets by hand, its gradients, delay, noise, DDPG, what it learns."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax import agents, envs, train
+from rljax.replay import Windows
+from rljax.types import Box
+
+from . import probe_envs
+from .agent_case import differ
+
+td3 = agents.get("td3")
+KEY = jax.random.key(9)
+CONFIG = td3.Config(gamma=0.9, hidden_sizes=(8,))
+DDPG: dict = dict(twin=False, policy_delay=1, target_noise=0.0)
+only_td3 = pytest.mark.parametrize("case", ["td3"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def spec():
+    return envs.make("Pendulum-v1").spec
+
+
+@pytest.fixture(scope="module")
+def window():
+    obs, next_obs = jax.random.normal(jax.random.key(2), (2, 3))
+    return Windows(
+        obs=obs,
+        action=jnp.array([1.5]),
+        reward=jnp.array([2.0, 3.0, 0.0]),
+        num_steps=jnp.array(2),
+        terminated=jnp.array(False),
+        next_obs=next_obs,
+    )
+
+
+def random_state(spec, config):
+    state, other = (td3.init(spec, config, jax.random.key(i)) for i in (0, 1))
+    other_actor = jax.tree.map(lambda x: 30 * x, other.actor)
+    return state._replace(target_actor=other_actor, target_critic=other.critic)
+
+
+@pytest.mark.parametrize("ddpg", [False, True])
+def test_td3_targets_by_hand(spec, window, ddpg):
+    config = dataclasses.replace(CONFIG, **(DDPG if ddpg else {}))
+    state, critic = random_state(spec, config), td3.critic(spec, config)
+    action = np.array(
+        td3.actor(spec, config).apply(state.target_actor, window.next_obs)
+    )
+    if not ddpg:  # half the bounds' width is 2
+        noise = 2 * 0.2 * np.array(jax.random.normal(KEY, (1,)))
+        action = np.clip(action + np.clip(noise, -2 * 0.5, 2 * 0.5), -2, 2)
+    q_next = np.array(critic.apply(state.target_critic, window.next_obs, action))
+    q = np.array(critic.apply(state.critic, window.obs, window.action))
+    assert q.shape == q_next.shape == ((1,) if ddpg else (2,))
+    reward = 2.0 + 0.9 * 3.0
+    got = td3.td_errors(spec, config, state.critic, state, window, KEY)
+    np.testing.assert_allclose(got, reward + 0.81 * q_next.min() - q, rtol=1e-5)
+    ended = window._replace(terminated=jnp.array(True))
+    got = td3.td_errors(spec, config, state.critic, state, ended, KEY)
+    np.testing.assert_allclose(got, reward - q, rtol=1e-5)
+
+
+def test_td3_clips_noise_and_target_action(spec, window):
+    config = dataclasses.replace(CONFIG, target_noise=100.0, target_noise_clip=0.1)
+    state, critic = random_state(spec, config), td3.critic(spec, config)
+    action = td3.actor(spec, config).apply(state.target_actor, window.next_obs)
+    sides = jnp.clip(jnp.array([action - 0.2, action + 0.2]), -2.0, 2.0)
+    q = jax.vmap(lambda a: critic.apply(state.target_critic, window.next_obs, a))(sides)
+    reward = window._replace(reward=jnp.zeros(3))
+    got = td3.td_errors(spec, config, state.critic, state, reward, KEY)
+    prediction = critic.apply(state.critic, window.obs, window.action)
+    target = (got + prediction)[0] / 0.81
+    assert np.isclose(target, q.min(axis=1), rtol=1e-4).any()
+
+
+def test_td3_gradient_is_the_semi_gradient(spec, window):
+    state = random_state(spec, CONFIG)
+
+    def total(params, target_params, target_actor):
+        bootstrap = state._replace(
+            target_critic=target_params, target_actor=target_actor
+        )
+        return td3.td_errors(spec, CONFIG, params, bootstrap, window, KEY).sum()
+
+    def total_q(params):
+        return td3.critic(spec, CONFIG).apply(params, window.obs, window.action).sum()
+
+    args = (state.critic, state.critic, state.target_actor)
+    semi, *rest = jax.grad(total, (0, 1, 2))(*args)
+    minus_q = jax.tree.map(jnp.negative, jax.grad(total_q)(state.critic))
+    chex.assert_trees_all_close(semi, minus_q, rtol=1e-4, atol=1e-6)
+    for tree in rest:  # differentiable all the same
+        assert any((leaf != 0).any() for leaf in jax.tree.leaves(tree))
+
+
+def test_td3_policy_gradient_ascends_the_first_value(spec, window):
+    state = random_state(spec, CONFIG)
+    apply = td3.actor(spec, CONFIG).apply
+
+    def loss(params):
+        return td3.actor_loss(spec, CONFIG, params, window.obs, KEY, state)[0]
+
+    def minus_q(params):
+        action = apply(params, window.obs)
+        return -td3.critic(spec, CONFIG).apply(state.critic, window.obs, action)[0]
+
+    got, want = (jax.grad(f)(state.actor) for f in (loss, minus_q))
+    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-7)
+
+
+@only_td3
+@pytest.mark.parametrize("delay", [1, 2])
+def test_td3_delays_actor_and_targets(case, state, rollout, delay):
+    config = dataclasses.replace(
+        case.config, policy_delay=delay, target_rate=0.25, learning_rate=0.1
+    )
+    new, _ = jax.jit(case.agent.update)(config, state, rollout, jax.random.key(1))
+    actor_opt, critic_opt = (opt[1].count for opt in new.opt_states)
+    assert (actor_opt, critic_opt) == (2 // delay, 2)
+    if delay == 2:
+        for name in ("actor", "critic"):
+            old, trained = getattr(state, name), getattr(new, name)
+            want = jax.tree.map(lambda x, y: x + 0.25 * (y - x), old, trained)
+            target = getattr(new, f"target_{name}")
+            chex.assert_trees_all_close(target, want, rtol=1e-5, atol=1e-6)
+            assert differ(target, old)
+
+
+@only_td3
+def test_td3_noise_falls_and_stays_inside(case, state):
+    config = dataclasses.replace(
+        case.config, noise_start=0.8, noise_end=0.2, exploration_fraction=0.5
+    )
+    obs, zeros = jnp.ones((20_000, 3)), case.agent.memory(config, 20_000)
+    act = jax.jit(case.agent.act, static_argnums=5)
+
+    def explored(step, explore=True):
+        now = state._replace(step=jnp.int32(step))
+        return act(config, now, zeros, obs, jax.random.key(0), explore)[0]
+
+    greedy = explored(0, explore=False)
+    assert (greedy == greedy[0]).all() and abs(greedy[0]) < 0.2
+    total = config.total_steps
+    for step, stddev in ((0, 0.8), (total // 4, 0.5), (total // 2, 0.2), (total, 0.2)):
+        action = explored(step)
+        assert abs(action).max() <= 2.0
+        # Quartiles, which clipping leaves alone, in units of half the bounds' width.
+        low, high = np.quantile(action, [0.25, 0.75])
+        np.testing.assert_allclose((high - low) / 2 / 1.349, stddev, atol=0.03)
+
+
+def test_td3_needs_bounded_continuous_actions(spec):
+    discrete = envs.make("CartPole-v1").spec
+    message = r"td3 needs continuous actions, not Discrete\(num_actions=2\)"
+    with pytest.raises(ValueError, match=message):
+        td3.make(discrete)
+    action = Box((1,), (-1.0,), (np.inf,))
+    with pytest.raises(ValueError, match="td3 needs finite bounds of actions, not Box"):
+        td3.make(spec._replace(action=action))
+
+
+def test_td3_updates_fit_the_delay():
+    config = dataclasses.replace(CONFIG, num_updates=3)
+    with pytest.raises(ValueError, match="num_updates=3: must be a multiple of"):
+        config.validate()
+
+
+@pytest.mark.parametrize("ddpg", [False, True])
+def test_td3_finds_a_continuous_action(ddpg):
+    env = envs.wrap(probe_envs.Target())
+    agent = td3.make(env.spec)
+    config = td3.Config(
+        learning_rate=3e-3,
+        anneal=True,
+        total_steps=10_000,
+        num_envs=4,
+        batch_size=64,
+        capacity=10_000,
+        warmup_steps=200,
+        hidden_sizes=(32, 32),
+        noise_end=0.5,
+        exploration_fraction=1.0,
+        **(DDPG if ddpg else {}),
+    )
+    ts, _ = jax.jit(functools.partial(train.train, agent))(
+        env, config, jax.random.key(0)
+    )
+    memory, obs = agent.memory(config, 1), jnp.zeros((1, 2))
+    args = (config, ts.agent, memory, obs, jax.random.key(0))
+    action, *_ = agent.act(*args, explore=False)
+    np.testing.assert_allclose(action[0], env.env.gym.target, atol=0.15)
