@@ -18,11 +18,9 @@ from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 _SMALL: dict[str, Any] = dict(batch_size=128, hidden_sizes=(64, 64))
 PRESETS: dict[str, dict[str, Any]] = {
-    "MountainCarContinuous-v0": dict(
-        total_steps=50_000, warmup_steps=5_000, noise_damping=0.1
-    )
-    | _SMALL
-    | dict(capacity=50_000, exploration_fraction=0.5),
+    "MountainCarContinuous-v0": _SMALL
+    | dict(total_steps=50_000, capacity=50_000, warmup_steps=5_000)
+    | dict(noise_damping=0.1, exploration_fraction=0.5),
     "Pendulum-v1": dict(total_steps=20_000, capacity=20_000, warmup_steps=500) | _SMALL,
 }
 box = functools.partial(distributions.check_bounded, "td3")  # the actions
@@ -226,6 +224,7 @@ def learn(
         args = ((params,), (new.mean,), (opt_state,))
         (params,), (opt_state,) = actor_critic.descend(config, progress, *args)
         buffer = priority.store(buffer, batch, new.priorities)
+        batch = batch._replace(windows=batch.windows[:1])  # its keys are used up
         return (params, opt_state, buffer), (batch, new.losses)
 
     actor_opt, critic_opt = state.opt_states
@@ -237,8 +236,8 @@ def learn(
     state = state._replace(critic=critic_params, replay=buffer)
     batch = jax.tree.map(lambda x: x[-1], batches)
     loss = functools.partial(actor_loss, spec, config, bootstrap=state)
-    args = (loss, state.actor, batch, actor_key)
-    grads, value, q = actor_critic.policy_gradient(*args)
+    new = actor_critic.policy_gradient(loss, state.actor, batch, actor_key)
+    grads, value, q = new
     args = ((state.actor,), (grads,), (actor_opt,))
     (actor_params,), (actor_opt,) = actor_critic.descend(config, progress, *args)
     return state._replace(

@@ -77,8 +77,11 @@ def test_log_every_averages_rows(case, long_run):
 
 
 def test_episode_metrics_account_for_every_step(case, long_run):
+    if case.name == "td3":
+        pytest.skip("no episode of Pendulum ends so soon")
     first, last, rows = long_run
-    assert (rows["episodes"] == 0).any() and (rows["episodes"] > 0).any()
+    assert (rows["episodes"] > 0).any()
+    assert (rows["episodes"] == 0).any() or case.name not in ("dqn", "ppo")
     for name in ("episode_return", "episode_length"):
         np.testing.assert_array_equal(np.isnan(rows[name]), rows["episodes"] == 0)
     finished = np.nansum(rows["episode_length"] * rows["episodes"])
@@ -165,18 +168,20 @@ def test_seeds_and_learning_rates_can_be_vmapped(case, long_run):
 
 
 def test_two_seeds_differ_everywhere(case):
+    obs = jax.random.normal(jax.random.key(2), (50, *case.env.spec.obs_shape))
+    memory = case.agent.memory(case.config, len(obs))
     act = jax.jit(
-        lambda ts: case.agent.act(case.config, ts.agent, (), ts.obs, ts.key, True)[0]
+        lambda ts: case.agent.act(case.config, ts.agent, memory, obs, ts.key, True)[0]
     )
     ts, other = start(case, 0), start(case, 1)
     for x, y in zip(*map(jax.tree.leaves, (ts.agent[0], other.agent[0])), strict=True):
-        assert x.ndim == 1 or (x != y).all()  # biases start at zero
+        constant = x.ndim == 1 or (x == x[0]).all()  # biases, scales of noise
+        assert constant or (x != y).all()
     assert (ts.obs != other.obs).all()
     assert len(np.unique(ts.obs[:, 0])) == len(ts.obs)  # environments differ too
     keys = jax.random.key_data(ts.key), jax.random.key_data(other.key)
     assert (keys[0] != keys[1]).any()
-    obs = jnp.zeros((50, 4))
-    assert (act(ts._replace(obs=obs)) != act(other._replace(obs=obs))).any()
+    assert (act(ts) != act(other)).any()
 
 
 def test_other_values_of_the_floats_do_not_trace_again(case):
