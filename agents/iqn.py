@@ -44,8 +44,8 @@ class Config:
     large_batch_factor: int = cfg.static(4)  # large batch over batch size
     warmup_steps: int = cfg.static(10_000)  # stored before the first update
     target_period: int = cfg.static(1)  # gradient steps between target updates
-    num_fractions: int = cfg.static(16)  # N, of the prediction
-    num_target_fractions: int = cfg.static(16)  # N', of the target
+    num_fractions: int = cfg.static(32)  # N, of the prediction
+    num_target_fractions: int = cfg.static(32)  # N', of the target
     num_policy_fractions: int = cfg.static(32)  # K, whose mean the actions maximise
     embedding_size: int = cfg.static(16)  # cosines of each fraction
     hidden_sizes: tuple[int, ...] = cfg.static((128, 128))
