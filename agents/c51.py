@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import config as cfg
-from rljax import distributions, losses, networks, priority, q_learner
+from rljax import distributions, layers, losses, networks, priority, q_learner
 from rljax.q_learner import State
 from rljax.replay import Windows
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
@@ -132,8 +132,8 @@ def loss(
     """
     apply, (key, target_key) = network(spec, config).apply, jax.random.split(key)
     factored = config.priority == "grad_norm"
-    logits = functools.partial(apply, networks.with_noise(params, key, factored))
-    target_params = networks.with_noise(bootstrap_params, target_key)
+    logits = functools.partial(apply, layers.with_noise(params, key, factored))
+    target_params = layers.with_noise(bootstrap_params, target_key)
     target = functools.partial(apply, target_params)
     reward, discount = priority.n_step_return(window, config.gamma)
     z = atoms(config)
@@ -159,7 +159,7 @@ def act(
     """Epsilon-greedy in the mean return, or by noisy weights."""
     key, noise_key = jax.random.split(key)
     noisy, params = explore and config.noisy, state.params
-    params = networks.with_noise(params, noise_key) if noisy else params
+    params = layers.with_noise(params, noise_key) if noisy else params
     q = means(config, network(spec, config).apply(params, obs))
     epsilon = q_learner.epsilon(config, state.step, explore)
     epsilon = 0.0 if noisy else epsilon

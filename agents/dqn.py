@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from rljax import config as cfg
-from rljax import distributions, losses, networks, priority, q_learner
+from rljax import distributions, layers, losses, networks, priority, q_learner
 from rljax.q_learner import State
 from rljax.replay import Windows
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
@@ -115,8 +115,8 @@ def td_error(
     """
     apply, (key, target_key) = network(spec, config).apply, jax.random.split(key)
     factored = config.priority == "grad_norm"
-    q = functools.partial(apply, networks.with_noise(params, key, factored))
-    target_params = networks.with_noise(bootstrap_params, target_key)
+    q = functools.partial(apply, layers.with_noise(params, key, factored))
+    target_params = layers.with_noise(bootstrap_params, target_key)
     target_q = functools.partial(apply, target_params)
     reward, discount = priority.n_step_return(window, config.gamma)
     args = (q(window.obs), window.action, reward, discount, target_q(window.next_obs))
@@ -142,7 +142,7 @@ def act(
     """Epsilon-greedy or by noisy weights; an epsilon of its own in evaluation."""
     key, noise_key = jax.random.split(key)
     noisy, params = explore and config.noisy, state.params
-    params = networks.with_noise(params, noise_key) if noisy else params
+    params = layers.with_noise(params, noise_key) if noisy else params
     q = network(spec, config).apply(params, obs)
     epsilon = q_learner.epsilon(config, state.step, explore)
     epsilon = 0.0 if noisy else epsilon

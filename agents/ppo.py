@@ -13,7 +13,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import distributions, losses, networks, prng
+from rljax import distributions, layers, losses, networks, prng
 from rljax.rollout import values
 from rljax.sharding import side_by_side
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
@@ -74,7 +74,7 @@ class Config:
         cfg.check_count(self, "total_steps", "num_envs", "rollout_length")
         cfg.check_count(self, "num_epochs", "num_minibatches")
         cfg.check_sizes(self, "hidden_sizes")
-        cfg.check_choice(self, "activation", tuple(networks.ACTIVATIONS))
+        cfg.check_choice(self, "activation", tuple(layers.ACTIVATIONS))
         steps = self.num_envs * self.rollout_length
         if steps % self.num_minibatches:
             raise ValueError(

@@ -15,7 +15,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import distributions, losses, networks, prng, q_learner
+from rljax import distributions, layers, losses, networks, prng, q_learner
 from rljax.rollout import values
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
@@ -74,7 +74,7 @@ class Config:
         cfg.check_count(self, "total_steps", "num_envs", "rollout_length")
         cfg.check_count(self, "num_epochs", "num_minibatches")
         cfg.check_sizes(self, "hidden_sizes")
-        cfg.check_choice(self, "activation", tuple(networks.ACTIVATIONS))
+        cfg.check_choice(self, "activation", tuple(layers.ACTIVATIONS))
         steps = self.num_envs * self.rollout_length
         if steps % self.num_minibatches:
             raise ValueError(
@@ -157,17 +157,11 @@ def loss(
     return total, {"loss": total}
 
 
-def optimizer(config: Config) -> optax.GradientTransformation:
-    """Direction of the step; the learning rate comes on top."""
-    clip = optax.clip_by_global_norm(config.max_grad_norm)
-    return optax.chain(clip, optax.scale_by_adam())
-
-
 def init(spec: Spec, config: Config, key: jax.Array) -> State:
     """Fresh network and optimiser."""
     obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
     params = network(spec, config).init(key, obs)
-    opt_state = optimizer(config).init(ravel_pytree(params)[0])
+    opt_state = q_learner.optimizer(config).init(ravel_pytree(params)[0])
     return State(params, opt_state, jnp.zeros((), jnp.int32))
 
 
@@ -203,7 +197,7 @@ def update(
     def step(carry: Any, index: jax.Array) -> tuple[Any, Metrics]:
         flat, opt_state = carry
         grads, metrics = grad(flat, jax.tree.map(lambda x: x[index], batch))
-        updates, opt_state = optimizer(config).update(grads, opt_state)
+        updates, opt_state = q_learner.optimizer(config).update(grads, opt_state)
         return (optax.tree.add_scale(flat, -rate, updates), opt_state), metrics
 
     (flat, opt_state), metrics = jax.lax.scan(step, (flat, state.opt_state), index)

@@ -112,7 +112,11 @@ def network(spec: Spec, config: Config) -> Any:
 
 
 def action_values(
-    spec: Spec, config: Config, params: Params, sequence: Rollout
+    spec: Spec,
+    config: Config,
+    params: Params,
+    burn_in_params: Params,
+    sequence: Rollout,
 ) -> tuple[jax.Array, jax.Array]:
     """Values of what one sequence visits after the burn-in, `[T, num_actions]` each.
 
@@ -120,16 +124,17 @@ def action_values(
     step that the time limit cut is not the next row, so each successor is valued with
     the memory after its own step.
     """
-    apply: Any = functools.partial(network(spec, config).apply, params)
+    apply: Any = network(spec, config).apply
     unroll, burn_in = functools.partial(apply, method="unroll"), config.burn_in
     ended = sequence.terminated | sequence.truncated
     starts = jnp.concatenate([jnp.zeros_like(ended[:1]), ended[:-1]])
     memory = sequence.memory[0]
     if burn_in:
-        _, memories = unroll(sequence.obs[:burn_in], starts[:burn_in], memory)
-        memory = jax.lax.stop_gradient(memories[-1])  # data, like the stored one
-    q, memories = unroll(sequence.obs[burn_in:], starts[burn_in:], memory)
-    next_q, _ = apply(sequence.next_obs[burn_in:], memories)
+        old = (sequence.obs[:burn_in], starts[:burn_in], memory)
+        memory = unroll(burn_in_params, *old)[1][-1]
+    new = (sequence.obs[burn_in:], starts[burn_in:], memory)
+    q, memories = unroll(params, *new)
+    next_q, _ = apply(params, sequence.next_obs[burn_in:], memories)
     return q, next_q
 
 
@@ -146,8 +151,10 @@ def td_errors(
     gradient with respect to `params` alone: what the target takes from
     `bootstrap_params` stays differentiable for meta-gradients.
     """
-    q, next_q = action_values(spec, config, params, sequence)
-    _, target_q = action_values(spec, config, bootstrap_params, sequence)
+    # What the burn-in leaves is data to the online network, like the stored memory.
+    values = functools.partial(action_values, spec, config)
+    q, next_q = values(params, jax.lax.stop_gradient(params), sequence)
+    _, target_q = values(bootstrap_params, bootstrap_params, sequence)
     steps = jax.tree.map(lambda x: x[config.burn_in :], sequence)
     return losses.transformed_n_step_q_learning(
         q,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import config as cfg
-from rljax import losses, networks, priority, q_learner
+from rljax import layers, losses, networks, priority, q_learner
 from rljax.q_learner import State
 from rljax.replay import Windows
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
@@ -119,8 +119,8 @@ def cross_entropy(
     target takes from `bootstrap_params` stays differentiable for meta-gradients.
     """
     key, target_key = jax.random.split(key)
-    params = networks.with_noise(params, key, config.priority == "grad_norm")
-    bootstrap_params = networks.with_noise(bootstrap_params, target_key)
+    params = layers.with_noise(params, key, config.priority == "grad_norm")
+    bootstrap_params = layers.with_noise(bootstrap_params, target_key)
     logits = functools.partial(network(spec, config).apply, params)
     target_logits = network(spec, config).apply(bootstrap_params, window.next_obs)
     reward, discount = priority.n_step_return(window, config.gamma)
@@ -142,7 +142,7 @@ def act(
     explore: bool,
 ) -> tuple[jax.Array, Any, Any]:
     """Greedy in the mean return: by noisy weights, in evaluation by their means."""
-    params = networks.with_noise(state.params, key) if explore else state.params
+    params = layers.with_noise(state.params, key) if explore else state.params
     q = means(config, network(spec, config).apply(params, obs))
     return q.argmax(axis=-1).astype(jnp.int32), memory, ()
 

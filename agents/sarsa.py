@@ -19,7 +19,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import distributions, losses, networks, q_learner
+from rljax import distributions, layers, losses, networks, q_learner
 from rljax.types import Agent, Metrics, Params, Rollout, Spec, Transition
 
 PRESETS: dict[str, dict[str, Any]] = {}
@@ -54,7 +54,7 @@ class Config:
         q_learner.validate_epsilon(self)
         cfg.check_count(self, "total_steps", "num_envs", "rollout_length")
         cfg.check_sizes(self, "hidden_sizes")
-        cfg.check_choice(self, "activation", tuple(networks.ACTIVATIONS))
+        cfg.check_choice(self, "activation", tuple(layers.ACTIVATIONS))
 
 
 class State(NamedTuple):
@@ -128,17 +128,11 @@ def td_error(
     return losses.sarsa(*args, next_action, stop="none")
 
 
-def optimizer(config: Config) -> optax.GradientTransformation:
-    """Direction of the step; the learning rate comes on top."""
-    clip = optax.clip_by_global_norm(config.max_grad_norm)
-    return optax.chain(clip, optax.scale_by_adam())
-
-
 def init(spec: Spec, config: Config, key: jax.Array) -> State:
     """Fresh network and optimiser."""
     obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
     params = network(spec, config).init(key, obs)
-    opt_state = optimizer(config).init(ravel_pytree(params)[0])
+    opt_state = q_learner.optimizer(config).init(ravel_pytree(params)[0])
     return State(params, opt_state, jnp.zeros((), jnp.int32))
 
 
@@ -175,7 +169,7 @@ def update(
         return optax.l2_loss(errors).mean()
 
     value, grads = jax.value_and_grad(loss)(flat)
-    updates, opt_state = optimizer(config).update(grads, state.opt_state)
+    updates, opt_state = q_learner.optimizer(config).update(grads, state.opt_state)
     progress = jnp.minimum(state.step / config.total_steps, 1.0)
     rate = config.learning_rate * (1.0 - progress if config.anneal else 1.0)
     params = unravel(optax.tree.add_scale(flat, -rate, updates))

@@ -236,8 +236,7 @@ def learn(
     state = state._replace(critic=critic_params, replay=buffer)
     batch = jax.tree.map(lambda x: x[-1], batches)
     loss = functools.partial(actor_loss, spec, config, bootstrap=state)
-    new = actor_critic.policy_gradient(loss, state.actor, batch, actor_key)
-    grads, value, q = new
+    grads, _, q = actor_critic.policy_gradient(loss, state.actor, batch, actor_key)
     args = ((state.actor,), (grads,), (actor_opt,))
     (actor_params,), (actor_opt,) = actor_critic.descend(config, progress, *args)
     return state._replace(

@@ -14,8 +14,9 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import losses, networks, priority, replay
+from rljax import layers, losses, networks, priority, replay
 from rljax.priority import Batch
+from rljax.q_learner import optimizer
 from rljax.types import Discrete, Metrics, Params, Rollout, Spec
 
 # (params, (window, key)) -> (loss [], absolute TD error [])
@@ -30,7 +31,7 @@ def validate(config: Any) -> None:
     cfg.check_range(config, *rates, low=0.0, high=1.0, open_low=True)
     cfg.check_count(config, "total_steps", "num_envs", "rollout_length", "num_updates")
     cfg.check_sizes(config, "hidden_sizes")
-    cfg.check_choice(config, "activation", tuple(networks.ACTIVATIONS))
+    cfg.check_choice(config, "activation", tuple(layers.ACTIVATIONS))
     priority.validate(config)
 
 
@@ -179,12 +180,6 @@ def policy_gradient(
 
     (value, more), grads = jax.value_and_grad(mean, has_aux=True)(params)
     return grads, value, more
-
-
-def optimizer(config: Any) -> optax.GradientTransformation:
-    """Direction of the step; the learning rate comes on top."""
-    clip = optax.clip_by_global_norm(config.max_grad_norm)
-    return optax.chain(clip, optax.scale_by_adam())
 
 
 def init_optimizers(config: Any, networks: Sequence[Params]) -> tuple[Any, ...]:

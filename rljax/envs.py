@@ -62,8 +62,8 @@ class Env:
     gym: Any = dataclasses.field(metadata={"static": True})
     params: Any
     spec: Spec = dataclasses.field(metadata={"static": True})
+    # Bounds that observations are scaled by, to [-1, 1]; None: as they come.
     obs_bounds: Box | None = dataclasses.field(default=None, metadata={"static": True})
-    """Bounds that observations are scaled by, to [-1, 1]; None: as they come."""
 
     @property
     def max_steps(self) -> Any:
@@ -74,7 +74,7 @@ class Env:
         """First states and observations of `num_envs` episodes."""
         keys = jax.random.split(key, num_envs)
         obs, state = jax.vmap(self.gym.reset, in_axes=(0, None))(keys, self.params)
-        return _strong(state), self._cast(obs)
+        return _strong(state), self._observe(obs)
 
     def draw(self, key: jax.Array, length: int, num_envs: int) -> Noise:
         """Draw `length` steps' randomness at once, and the resets they may need.
@@ -87,7 +87,7 @@ class Env:
             return Noise(step_key, None, None)
         reset = _vmap2(lambda k: self.gym.reset_env(k, self.params))
         reset_obs, reset_state = reset(reset_key)
-        return Noise(step_key, self._cast(reset_obs), reset_state)
+        return Noise(step_key, self._observe(reset_obs), reset_state)
 
     def step(self, noise: Noise, state: Any, action: jax.Array) -> tuple[Any, TimeStep]:
         """Step every environment; one whose episode ended starts the next."""
@@ -102,13 +102,13 @@ class Env:
             obs, state, reward, terminated, truncated, info = step(
                 noise.key, state, action, self.params
             )
-            obs, next_obs = self._cast(obs), self._cast(info["final_observation"])
+            obs, next_obs = self._observe(obs), self._observe(info["final_observation"])
         else:
             step = jax.vmap(self._transition)
             next_obs, state, reward, terminated, truncated = step(
                 noise.key, state, action
             )
-            next_obs, done = self._cast(next_obs), terminated | truncated
+            next_obs, done = self._observe(next_obs), terminated | truncated
             obs, state = where(
                 done, (noise.reset_obs, noise.reset_state), (next_obs, state)
             )
@@ -129,7 +129,8 @@ class Env:
         step = getattr(type(self.gym), "step", None)
         return step is gymnax_environment.Environment.step
 
-    def _cast(self, obs: jax.Array) -> jax.Array:
+    def _observe(self, obs: jax.Array) -> jax.Array:
+        """What agents see of gymnax's observation."""
         if self.obs_bounds is not None:
             low, high = (
                 np.reshape(np.array(bound, np.float32), self.spec.obs_shape)
@@ -284,8 +285,9 @@ def _obs_bounds(gym: Any, params: Any, spec: Spec) -> Box:
     space = gym.observation_space(params)
     if isinstance(space, spaces.Box) and spec.obs_dtype.startswith("float"):
         box = _box(space)
-        largest = np.max(np.abs([box.low, box.high]))
-        if largest < 1e30:  # gymnax writes float32's greatest number for no bound
+        width = np.array(box.high) - np.array(box.low)
+        # gymnax writes float32's greatest number for no bound
+        if np.all((width > 0) & (width < 1e30)):
             return box
     raise ValueError(f"scale_obs=True: {gym.name} has no finite bounds of observations")
 

@@ -13,7 +13,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import networks, priority, replay
+from rljax import layers, priority, replay
 from rljax.types import Discrete, Metrics, Params, Rollout, Spec
 
 # (params, bootstrap_params, window or sequence, key) -> (loss [], absolute TD error [])
@@ -50,7 +50,7 @@ def validate(config: Any) -> None:
     cfg.check_count(config, "total_steps", "num_envs", "rollout_length")
     cfg.check_count(config, "num_updates", "target_period")
     cfg.check_sizes(config, "hidden_sizes")
-    cfg.check_choice(config, "activation", tuple(networks.ACTIVATIONS))
+    cfg.check_choice(config, "activation", tuple(layers.ACTIVATIONS))
     priority.validate(config)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import agents, envs, networks, train
+from rljax import agents, envs, layers, train
 from rljax.replay import Windows
 
 from . import probe_envs
@@ -183,7 +183,7 @@ def test_dqn_noise_by_hand(q_learner):
     params = net.init(jax.random.key(1), batch.obs)
     key = jax.random.key(0)
     params_, target_params = (
-        networks.with_noise(params, k) for k in jax.random.split(key)
+        layers.with_noise(params, k) for k in jax.random.split(key)
     )
     q, q_next = net.apply(params_, window.obs), net.apply(params_, window.next_obs)
     target_q = net.apply(target_params, window.next_obs)

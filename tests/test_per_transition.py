@@ -13,7 +13,7 @@ import pytest
 from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from rljax import losses, networks
+from rljax import layers, losses, networks
 from rljax.autodiff.per_transition import (
     clipped_mean_grad,
     gradient_statistics,
@@ -427,7 +427,7 @@ class Random(nn.Module):
                 continue
             module = self.make(layer, x.shape)
             for _ in range(layer.times):
-                x = networks.ACTIVATIONS[self.activation](module(x))
+                x = layers.ACTIVATIONS[self.activation](module(x))
         return self.outputs(x)
 
 
@@ -450,7 +450,7 @@ def architectures(draw, inputs, first, others):
     heads = ["linear", "dueling", "multi_head", "ensemble", "mapped"]
     net = Random(
         layers=(draw(layer(first)), *draw(st.lists(layer(others), max_size=3))),
-        activation=draw(st.sampled_from(sorted(networks.ACTIVATIONS))),
+        activation=draw(st.sampled_from(sorted(layers.ACTIVATIONS))),
         head=draw(st.sampled_from(heads)),
         vocabulary=draw(st.sampled_from([3, 40])) if inputs == "words" else 0,
     )

@@ -197,6 +197,27 @@ def test_r2d2_gradient_is_the_semi_gradient_after_the_burn_in(two_networks):
     assert all((leaf != 0).any() for leaf in jax.tree.leaves(semi))
 
 
+def test_r2d2_target_keeps_its_derivative_through_the_burn_in(two_networks, x64):
+    seen = sequence(episodes(7))
+    assert not seen.terminated[:5].any() and seen.truncated[4]  # a target after burn-in
+    double = functools.partial(
+        jax.tree.map,
+        lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+    )
+    (params, other), seen = double(two_networks), double(seen)
+    leaves, structure = jax.tree.flatten(other)
+    rng = np.random.default_rng(0)
+    step = structure.unflatten([jnp.array(rng.normal(size=x.shape)) for x in leaves])
+
+    @jax.jit
+    def total_error(size):
+        moved = jax.tree.map(lambda x, d: x + size * d, other, step)
+        return r2d2.td_errors(SPEC, CONFIG, params, moved, seen).sum()
+
+    want = (total_error(1e-5) - total_error(-1e-5)) / 2e-5
+    np.testing.assert_allclose(jax.grad(total_error)(0.0), want, rtol=1e-6)
+
+
 def test_r2d2_remembers_in_replay_what_it_did_in_acting():
     """With unchanged parameters the stored memories are those of the unrolled ones."""
     env = envs.wrap(probe_envs.Counter(), probe_envs.CounterParams(terminate_at=3))
@@ -208,7 +229,7 @@ def test_r2d2_remembers_in_replay_what_it_did_in_acting():
         ts = train.init(agent, env, config, key)
         params = ts.agent.params
         _, rollout, _ = unroll(agent, env, config, ts, key, 12)
-        of_one = functools.partial(r2d2.action_values, env.spec, config, params)
+        of_one = functools.partial(r2d2.action_values, env.spec, config, params, params)
         q, next_q = jax.vmap(of_one, in_axes=1, out_axes=1)(rollout)
         return rollout, q, next_q, net.apply(params, rollout.obs, rollout.memory)[0]
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import agents, envs, networks, replay, train
+from rljax import agents, envs, layers, replay, train
 from rljax.replay import Windows
 
 from . import probe_envs
@@ -50,7 +50,7 @@ def cross_entropies(params, bootstrap_params, windows):
 
 def logits(params, key, obs):
     """With the noise that the loss draws from `key`."""
-    noisy = networks.with_noise(params, key)
+    noisy = layers.with_noise(params, key)
     return rainbow.network(SPEC, CONFIG).apply(noisy, obs)
 
 

@@ -48,7 +48,7 @@ def main():
         if not prioritized:
             return buffer, number
         probability = drawn.probabilities
-        priorities = replay_work.priorities(first["reward"], probability)
+        priorities = replay_work.priorities(first["reward"])
         buffer = replay.set_priorities(buffer, drawn.indices, priorities)
         return buffer, number + probability.sum()
 

@@ -14,9 +14,9 @@ def row(num_envs, time):
     return obs, action, obs[:, 0] % 7.0, jnp.full(num_envs, time % 50 == 0)
 
 
-def priorities(rewards, probability):
+def priorities(rewards):
     """Returns new priorities `[B]`, before their exponent."""
-    return 1.0 + rewards + 0.0 * probability
+    return 1.0 + rewards
 
 
 def run(job, imported, empty, add, learn, packages):
@@ -45,7 +45,7 @@ def run(job, imported, empty, add, learn, packages):
         buffer, _ = jax.lax.scan(
             lambda buffer, time: (add(buffer, time), None), empty(), jnp.arange(rows)
         )
-        return buffer, jax.random.PRNGKey(job["seed"]), jnp.zeros(())
+        return buffer, jax.random.key(job["seed"]), jnp.zeros(())
 
     def loop(carry):
         return jax.lax.scan(step, carry, jnp.arange(iterations))[0]

@@ -28,12 +28,11 @@ def main():
         return replay.add(buffer, new)
 
     def learn(buffer, key):
-        key = prng.unrolled(jax.random.wrap_key_data(key))
+        key = prng.unrolled(key)
         index, windows, probability = replay.sample(buffer, key, batch_size)
         number = sum(x.sum() for x in jax.tree.leaves(windows))
         if prioritized:
-            rewards = windows.reward[:, 0]
-            priorities = replay_work.priorities(rewards, probability) ** 0.6
+            priorities = replay_work.priorities(windows.reward[:, 0]) ** 0.6
             buffer = replay.update_priorities(buffer, index, priorities)
         return buffer, number + probability.sum()
 

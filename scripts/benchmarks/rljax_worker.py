@@ -33,6 +33,7 @@ def main():
         init = functools.partial(train.init, agent, env, config)
         start = jax.block_until_ready(jax.jit(jax.vmap(init))(start))
         skipped = int(start.step.sum())
+        job["full_steps"] -= skipped
         iterations = train.num_iterations(config)
         run_on = functools.partial(train.run, agent, env, config)
         learn = functools.partial(run_on, iterations=iterations)
