@@ -4,16 +4,19 @@ import dataclasses
 import inspect
 from typing import Any, NamedTuple, Protocol
 
-import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnax.environments import environment as gymnax_environment
-from gymnax.environments import spaces
 from jax.core import Tracer
 
+from rljax._deferred import deferred
 from rljax.config import unknown
 from rljax.types import Box, Discrete, Spec, TimeStep
+
+with deferred("seaborn"):  # only to draw Pong, and a third of all import time
+    import gymnax
+    from gymnax.environments import environment as gymnax_environment
+    from gymnax.environments import spaces
 
 
 class BatchedEnv(Protocol):
