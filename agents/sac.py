@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from rljax import actor_critic, distributions, losses, networks, priority, replay
 from rljax import config as cfg
 from rljax.replay import Windows
-from rljax.sharding import side_by_side
 from rljax.types import Agent, Discrete, Metrics, Params, Rollout, Spec
 
 _SMALL: dict[str, Any] = dict(learning_rate=1e-3, batch_size=128, hidden_sizes=(64, 64))
@@ -90,7 +89,6 @@ def make(spec: Spec) -> Agent:
         act=functools.partial(act, spec),
         observe=actor_critic.observe,
         update=functools.partial(update, spec),
-        parts=2,
     )
 
 
@@ -220,11 +218,9 @@ def learn(
     batch = actor_critic.sample(config, *args)
 
     loss = functools.partial(actor_loss, spec, config, bootstrap=state)
-    # Neither step waits for the other, so that two cores can share them.
-    new, (actor_grads, value, log_prob) = side_by_side(
-        lambda: priority.gradient(config, critic_loss, state.critic, batch),
-        lambda: actor_critic.policy_gradient(loss, state.actor, batch, actor_key),
-    )
+    new = priority.gradient(config, critic_loss, state.critic, batch)
+    args = (loss, state.actor, batch, actor_key)
+    actor_grads, value, log_prob = actor_critic.policy_gradient(*args)
 
     def temperature_loss(log_temperature: jax.Array) -> jax.Array:
         args = (log_temperature, log_prob, target_entropy(spec, config))

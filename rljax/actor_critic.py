@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
 from rljax import layers, losses, networks, priority, replay
@@ -183,8 +182,8 @@ def policy_gradient(
 
 
 def init_optimizers(config: Any, networks: Sequence[Params]) -> tuple[Any, ...]:
-    """Adam's state for each network, over its parameters as one flat vector."""
-    return tuple(optimizer(config).init(ravel_pytree(x)[0]) for x in networks)
+    """Adam's state for each network."""
+    return tuple(optimizer(config).init(x) for x in networks)
 
 
 def descend(
@@ -197,11 +196,11 @@ def descend(
     """One step of Adam for each network; the new networks and Adam's new states."""
     rate = config.learning_rate * (1.0 - progress if config.anneal else 1.0)
 
+    # Not one vector, as small networks have: XLA joins arrays on CPU by masked loads
+    # beyond the short ones, which take milliseconds where no memory is mapped there.
     def step(params: Params, grad: Params, opt_state: Any) -> tuple[Params, Any]:
-        flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
-        flat_grad, _ = ravel_pytree(grad)
-        updates, opt_state = optimizer(config).update(flat_grad, opt_state)
-        return unravel(optax.tree.add_scale(flat, -rate, updates)), opt_state
+        updates, opt_state = optimizer(config).update(grad, opt_state)
+        return optax.tree.add_scale(params, -rate, updates), opt_state
 
     new, opt_states = zip(*map(step, networks, grads, opt_states), strict=True)
     return new, opt_states
