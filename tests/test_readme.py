@@ -1,5 +1,6 @@
 """The README's Python runs as it stands, and prints what it says."""
 
+import csv
 import re
 from pathlib import Path
 
@@ -111,3 +112,13 @@ def test_the_api(capsys):
     assert float(capsys.readouterr().out) > 100
     assert names["seeds"].step.shape == (4,)
     assert jnp.isfinite(names["curves"]).any(axis=1).all()
+
+
+def test_results_are_those_of_the_csv():
+    table = re.findall(r"^\| .*`.*` .*?\| (\S+) \| (.*) \|$", section("Results"), re.M)
+    with (README.parent / "docs" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [mean for mean, _ in table] == [row["mean_return"] for row in rows]
+    for (_, spread), row in zip(table, rows, strict=True):
+        ends = f"{row['worst_seed']} to {row['best_seed']}"
+        assert spread == ("one seed" if row["seeds"] == "1" else ends)
