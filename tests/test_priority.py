@@ -1,5 +1,7 @@
 """Which transitions are learned from: unbiased gradients, priorities by hand."""
 
+import dataclasses
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import priority, replay
+from rljax import agents, autodiff, envs, priority, replay
 from rljax.types import Discrete, Rollout, Spec
 
 ROWS, N = 16, 4
@@ -98,3 +100,44 @@ def test_n_step_return_by_hand():
     assert priority.n_step_return(ended, 0.5)[1] == 0.0
     slope = jax.grad(lambda g: sum(priority.n_step_return(window, g)))(0.5)
     np.testing.assert_allclose(slope, 2.0 + 2 * 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        ("c51", "loss"),
+        ("iqn", "quantile_loss"),
+        ("qrdqn", "loss"),
+        ("rainbow", "cross_entropy"),
+    ],
+)
+def test_norms_of_agents_losses_are_exact(name, loss):
+    """In the one pass, noisy weights included, not by a gradient for each."""
+    module, spec = agents.get(name), envs.make("CartPole-v1").spec
+    config = module.Config(hidden_sizes=(8,), priority="grad_norm")
+    if hasattr(config, "noisy"):
+        config = dataclasses.replace(config, noisy=True)
+    init = jax.jit(lambda key: module.make(spec).init(config, key).params)
+    params, bootstrap_params = init(jax.random.key(0)), init(jax.random.key(1))
+    num, steps = 12, config.n_step
+    obs, next_obs = jax.random.normal(jax.random.key(2), (2, num, 4))
+    windows = replay.Windows(
+        obs=obs,
+        action=jnp.arange(num) % 2,
+        reward=jax.random.normal(jax.random.key(4), (num, steps)),
+        num_steps=jnp.full(num, steps),
+        terminated=jnp.arange(num) % 3 == 0,
+        next_obs=next_obs,
+    )
+
+    def loss_of(params, window):
+        fn = functools.partial(getattr(module, loss), spec, config, params)
+        return jax.tree.leaves(fn(bootstrap_params, window, jax.random.key(3)))[0]
+
+    norms = functools.partial(autodiff.per_transition_grad_norms, loss_of)
+    exact, factored = (
+        jax.jit(functools.partial(norms, method=method))(params, windows)
+        for method in ("vmap", "factored")
+    )
+    np.testing.assert_allclose(factored, exact, rtol=1e-4)
+    assert len(np.unique(exact)) == num
