@@ -112,7 +112,7 @@ def test_n_step_return_by_hand():
     ],
 )
 def test_norms_of_agents_losses_are_exact(name, loss):
-    """In the one pass, noisy weights included, not by a gradient for each."""
+    """By the layers' inputs and output gradients, noisy weights included."""
     module, spec = agents.get(name), envs.make("CartPole-v1").spec
     config = module.Config(hidden_sizes=(8,), priority="grad_norm")
     if hasattr(config, "noisy"):
