@@ -4,6 +4,7 @@ Double: van Hasselt et al. (2016), https://arxiv.org/abs/1509.06461.
 Dueling: Wang et al. (2016), https://arxiv.org/abs/1511.06581.
 Munchausen: Vieillard et al. (2020), https://arxiv.org/abs/2007.14430.
 Noisy: Fortunato et al. (2018), https://arxiv.org/abs/1706.10295.
+Repeated exploring actions: Dabney et al. (2020), https://arxiv.org/abs/2006.01782.
 """
 
 import dataclasses
@@ -20,7 +21,15 @@ from rljax.q_learner import State
 from rljax.replay import Windows
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
-PRESETS: dict[str, dict[str, Any]] = {}
+PRESETS: dict[str, dict[str, Any]] = {
+    "MountainCar-v0": dict(  # better still with observations scaled
+        learning_rate=1e-3,
+        epsilon_end=0.1,
+        exploration_fraction=0.1,
+        max_repeats=32,  # single actions hardly ever reach the goal
+        warmup_steps=1_000,
+    ),
+}
 
 
 @jax.tree_util.register_dataclass
@@ -50,6 +59,7 @@ class Config:
     priority: str = cfg.static("uniform")  # or "td_error", "grad_norm"
     sampler: str = cfg.static("replay")  # or "large_batch": scored afresh
     large_batch_factor: int = cfg.static(4)  # large batch over batch size
+    max_repeats: int = cfg.static(1)  # of an exploring action; drawn as 1 / n^2
     warmup_steps: int = cfg.static(10_000)  # stored before the first update
     target_period: int = cfg.static(1)  # gradient steps between target updates
     hidden_sizes: tuple[int, ...] = cfg.static((128, 128))
@@ -66,6 +76,7 @@ class Config:
         q_learner.validate_epsilon(self)
         cfg.check_range(self, "entropy_temperature", low=0.0, open_low=True)
         cfg.check_range(self, "munchausen_coefficient", low=0.0, high=1.0)
+        cfg.check_count(self, "max_repeats")
         if self.double and self.munchausen:
             raise ValueError("double=True: must be False with munchausen=True")
 
@@ -81,7 +92,7 @@ def make(spec: Spec) -> Agent:
         init=lambda config, key: q_learner.init(
             spec, config, network(spec, config), key
         ),
-        memory=lambda config, num_envs: (),
+        memory=memory,
         act=functools.partial(act, spec),
         observe=q_learner.observe,
         update=functools.partial(update, spec),
@@ -130,6 +141,12 @@ def td_error(
     return losses.q_learning(*args, stop="none")
 
 
+def memory(config: Config, num_envs: int) -> Any:
+    """What is being repeated in `num_envs` episodes that start: nothing."""
+    repeats = config.max_repeats > 1
+    return jnp.zeros((num_envs, 2), jnp.int32) if repeats else ()
+
+
 def act(
     spec: Spec,
     config: Config,
@@ -146,6 +163,9 @@ def act(
     q = network(spec, config).apply(params, obs)
     epsilon = q_learner.epsilon(config, state.step, explore)
     epsilon = 0.0 if noisy else epsilon
+    if explore and config.max_repeats > 1:
+        args = (q, epsilon, memory, config.max_repeats, key)
+        return *distributions.repeated_epsilon_greedy(*args), ()
     return distributions.epsilon_greedy(q, epsilon, key), memory, ()
 
 

@@ -19,13 +19,12 @@ from rljax.sharding import side_by_side
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 _MINATAR = dict(
-    learning_rate=1e-3,
-    gamma=0.999,
+    learning_rate=5e-3,
     total_steps=10_000_000,
     num_envs=64,
-    num_minibatches=8,
-    hidden_sizes=(128,),
+    num_minibatches=32,  # with fewer its policies settle early
     activation="relu",
+    convolution=False,
     clip_value=False,
 )
 _GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
@@ -61,6 +60,7 @@ class Config:
     num_minibatches: int = cfg.static(4)  # gradient steps per pass
     hidden_sizes: tuple[int, ...] = cfg.static((64, 64))  # of actor and critic each
     activation: str = cfg.static("tanh")
+    convolution: bool = cfg.static(True)  # images go through one, else flat
     anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
     clip_value: bool = cfg.static(True)  # also clip the change of the value
     normalize_advantages: bool = cfg.static(True)  # per minibatch
@@ -115,13 +115,14 @@ def make(spec: Spec) -> Agent:
 
 def actor(spec: Spec, config: Config) -> Any:
     """The policy's network."""
-    sizes, activation = config.hidden_sizes, config.activation
-    return networks.Actor(len(spec.obs_shape), spec.action, sizes, activation)
+    args = (config.hidden_sizes, config.activation, config.convolution)
+    return networks.Actor(len(spec.obs_shape), spec.action, *args)
 
 
 def critic(spec: Spec, config: Config) -> Any:
     """The value's network, with parameters of its own."""
-    return networks.Critic(len(spec.obs_shape), config.hidden_sizes, config.activation)
+    args = (config.hidden_sizes, config.activation, config.convolution)
+    return networks.Critic(len(spec.obs_shape), *args)
 
 
 def actor_loss(

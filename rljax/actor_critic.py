@@ -82,8 +82,7 @@ def init_replay(spec: Spec, config: Any) -> replay.Replay:
 
 
 def observe(config: Any, state: Any, rollout: Rollout) -> Any:
-    """Store the rollout, but for the exploration's noise."""
-    rollout = rollout._replace(memory=())
+    """Store the rollout."""
     return state._replace(replay=replay.add(state.replay, rollout))
 
 

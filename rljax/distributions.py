@@ -41,6 +41,41 @@ def epsilon_greedy(q: jax.Array, epsilon: ArrayLike, key: jax.Array) -> jax.Arra
     return jnp.where(explore, uniform, q.argmax(axis=-1).astype(jnp.int32))
 
 
+def repeated_epsilon_greedy(
+    q: jax.Array, epsilon: ArrayLike, memory: jax.Array, max_repeats: int, key: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Epsilon-greedy whose uniform actions last: for n steps with chance ~ 1 / n^2.
+
+    Dabney et al. (2020), https://arxiv.org/abs/2006.01782, algorithm 1. Short ones are
+    most likely, yet now and then one goes far where single steps undo each other.
+
+    Args:
+      q: `[..., num_actions]` action values.
+      epsilon: `[]` or `[...]` in [0, 1], chance to start where none is going on.
+      memory: `[..., 2]` int32, the action repeated last and the steps it has left;
+        zeros at first.
+      max_repeats: the longest that one may last.
+      key: `[]` typed key, consumed here.
+
+    Returns:
+      `[...]` int32 actions and the new memory.
+    """
+    start_key, action_key, length_key = jax.random.split(key, 3)
+    batch, num_actions = q.shape[:-1], q.shape[-1]
+    action, left = memory[..., 0], memory[..., 1]
+    starts = (left == 0) & (jax.random.uniform(start_key, batch) < epsilon)
+    weights = 1.0 / np.arange(1, max_repeats + 1) ** 2
+    below = jnp.asarray(np.cumsum(weights / weights.sum())[:-1])
+    drawn = jax.random.uniform(length_key, batch)
+    length = 1 + jnp.searchsorted(below, drawn, side="right").astype(jnp.int32)
+    uniform = prng.indices(action_key, batch, num_actions)
+    action = jnp.where(starts, uniform, action)
+    left = jnp.where(starts, length, left)
+    greedy = q.argmax(axis=-1).astype(jnp.int32)
+    memory = jnp.stack([action, jnp.maximum(left - 1, 0)], axis=-1)
+    return jnp.where(left > 0, action, greedy), memory
+
+
 def epsilon_greedy_probs(q: jax.Array, epsilon: ArrayLike) -> jax.Array:
     """Probabilities of `epsilon_greedy`'s actions, `[..., num_actions]`.
 

@@ -122,7 +122,7 @@ class LayerNorm(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Observation to a flat float vector: a convolution for images, else itself.
+    """Observation to a flat float vector: by a convolution for images.
 
     Images are `[height, width, channels]`, as MinAtar's 10 x 10 planes; the
     convolution is that of Young and Tian (2019), https://arxiv.org/abs/1903.03176.
@@ -130,12 +130,13 @@ class Encoder(nn.Module):
 
     obs_ndim: int
     layer_norm: bool = False  # over an image's channels
+    convolution: bool = True  # else images are flattened as they are
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
         """Map `[..., *obs_shape]` to `[..., features]`."""
         x = obs.astype(jnp.float32)
-        if self.obs_ndim == 3:
+        if self.obs_ndim == 3 and self.convolution:
             kernel = orthogonal(math.sqrt(2))
             convolution = nn.Conv(
                 features=16,

@@ -37,11 +37,13 @@ class Actor(nn.Module):
     action: Discrete | Box
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
+    convolution: bool = True  # of images
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> distrax.Distribution:
         """Map `[..., *obs_shape]` to a distribution of batch shape `[...]`."""
-        x = MLP(self.hidden_sizes, self.activation)(Encoder(self.obs_ndim)(obs))
+        x = Encoder(self.obs_ndim, convolution=self.convolution)(obs)
+        x = MLP(self.hidden_sizes, self.activation)(x)
         return PolicyHead(self.action)(x)
 
 
@@ -51,11 +53,13 @@ class Critic(nn.Module):
     obs_ndim: int
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
+    convolution: bool = True  # of images
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
         """Map `[..., *obs_shape]` to `[...]`."""
-        x = MLP(self.hidden_sizes, self.activation)(Encoder(self.obs_ndim)(obs))
+        x = Encoder(self.obs_ndim, convolution=self.convolution)(obs)
+        x = MLP(self.hidden_sizes, self.activation)(x)
         return dense(1, 1.0)(x)[..., 0]
 
 

@@ -141,6 +141,8 @@ def add(replay: Replay, rollout: Rollout, length: int = 1) -> Replay:
     slot = jnp.where(cut, final % num_slots, num_slots)
     ends = rollout.next_obs.reshape(-1, *rollout.next_obs.shape[2:])
     added = replay.added + num_new
+    if not jax.tree.leaves(replay.steps.memory):  # made without room for it
+        rollout = rollout._replace(memory=())
     new = Steps(*(getattr(rollout, name) for name in Steps._fields))
     return replay._replace(
         steps=jax.tree.map(put, replay.steps, new),

@@ -206,6 +206,7 @@ BAD_VALUES = {
     "num_quantiles": (1, 32.0),
     "target_period": (0,),
     "target_rate": (0.0, 1.5),
+    "max_repeats": (0, True),
     "priority_mix": (-0.1, 1.5),
     "burn_in": (-1, True),
     "sequence_length": (0, 10**6),  # more than the warm-up

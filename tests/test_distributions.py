@@ -117,3 +117,50 @@ def test_epsilon_greedy_with_an_epsilon_each():
     action = distributions.epsilon_greedy(q, epsilon, jax.random.key(0))
     assert (action[:, 0] == 1).all()
     np.testing.assert_allclose(action[:, 1].mean(), 0.5, atol=0.03)
+
+
+def repeat(q, epsilon, max_repeats, steps, seed=0):
+    """Actions `[steps, N]` and the memory before each of them."""
+
+    def step(memory, key):
+        args = (q, epsilon, memory, max_repeats, key)
+        action, after = distributions.repeated_epsilon_greedy(*args)
+        return after, (action, memory)
+
+    start = jnp.zeros((len(q), 2), jnp.int32)
+    keys = jax.random.split(jax.random.key(seed), steps)
+    _, (actions, memories) = jax.jit(lambda: jax.lax.scan(step, start, keys))()
+    return np.array(actions), np.array(memories)
+
+
+def test_repeated_epsilon_greedy_lasts_as_long_as_drawn():
+    q = jnp.tile(jnp.array([0.0, 1.0, 3.0, 2.0]), (20_000, 1))
+    action, memory = repeat(q, 1.0, 4, steps=2)
+    # With n left at the start of step 2, n + 1 were drawn at step 1.
+    counts = np.bincount(memory[1, :, 1], minlength=4)
+    weights = 1 / np.arange(1, 5) ** 2
+    expected = 20_000 * weights / weights.sum()
+    assert ((counts - expected) ** 2 / expected).sum() < 16.3  # 99.9 % of 3 degrees
+    going_on = memory[1, :, 1] > 0
+    np.testing.assert_array_equal(action[1, going_on], action[0, going_on])
+    frequency = np.bincount(action[1, ~going_on], minlength=4) / (~going_on).sum()
+    np.testing.assert_allclose(frequency, np.full(4, 0.25), atol=0.015)
+
+
+def test_repeated_epsilon_greedy_starts_only_where_nothing_goes_on():
+    q = jnp.tile(jnp.array([0.0, 1.0, 3.0, 2.0]), (4_000, 1))
+    action, memory = repeat(q, 0.2, 30, steps=40)
+    left = memory[..., 1]
+    np.testing.assert_array_equal((action[1:] == action[:-1])[left[1:] > 0], True)
+    np.testing.assert_array_equal(left[1:][left[:-1] > 0], left[:-1][left[:-1] > 0] - 1)
+    free = left == 0
+    np.testing.assert_allclose((action[free] != 2).mean(), 0.2 * 3 / 4, atol=0.01)
+
+
+def test_repeated_epsilon_greedy_without_repeats_is_epsilon_greedy():
+    q = jnp.tile(jnp.array([0.0, 1.0, 3.0, 2.0]), (4_000, 1))
+    action, memory = repeat(q, 0.4, 1, steps=5)
+    assert (memory[..., 1] == 0).all()
+    frequency = np.bincount(action.ravel(), minlength=4) / action.size
+    np.testing.assert_allclose(frequency, [0.1, 0.1, 0.7, 0.1], atol=0.015)
+    assert (repeat(q, 0.0, 9, steps=5)[0] == 2).all()

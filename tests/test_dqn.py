@@ -11,6 +11,7 @@ import pytest
 
 from rljax import agents, envs, layers, train
 from rljax.replay import Windows
+from rljax.rollout import unroll
 
 from . import probe_envs
 from .agent_case import N, T, differ
@@ -157,6 +158,28 @@ def test_dqn_epsilon_falls_linearly(case, state):
     for step, epsilon in ((0, 0.8), (total // 4, 0.5), (total // 2, 0.2), (total, 0.2)):
         np.testing.assert_allclose(explored(step), epsilon, atol=0.03)
     np.testing.assert_allclose(explored(0, explore=False), 0.5, atol=0.03)
+
+
+@only_dqn
+def test_dqn_repeats_exploring_actions(case, state):
+    """Within an episode, not in evaluation, and nothing of it goes into the replay."""
+    config = dataclasses.replace(case.config, max_repeats=50, epsilon_start=1.0)
+    env, agent = case.env, case.agent
+    ts = train.init(agent, env, config, jax.random.key(0))
+    _, rollout, _ = unroll(agent, env, config, ts, jax.random.key(1), 40)
+    left = np.array(rollout.memory[..., 1])
+    assert (left > 0).mean() > 0.3
+    same = np.array(rollout.action)[1:] == np.array(rollout.action)[:-1]
+    assert same[left[1:] > 0].all()
+    ended = np.array(rollout.terminated | rollout.truncated)[:-1]
+    assert ended.any() and (left[1:][ended] == 0).all()
+    obs = rollout.obs[0]
+    memory = jnp.full((len(obs), 2), 1)
+    greedy, after, _ = agent.act(config, state, memory, obs, jax.random.key(0), False)
+    q = case.module.network(env.spec, config).apply(state.params, obs)
+    np.testing.assert_array_equal(greedy, q.argmax(axis=1))
+    np.testing.assert_array_equal(after, memory)
+    assert ts.agent.replay.steps.memory == ()
 
 
 def test_dqn_noise_replaces_epsilon(q_learner):

@@ -57,6 +57,17 @@ def test_networks_take_observations_of_every_kind(obs, ndim):
     np.testing.assert_allclose(more, jnp.stack([value] * 3), rtol=1e-5)
 
 
+@pytest.mark.parametrize("convolution", [True, False])
+def test_images_go_through_a_convolution_or_flat(convolution):
+    args = ((4,), "relu", convolution)
+    for net in (networks.Critic(3, *args), networks.Actor(3, Discrete(2), *args)):
+        obs = jnp.zeros((1, 10, 10, 4), bool)
+        params = jax.eval_shape(net.init, jax.random.key(0), obs)
+        shapes = {x.shape for x in jax.tree.leaves(params)}
+        assert ((3, 3, 4, 16) in shapes) == convolution
+        assert (8 * 8 * 16 if convolution else 400, 4) in shapes
+
+
 def test_policy_heads():
     obs = jnp.ones((5, 3))
     net = networks.Actor(1, Discrete(4), (8,))
