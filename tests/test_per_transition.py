@@ -14,6 +14,7 @@ from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from rljax import layers, losses, networks
+from rljax.autodiff import _factored
 from rljax.autodiff.per_transition import (
     clipped_mean_grad,
     gradient_statistics,
@@ -181,6 +182,24 @@ def dqn(stop="bootstrap"):
     return loss_fn, params, obs
 
 
+def double_dqn():
+    """The online network also chooses the next action; a threshold only compares."""
+    net = networks.QNetwork(1, 3, hidden_sizes=(8,))
+    obs = normal(1, B, 2, 6)
+    params = {"online": initial(net, obs[0, 0]), "threshold": jnp.array(0.3)}
+    target_params = drawn(params["online"], 9)
+
+    def loss_fn(params, obs):
+        apply = jax.jit(net.apply)
+        q_tm1, selector = (apply(params["online"], x) for x in obs)
+        q_t = net.apply(target_params, obs[1])
+        reward = jnp.where(obs[0, 0] > params["threshold"], 1.0, 2.0)
+        error = losses.double_q_learning(q_tm1, 1, reward, 0.9, q_t, selector)
+        return jnp.square(error)
+
+    return loss_fn, params, obs
+
+
 def positions():
     """Gram form: few positions and a large weight; also by transposed tying."""
 
@@ -253,6 +272,7 @@ COVERED = {
     "positions": positions,
     "actor_critic": actor_critic,
     "dqn": dqn,
+    "double_dqn": double_dqn,
     "residual": lambda: dqn("none"),
 }  # fmt: skip
 
@@ -499,6 +519,12 @@ def test_random_architectures(number):
         np.testing.assert_allclose(*norms, rtol=1e-5)
 
     equal()
+
+
+def test_what_only_chooses_costs_nothing():
+    loss_fn, params, obs = double_dqn()
+    uses = _factored.trace(loss_fn, params, obs[0]).uses
+    assert sorted(use.leaf for use in uses) == [0, 1, 2, 3]  # of two dense layers
 
 
 def test_factored_names_what_is_not_covered():

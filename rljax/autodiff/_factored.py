@@ -103,9 +103,26 @@ def _live(jaxpr: Jaxpr) -> list[JaxprEqn]:
     return live[::-1]
 
 
+def _sloped(jaxpr: Jaxpr, matters: Sequence[bool]) -> set[Any]:
+    """The variables in which an output that matters may have a derivative.
+
+    None in what only a stopped gradient or a choice, such as an argmax, depends on.
+    """
+    pairs = zip(jaxpr.outvars, matters, strict=True)
+    sloped = {v for v, m in pairs if m and not isinstance(v, Literal)}
+    for eqn in reversed(jaxpr.eqns):
+        if sloped.intersection(eqn.outvars) and eqn.primitive.name != "stop_gradient":
+            inputs = (v for v in eqn.invars if not isinstance(v, Literal))
+            sloped.update(v for v in inputs if _is_kind(v, jnp.inexact))
+    return sloped
+
+
+def _is_kind(v: Any, kind: Any) -> bool:
+    return jnp.issubdtype(_aval(v).dtype, kind)
+
+
 def _is_step(eqn: JaxprEqn) -> bool:
-    name, out = eqn.primitive.name, _aval(eqn.outvars[0])
-    floating = jnp.issubdtype(out.dtype, jnp.floating)
+    name, floating = eqn.primitive.name, _is_kind(eqn.outvars[0], jnp.floating)
     return name in STEPS and len(eqn.invars) == 1 and floating
 
 
@@ -114,9 +131,17 @@ def _untagged(values: Sequence[Any]) -> list[Any]:
 
 
 def _evaluate(
-    jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], use: Callable[..., Any]
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
+    args: Sequence[Any],
+    use: Callable[..., Any],
+    matters: Sequence[bool],
 ) -> list[Any]:
-    """Evaluates; `use(eqn, values)` gives the outputs where tagged values are used."""
+    """Evaluates; `use(eqn, values)` gives the outputs where tagged values are used.
+
+    Not where no output that matters has a derivative in them.
+    """
+    sloped = _sloped(jaxpr, matters)
     env = dict(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
 
@@ -127,14 +152,15 @@ def _evaluate(
         values = [read(v) for v in eqn.invars]
         tagged = [x for x in values if isinstance(x, Tagged)]
         name = eqn.primitive.name
+        flags = [v in sloped for v in eqn.outvars]
         if tagged and name in CALLS:
             inner = eqn.params["jaxpr"]
-            outs = _evaluate(inner.jaxpr, inner.consts, values, use)
+            outs = _evaluate(inner.jaxpr, inner.consts, values, use, flags)
         elif tagged and _is_step(eqn):
             (x,) = tagged
             (value,) = _bind(eqn, [x.value])
             outs = [Tagged(value, x.leaf, (*x.steps, eqn))]
-        elif tagged and name != "stop_gradient":
+        elif tagged and any(flags) and name != "stop_gradient":
             outs = use(eqn, values)
         else:
             outs = _bind(eqn, _untagged(values))
@@ -153,7 +179,7 @@ def trace(loss_fn: Callable[..., Any], params: Any, transition: Any) -> Trace:
         tagged = [(i, x) for i, x in enumerate(values) if isinstance(x, Tagged)]
         name = eqn.primitive.name
         linear = name in PRODUCTS + SUMS or (name == "gather" and tagged[0][0] == 0)
-        real = jnp.issubdtype(_aval(eqn.outvars[0]).dtype, jnp.floating)
+        real = _is_kind(eqn.outvars[0], jnp.floating)
         if linear and real and len(tagged) == 1:
             position, x = tagged[0]
             uses.append(Use(x.leaf, x.steps, eqn, position))
@@ -164,7 +190,7 @@ def trace(loss_fn: Callable[..., Any], params: Any, transition: Any) -> Trace:
     def run(*args: Any) -> list[Any]:
         tagged = [Tagged(x, i, ()) for i, x in enumerate(args[:num_leaves])]
         rest = args[num_leaves:]
-        outs = _evaluate(closed.jaxpr, closed.consts, [*tagged, *rest], find)
+        outs = _evaluate(closed.jaxpr, closed.consts, [*tagged, *rest], find, [True])
         loose.update({x.leaf: "the loss" for x in outs if isinstance(x, Tagged)})
         return _untagged(outs)
 
@@ -200,7 +226,7 @@ def backward(
             loose[i] if i in loose else Tagged(x, i, ()) for i, x in enumerate(leaves)
         ]
         args += jax.tree.leaves(transition)
-        (loss,) = _evaluate(traced.jaxpr, traced.consts, args, perturb)
+        (loss,) = _evaluate(traced.jaxpr, traced.consts, args, perturb, [True])
         return loss, others
 
     zeros = [jnp.zeros(use.out.shape, use.out.dtype) for use in traced.uses]
