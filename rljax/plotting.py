@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["interval", "learning_curve"]
+__all__ = ["interval", "learning_curve", "learning_curves"]
 
 # Okabe and Ito's colours, told apart by the colour-blind too.
 _COLORS = (
@@ -111,12 +111,49 @@ def learning_curve(
       ...     learning_curve({"ppo": (steps, values)}, path, title="PPO").name
       'ppo.png'
     """
+    return learning_curves({title: runs}, path, ylabel=ylabel, statistic=statistic)
+
+
+def learning_curves(
+    panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]],
+    path: str | os.PathLike,
+    *,
+    ylabel: str = "Episode return",
+    statistic: str = "iqm",
+) -> Path:
+    """Draws learning curves side by side, a panel for each environment, say.
+
+    Args:
+      panels: by title, `runs` as of `learning_curve`.
+      path: likewise.
+      ylabel: likewise.
+      statistic: likewise.
+
+    Returns: `path`.
+
+    Raises: ValueError: no panels, or as of `learning_curve`.
+    """
     from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
+    if not panels:
+        raise ValueError("panels is empty: nothing to draw")
+    size = (7.5, 4.5) if len(panels) == 1 else (4.4 * len(panels), 3.8)
+    figure = Figure(figsize=size, dpi=160, layout="constrained")
+    every = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, runs) in zip(every, panels.items(), strict=True):
+        note = _draw(axes, runs, statistic)
+        _decorate(axes, title, note, ylabel if axes is every[0] else "")
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
+        place = beside if len(panels) == 1 else {"loc": "best", "fontsize": 8.5}
+        if len(runs) > 1:
+            axes.legend(frameon=False, **place)
+    return _write(figure, Path(path))
+
+
+def _draw(axes: Any, runs: dict[str, Any], statistic: str) -> str:
+    """Lines and bands; what they are, in words."""
     if not runs:
         raise ValueError("runs is empty: nothing to draw")
-    figure = Figure(figsize=(7.5, 4.5), dpi=160, layout="constrained")
-    axes = figure.add_subplot()
     note = ""
     for i, (label, (steps, values)) in enumerate(runs.items()):
         steps, values = np.asarray(steps), np.asarray(values)
@@ -133,8 +170,7 @@ def learning_curve(
             what = "Interquartile mean" if statistic == "iqm" else "Mean"
             over = f"{seeds} seeds" if len(runs) == 1 else "seeds"
             note = f"{what} over {over}, 95 % bootstrap interval"
-    _decorate(axes, title, note, ylabel)
-    return _write(figure, Path(path))
+    return note
 
 
 def _decorate(axes: Any, title: str, note: str, ylabel: str) -> None:
@@ -163,8 +199,6 @@ def _decorate(axes: Any, title: str, note: str, ylabel: str) -> None:
     axes.set_xlim(left=min(0, axes.dataLim.x0))
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(length=3, color="0.6")
-    if len(axes.lines) > 1:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
 
 
 def _write(figure: Any, path: Path) -> Path:

@@ -3,23 +3,25 @@
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import common
 import tyro
 
 from rljax.logging import read_csv
-from rljax.plotting import learning_curve
+from rljax.plotting import learning_curves
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Draw the learning curves of runs."""
+    """Draw the learning curves of runs, a panel for each environment."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """run folders"""
     out: Path = Path("curves.png")
     """the picture"""
+    labels: tuple[str, ...] = ()
+    """a name for each run, unless its folder's"""
     statistic: Literal["iqm", "mean"] = "iqm"
     """over seeds"""
 
@@ -30,15 +32,20 @@ def main() -> None:
     options = common.parse(Options, sys.argv[1:], __doc__ or "", "plot.py")
     if not options.runs:
         raise ValueError("name at least one run folder")
-    curves, names = {}, set()
-    for folder in options.runs:
+    labels = options.labels or tuple(folder.name for folder in options.runs)
+    if len(labels) != len(options.runs):
+        given = f"{len(labels)} for {len(options.runs)} runs"
+        raise ValueError(f"labels: {given}, must be as many")
+    panels: dict[str, dict[str, Any]] = {}
+    for folder, label in zip(options.runs, labels, strict=True):
         run = common.read_run(folder)
         if not (folder / common.METRICS_FILE).exists():
             raise ValueError(f"{folder}: no {common.METRICS_FILE} yet")
-        curves[folder.name] = common.curve(read_csv(folder / common.METRICS_FILE))
-        names.add(run.env)
-    title = ", ".join(sorted(names))
-    learning_curve(curves, options.out, title=title, statistic=options.statistic)
+        curves = panels.setdefault(run.env, {})
+        if label in curves:
+            raise ValueError(f"labels: {label!r} stands for two runs of {run.env}")
+        curves[label] = common.curve(read_csv(folder / common.METRICS_FILE))
+    learning_curves(panels, options.out, statistic=options.statistic)
     print(f"picture: {options.out}")
 
 

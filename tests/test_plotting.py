@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rljax import plotting
-from rljax.plotting import interval, learning_curve
+from rljax.plotting import interval, learning_curve, learning_curves
 
 
 def column(*values):
@@ -120,6 +120,26 @@ def some_runs():
     several = rng.normal(size=(4, 11)).cumsum(axis=1)
     several[:, 0] = np.nan
     return {"ppo": (steps, several), "dqn": (steps, several[:1] + 3)}
+
+
+def test_a_panel_for_each_environment(tmp_path, monkeypatch):
+    figures, runs = [], some_runs()
+    write = plotting._write
+    monkeypatch.setattr(
+        plotting, "_write", lambda fig, path: (figures.append(fig), write(fig, path))[1]
+    )
+    panels = {"CartPole": runs, "Acrobot": {"ppo": runs["ppo"]}}
+    assert learning_curves(panels, tmp_path / "two.png") == tmp_path / "two.png"
+    first, second = figures[0].axes
+    assert first.get_title(loc="left") == "CartPole"
+    assert second.get_title(loc="left") == "Acrobot"
+    assert (first.get_ylabel(), second.get_ylabel()) == ("Episode return", "")
+    assert len(first.lines) == 2 and len(second.lines) == 1
+    texts = [text.get_text() for text in first.get_legend().get_texts()]
+    assert texts == ["ppo (4 seeds)", "dqn (1 seed)"]
+    assert second.get_legend() is None  # a title says as much
+    with pytest.raises(ValueError, match="panels is empty"):
+        learning_curves({}, tmp_path / "none.png")
 
 
 def test_picture_of_several_runs(tmp_path, monkeypatch):

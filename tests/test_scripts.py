@@ -67,7 +67,7 @@ def test_evaluate_plot_and_sweep(folder):
     evaluate, plot, sweep = run_scripts(
         folder,
         "evaluate runs/ppo --episodes 3",
-        "plot runs/ppo runs/dqn --out both.png",
+        "plot runs/ppo runs/dqn --labels A B --out both.png",
         f"sweep ppo {SMALL['ppo']} --vary gamma=0.9,0.99 learning_rate=1e-3 --steps 64 "
         "--config.hidden-sizes 8 --seeds 2 --episodes 2 --out sweep.csv",
     )
@@ -111,6 +111,8 @@ BAD = {
     "no run": ("evaluate nowhere", "no run here"),
     "no episodes": ("evaluate runs/ppo --episodes 0", "episodes=0"),
     "plot nothing": ("plot nowhere", "no run here"),
+    "plot with few labels": ("plot runs/ppo runs/dqn --labels A", "1 for 2 runs"),
+    "plot label twice": ("plot runs/ppo runs/dqn --labels A A", "stands for two runs"),
     "sweep a static": ("sweep ppo --vary num_envs=1,2", "can vary"),
     "sweep bad value": ("sweep ppo --vary gamma=0.9,1.5", "gamma=1.5"),
     "nan rewards": (
