@@ -8,6 +8,7 @@ from typing import Any
 from rljax.config import unknown
 
 _NAMES = (
+    "a2c",
     "c51",
     "dqn",
     "iqn",
@@ -16,6 +17,7 @@ _NAMES = (
     "qrdqn",
     "r2d2",
     "rainbow",
+    "reinforce",
     "sac",
     "sarsa",
     "td3",

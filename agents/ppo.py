@@ -13,8 +13,8 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import distributions, layers, losses, networks, prng
-from rljax.rollout import values
+from rljax import losses, on_policy, prng
+from rljax.on_policy import State
 from rljax.sharding import side_by_side
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
@@ -67,30 +67,16 @@ class Config:
 
     def validate(self) -> None:
         """Raise ValueError naming a field out of range, its value and the range."""
-        cfg.check_range(self, "learning_rate", "max_grad_norm", low=0.0, open_low=True)
-        cfg.check_range(self, "gamma", "lambda_", low=0.0, high=1.0)
+        on_policy.validate(self)
+        cfg.check_range(self, "lambda_", low=0.0, high=1.0)
         cfg.check_range(self, "clip_epsilon", low=0.0, open_low=True)
-        cfg.check_range(self, "entropy_cost", low=0.0)
-        cfg.check_count(self, "total_steps", "num_envs", "rollout_length")
         cfg.check_count(self, "num_epochs", "num_minibatches")
-        cfg.check_sizes(self, "hidden_sizes")
-        cfg.check_choice(self, "activation", tuple(layers.ACTIVATIONS))
         steps = self.num_envs * self.rollout_length
         if steps % self.num_minibatches:
             raise ValueError(
                 f"num_minibatches={self.num_minibatches}: must divide "
                 f"num_envs * rollout_length = {steps}"
             )
-
-
-class State(NamedTuple):
-    """What the agent learns and counts."""
-
-    actor: Params
-    critic: Params
-    actor_opt: Any  # Adam over the actor's parameters as one flat vector
-    critic_opt: Any  # likewise
-    step: jax.Array  # [] int32, environment steps learned from
 
 
 class Batch(NamedTuple):
@@ -104,25 +90,13 @@ class Batch(NamedTuple):
 def make(spec: Spec) -> Agent:
     """Make the agent for environments of `spec`."""
     return Agent(
-        init=functools.partial(init, spec),
+        init=functools.partial(on_policy.init, spec),
         memory=lambda config, num_envs: (),
-        act=functools.partial(act, spec),
+        act=functools.partial(on_policy.act, spec),
         observe=lambda config, state, rollout: state,
         update=functools.partial(update, spec),
         parts=2,
     )
-
-
-def actor(spec: Spec, config: Config) -> Any:
-    """The policy's network."""
-    args = (config.hidden_sizes, config.activation, config.convolution)
-    return networks.Actor(len(spec.obs_shape), spec.action, *args)
-
-
-def critic(spec: Spec, config: Config) -> Any:
-    """The value's network, with parameters of its own."""
-    args = (config.hidden_sizes, config.activation, config.convolution)
-    return networks.Critic(len(spec.obs_shape), *args)
 
 
 def actor_loss(
@@ -130,10 +104,9 @@ def actor_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Clipped surrogate less the entropy bonus, mean over the batch; eq. 7."""
     log_prob, adv = batch.targets[:, 0], batch.targets[:, 1]
-    if config.normalize_advantages:  # d sqrt(0) is infinite: no variance, no slope
-        std = jnp.sqrt(jnp.maximum(adv.var(), 1e-16))
-        adv = (adv - adv.mean()) / (std + 1e-8)
-    distribution = actor(spec, config).apply(params, batch.obs)
+    if config.normalize_advantages:
+        adv = on_policy.normalize(adv)
+    distribution = on_policy.actor(spec, config).apply(params, batch.obs)
     log_ratio = distribution.log_prob(batch.action) - log_prob
     ratio, epsilon = jnp.exp(log_ratio), config.clip_epsilon
     surrogate = losses.clipped_surrogate_pg_loss(ratio, adv, epsilon).mean()
@@ -151,7 +124,7 @@ def critic_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Half the squared error of the return's prediction, mean over the batch."""
     target, old_value = batch.targets[:, 2], batch.targets[:, 3]
-    new_value = critic(spec, config).apply(params, batch.obs)
+    new_value = on_policy.critic(spec, config).apply(params, batch.obs)
     if config.clip_value:
         args = (new_value, old_value, target, config.clip_epsilon)
         total = losses.clipped_value_loss(*args).mean()
@@ -162,57 +135,11 @@ def critic_loss(
 
 def prepare(spec: Spec, config: Config, state: State, rollout: Rollout) -> Batch:
     """Advantages and returns of a rollout, flattened to `[T * N, ...]`."""
-    value = functools.partial(critic(spec, config).apply, state.critic)
-    old_value, next_value = values(value, rollout, spec.max_steps)
-    discount = config.gamma * (1.0 - rollout.terminated)
-    lambda_ = config.lambda_ * (1.0 - (rollout.terminated | rollout.truncated))
-    # These values come from the parameters before the update, which the losses'
-    # gradients do not see; stopping them would only cut meta-gradients.
-    gae = functools.partial(losses.generalized_advantage_estimation, stop="none")
-    adv = jax.vmap(gae, in_axes=1, out_axes=1)(
-        rollout.reward, discount, old_value, next_value, lambda_
-    )
-    targets = jnp.stack([rollout.extras, adv, adv + old_value, old_value], axis=-1)
+    args = (spec, config, state.critic, rollout, config.lambda_)
+    adv, value = on_policy.advantages(*args)
+    targets = jnp.stack([rollout.extras, adv, adv + value, value], axis=-1)
     batch = Batch(rollout.obs, rollout.action, targets)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
-
-
-def optimizer(config: Config) -> optax.GradientTransformation:
-    """Direction of the step; the learning rate comes on top."""
-    clip = optax.clip_by_global_norm(config.max_grad_norm)
-    return optax.chain(clip, optax.scale_by_adam(eps=1e-5))
-
-
-def init(spec: Spec, config: Config, key: jax.Array) -> State:
-    """Fresh networks and optimisers."""
-    actor_key, critic_key = jax.random.split(key)
-    obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
-    actor_params = actor(spec, config).init(actor_key, obs)
-    critic_params = critic(spec, config).init(critic_key, obs)
-    return State(
-        actor=actor_params,
-        critic=critic_params,
-        actor_opt=optimizer(config).init(ravel_pytree(actor_params)[0]),
-        critic_opt=optimizer(config).init(ravel_pytree(critic_params)[0]),
-        step=jnp.zeros((), jnp.int32),
-    )
-
-
-def act(
-    spec: Spec,
-    config: Config,
-    state: State,
-    memory: Any,
-    obs: Any,
-    key: Any,
-    explore: bool,
-) -> tuple[jax.Array, Any, Any]:
-    """Sample the policy, or take its mode."""
-    distribution = actor(spec, config).apply(state.actor, obs)
-    if not explore:
-        return distribution.mode(), memory, ()
-    action = distributions.sample(distribution, key)
-    return action, memory, distribution.log_prob(action)
 
 
 def update(
@@ -222,8 +149,7 @@ def update(
     batch = prepare(spec, config, state, rollout)
     size, steps = len(batch.targets), config.num_epochs * config.num_minibatches
     index = prng.permutations(key, config.num_epochs, size).reshape(steps, -1)
-    progress = jnp.minimum(state.step / config.total_steps, 1.0)
-    rate = config.learning_rate * (1.0 - progress if config.anneal else 1.0)
+    rate = on_policy.learning_rate(config, state)
 
     def fit(loss: Any, start: Any, unravel: Any) -> tuple[Any, Metrics]:
         grad = jax.grad(lambda f, b: loss(spec, config, unravel(f), b), has_aux=True)
@@ -231,7 +157,7 @@ def update(
         def step(carry: Any, index: jax.Array) -> tuple[Any, Metrics]:
             flat, opt_state = carry
             grads, metrics = grad(flat, jax.tree.map(lambda x: x[index], batch))
-            updates, opt_state = optimizer(config).update(grads, opt_state)
+            updates, opt_state = on_policy.optimizer(config).update(grads, opt_state)
             return (optax.tree.add_scale(flat, -rate, updates), opt_state), metrics
 
         end, metrics = jax.lax.scan(step, start, index)

@@ -37,6 +37,7 @@ def x64():
 
 
 SMALL: dict[str, dict[str, Any]] = {
+    "a2c": dict(total_steps=6 * 32),
     "c51": dict(
         total_steps=6 * 32 + 64,
         warmup_steps=50,
@@ -81,6 +82,7 @@ SMALL: dict[str, dict[str, Any]] = {
         sequence_length=5,
         memory_size=6,
     ),
+    "reinforce": dict(total_steps=6 * 32),
     "sac": dict(total_steps=6 * 32 + 64, warmup_steps=50, capacity=128, batch_size=48),
     "td3": dict(total_steps=6 * 32 + 64, warmup_steps=50, capacity=128, batch_size=48),
     "rainbow": dict(

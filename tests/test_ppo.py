@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import agents, envs, train
+from rljax import agents, envs, on_policy, train
 
 from . import probe_envs
 from .agent_case import N, T, parameters
@@ -25,7 +25,7 @@ def test_ppo_targets_by_hand(case, state, rollout):
     rollout = rollout._replace(extras=log_prob)
     batch = jax.jit(functools.partial(ppo.prepare, spec))(config, state, rollout)
     value, next_value = (
-        np.array(ppo.critic(spec, config).apply(state.critic, x))
+        np.array(on_policy.critic(spec, config).apply(state.critic, x))
         for x in (rollout.obs, rollout.next_obs)
     )
     advantage = np.zeros((T + 1, N))
@@ -49,7 +49,7 @@ def test_ppo_targets_by_hand(case, state, rollout):
 def test_ppo_keeps_the_log_probabilities_of_its_actions(case, state, rollout):
     obs, key = rollout.obs[0], jax.random.key(0)
     action, _, log_prob = case.agent.act(case.config, state, (), obs, key, True)
-    policy = case.module.actor(case.spec, case.config).apply(state.actor, obs)
+    policy = on_policy.actor(case.spec, case.config).apply(state.actor, obs)
     np.testing.assert_allclose(log_prob, policy.log_prob(action), rtol=1e-6)
 
 
@@ -58,7 +58,7 @@ def test_ppo_losses_by_hand(case, state, rollout):
     ppo, spec = case.module, case.env.spec
     config = dataclasses.replace(case.config, entropy_cost=0.3, clip_value=False)
     rng = np.random.default_rng(1)
-    policy = ppo.actor(spec, config).apply(state.actor, rollout.obs)
+    policy = on_policy.actor(spec, config).apply(state.actor, rollout.obs)
     new_log_prob = np.ravel(policy.log_prob(rollout.action))
     old_log_prob = new_log_prob + rng.normal(size=T * N) * 0.4
     adv, target, old_value = rng.normal(2.0, 3.0, size=(3, T * N))
@@ -76,7 +76,7 @@ def test_ppo_losses_by_hand(case, state, rollout):
     clipped = (np.abs(ratio - 1) > 0.2).mean()
     np.testing.assert_allclose(metrics["clip_fraction"], clipped, rtol=1e-5)
 
-    value = np.array(ppo.critic(spec, config).apply(state.critic, obs))
+    value = np.array(on_policy.critic(spec, config).apply(state.critic, obs))
     loss, _ = ppo.critic_loss(spec, config, state.critic, batch)
     np.testing.assert_allclose(loss, 0.5 * ((value - target) ** 2).mean(), rtol=1e-4)
     config = dataclasses.replace(config, clip_value=True)
@@ -107,9 +107,9 @@ def test_ppo_finds_the_best_actions_and_their_values():
     )
     fn = jax.jit(functools.partial(train.train, ppo.make(env.spec)))
     ts, metrics = fn(env, config, jax.random.key(0))
-    policy = ppo.actor(env.spec, config).apply(ts.agent.actor, jnp.eye(2))
+    policy = on_policy.actor(env.spec, config).apply(ts.agent.actor, jnp.eye(2))
     assert policy.probs[0, 1] > 0.95 and policy.probs[1, 0] > 0.95
-    value = ppo.critic(env.spec, config).apply(ts.agent.critic, jnp.eye(2))
+    value = on_policy.critic(env.spec, config).apply(ts.agent.critic, jnp.eye(2))
     np.testing.assert_allclose(value, [2.0, 2.0], atol=0.15)
     assert metrics["episode_return"][-1] > 3.7  # of 4 steps
 
@@ -132,5 +132,5 @@ def test_ppo_finds_a_continuous_action():
         config, ts.agent, (), jnp.zeros((1, 2)), jax.random.key(0), explore=False
     )
     np.testing.assert_allclose(action[0], env.env.gym.target, atol=0.1)
-    policy = ppo.actor(env.spec, config).apply(ts.agent.actor, jnp.zeros((1, 2)))
+    policy = on_policy.actor(env.spec, config).apply(ts.agent.actor, jnp.zeros((1, 2)))
     assert (policy.stddev() < jnp.array([1.0, 2.0])).all()  # smaller than at first

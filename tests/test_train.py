@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import agents, envs, replay, train
+from rljax import agents, envs, on_policy, replay, train
 from rljax.evaluate import evaluate
 from rljax.rollout import unroll
 from rljax.types import Agent, TrainState
@@ -250,8 +250,8 @@ def test_gradients_through_training_equal_finite_differences(normalize, seed):
     def score(config):
         ts, _ = train.train(agent, env, config, jax.random.key(seed))
         obs = jnp.eye(2)
-        value = ppo.critic(env.spec, config).apply(ts.agent.critic, obs)
-        policy = ppo.actor(env.spec, config).apply(ts.agent.actor, obs)
+        value = on_policy.critic(env.spec, config).apply(ts.agent.critic, obs)
+        policy = on_policy.actor(env.spec, config).apply(ts.agent.actor, obs)
         return value.sum() + 10 * policy.log_prob(jnp.array([0, 0])).sum()
 
     grad = jax.jit(jax.value_and_grad(score))

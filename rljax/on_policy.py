@@ -1,0 +1,194 @@
+"""What agents share that learn a policy and a value from fresh rollouts.
+
+Their config has the fields named in `validate`; what sets the agents apart are their
+losses and how often they use a rollout.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from rljax import config as cfg
+from rljax import distributions, layers, losses, networks
+from rljax.rollout import values
+from rljax.types import Metrics, Params, Rollout, Spec
+
+
+class State(NamedTuple):
+    """What the agent learns and counts."""
+
+    actor: Params
+    critic: Params
+    actor_opt: Any  # Adam over the actor's parameters as one flat vector
+    critic_opt: Any  # likewise
+    step: jax.Array  # [] int32, environment steps learned from
+
+
+def validate(config: Any) -> None:
+    """Raise ValueError naming a field out of range, its value and the range."""
+    cfg.check_range(config, "learning_rate", "max_grad_norm", low=0.0, open_low=True)
+    cfg.check_range(config, "gamma", low=0.0, high=1.0)
+    cfg.check_range(config, "entropy_cost", low=0.0)
+    cfg.check_count(config, "total_steps", "num_envs", "rollout_length")
+    cfg.check_sizes(config, "hidden_sizes")
+    cfg.check_choice(config, "activation", tuple(layers.ACTIVATIONS))
+
+
+def actor(spec: Spec, config: Any) -> networks.Actor:
+    """The policy's network."""
+    args = (config.hidden_sizes, config.activation, config.convolution)
+    return networks.Actor(len(spec.obs_shape), spec.action, *args)
+
+
+def critic(spec: Spec, config: Any) -> networks.Critic:
+    """The value's network, with parameters of its own."""
+    args = (config.hidden_sizes, config.activation, config.convolution)
+    return networks.Critic(len(spec.obs_shape), *args)
+
+
+def optimizer(config: Any) -> optax.GradientTransformation:
+    """Direction of the step; the learning rate comes on top."""
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    return optax.chain(clip, optax.scale_by_adam(eps=1e-5))
+
+
+def learning_rate(config: Any, state: Any) -> jax.Array:
+    """The rate now: falls linearly to 0 with `config.anneal`."""
+    progress = jnp.minimum(state.step / config.total_steps, 1.0)
+    return config.learning_rate * (1.0 - progress if config.anneal else 1.0)
+
+
+def init(spec: Spec, config: Any, key: jax.Array) -> State:
+    """Fresh networks and optimisers."""
+    actor_key, critic_key = jax.random.split(key)
+    obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
+    actor_params = actor(spec, config).init(actor_key, obs)
+    critic_params = critic(spec, config).init(critic_key, obs)
+    return State(
+        actor=actor_params,
+        critic=critic_params,
+        actor_opt=optimizer(config).init(ravel_pytree(actor_params)[0]),
+        critic_opt=optimizer(config).init(ravel_pytree(critic_params)[0]),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def act(
+    spec: Spec,
+    config: Any,
+    state: Any,
+    memory: Any,
+    obs: Any,
+    key: Any,
+    explore: bool,
+) -> tuple[jax.Array, Any, Any]:
+    """Sample the policy, with the log-probability; or take its mode."""
+    distribution = actor(spec, config).apply(state.actor, obs)
+    if not explore:
+        return distribution.mode(), memory, ()
+    action = distributions.sample(distribution, key)
+    return action, memory, distribution.log_prob(action)
+
+
+def advantages(
+    spec: Spec, config: Any, params: Params, rollout: Rollout, lambda_: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Generalised advantages of a rollout and the values of its observations, `[T, N]`.
+
+    Schulman et al. (2015), https://arxiv.org/abs/1506.02438. Differentiable in
+    everything; an agent's loss takes them as data, from parameters before the update.
+    """
+    value = functools.partial(critic(spec, config).apply, params)
+    v_tm1, v_t = values(value, rollout, spec.max_steps)
+    discount = config.gamma * (1.0 - rollout.terminated)
+    lambda_ = lambda_ * (1.0 - (rollout.terminated | rollout.truncated))
+    # The losses' gradients do not see these values; stopping them would only cut
+    # meta-gradients.
+    gae = functools.partial(losses.generalized_advantage_estimation, stop="none")
+    over_envs = jax.vmap(gae, in_axes=1, out_axes=1)
+    return over_envs(rollout.reward, discount, v_tm1, v_t, lambda_), v_tm1
+
+
+def normalize(adv: jax.Array) -> jax.Array:
+    """Mean 0, standard deviation 1."""
+    # d sqrt(0) is infinite: no variance, no slope
+    std = jnp.sqrt(jnp.maximum(adv.var(), 1e-16))
+    return (adv - adv.mean()) / (std + 1e-8)
+
+
+class Batch(NamedTuple):
+    """Transitions with what a policy gradient needs."""
+
+    obs: jax.Array  # [T, N, ...]
+    action: jax.Array  # [T, N] or [T, N, *shape]
+    advantage: jax.Array  # [T, N]
+    target: jax.Array  # [T, N] return that the value is to predict
+
+
+def prepare(
+    spec: Spec, config: Any, state: State, rollout: Rollout, lambda_: Any
+) -> Batch:
+    """Advantages, normalised with `config.normalize_advantages`, and returns."""
+    adv, value = advantages(spec, config, state.critic, rollout, lambda_)
+    scaled = normalize(adv) if config.normalize_advantages else adv
+    return Batch(rollout.obs, rollout.action, scaled, adv + value)
+
+
+def policy_loss(
+    spec: Spec, config: Any, params: Params, batch: Batch
+) -> tuple[jax.Array, Metrics]:
+    """Likelihood-ratio loss less the entropy bonus, mean over the batch.
+
+    Sutton and Barto (2018), eq. 13.11, http://incompleteideas.net/book/the-book.html.
+    """
+    distribution = actor(spec, config).apply(params, batch.obs)
+    loss = -jnp.mean(distribution.log_prob(batch.action) * batch.advantage)
+    entropy = distribution.entropy().mean()
+    metrics = {"policy_loss": loss, "entropy": entropy}
+    return loss - config.entropy_cost * entropy, metrics
+
+
+def value_loss(
+    spec: Spec, config: Any, params: Params, batch: Batch
+) -> tuple[jax.Array, Metrics]:
+    """Half the squared error of the return's prediction, mean over the batch."""
+    value = critic(spec, config).apply(params, batch.obs)
+    loss = optax.l2_loss(value, batch.target).mean()
+    return loss, {"value_loss": loss}
+
+
+def learn(
+    spec: Spec, config: Any, state: State, rollout: Rollout, lambda_: Any
+) -> tuple[State, Metrics]:
+    """One step of both networks along the policy gradient of one rollout.
+
+    Args:
+      spec: of the environment.
+      config: the agent's.
+      state: the agent's.
+      rollout: `[T, N, ...]`.
+      lambda_: `[]` trace decay of the advantages.
+
+    Returns:
+      The new state, and the losses.
+    """
+    batch = prepare(spec, config, state, rollout, lambda_)
+    rate = learning_rate(config, state)
+
+    def step(loss: Any, params: Params, opt_state: Any) -> tuple[Any, Metrics]:
+        flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
+        grad = jax.grad(lambda f: loss(spec, config, unravel(f), batch), has_aux=True)
+        grads, metrics = grad(flat)
+        updates, opt_state = optimizer(config).update(grads, opt_state)
+        flat = optax.tree.add_scale(flat, -rate, updates)
+        return (unravel(flat), opt_state), metrics
+
+    (actor_params, actor_opt), metrics = step(policy_loss, state.actor, state.actor_opt)
+    (critic_params, critic_opt), more = step(value_loss, state.critic, state.critic_opt)
+    count = state.step + rollout.reward.size
+    state = State(actor_params, critic_params, actor_opt, critic_opt, count)
+    return state, metrics | more
