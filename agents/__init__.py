@@ -21,6 +21,7 @@ _NAMES = (
     "sac",
     "sarsa",
     "td3",
+    "trpo",
 )
 
 __all__ = ["config_for", "get", "names"]

@@ -69,14 +69,9 @@ class Config:
         """Raise ValueError naming a field out of range, its value and the range."""
         on_policy.validate(self)
         cfg.check_range(self, "lambda_", low=0.0, high=1.0)
+        cfg.check_range(self, "entropy_cost", low=0.0)
         cfg.check_range(self, "clip_epsilon", low=0.0, open_low=True)
-        cfg.check_count(self, "num_epochs", "num_minibatches")
-        steps = self.num_envs * self.rollout_length
-        if steps % self.num_minibatches:
-            raise ValueError(
-                f"num_minibatches={self.num_minibatches}: must divide "
-                f"num_envs * rollout_length = {steps}"
-            )
+        on_policy.validate_minibatches(self)
 
 
 class Batch(NamedTuple):
@@ -152,16 +147,11 @@ def update(
     rate = on_policy.learning_rate(config, state)
 
     def fit(loss: Any, start: Any, unravel: Any) -> tuple[Any, Metrics]:
-        grad = jax.grad(lambda f, b: loss(spec, config, unravel(f), b), has_aux=True)
+        def of_flat(flat: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+            return loss(spec, config, unravel(flat), batch)
 
-        def step(carry: Any, index: jax.Array) -> tuple[Any, Metrics]:
-            flat, opt_state = carry
-            grads, metrics = grad(flat, jax.tree.map(lambda x: x[index], batch))
-            updates, opt_state = on_policy.optimizer(config).update(grads, opt_state)
-            return (optax.tree.add_scale(flat, -rate, updates), opt_state), metrics
-
-        end, metrics = jax.lax.scan(step, start, index)
-        return end, jax.tree.map(jnp.mean, metrics)
+        optimizer = on_policy.optimizer(config)
+        return on_policy.fit(of_flat, optimizer, rate, start, batch, index)
 
     flat_actor, unravel_actor = ravel_pytree(state.actor)  # one vector: one kernel
     flat_critic, unravel_critic = ravel_pytree(state.critic)  # in Adam

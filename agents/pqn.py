@@ -15,7 +15,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import distributions, layers, losses, networks, prng, q_learner
+from rljax import distributions, losses, networks, on_policy, prng, q_learner
 from rljax.rollout import values
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
@@ -68,19 +68,10 @@ class Config:
 
     def validate(self) -> None:
         """Raise ValueError naming a field out of range, its value and the range."""
-        cfg.check_range(self, "learning_rate", "max_grad_norm", low=0.0, open_low=True)
-        cfg.check_range(self, "gamma", "lambda_", low=0.0, high=1.0)
+        on_policy.validate(self)
+        on_policy.validate_minibatches(self)
+        cfg.check_range(self, "lambda_", low=0.0, high=1.0)
         q_learner.validate_epsilon(self)
-        cfg.check_count(self, "total_steps", "num_envs", "rollout_length")
-        cfg.check_count(self, "num_epochs", "num_minibatches")
-        cfg.check_sizes(self, "hidden_sizes")
-        cfg.check_choice(self, "activation", tuple(layers.ACTIVATIONS))
-        steps = self.num_envs * self.rollout_length
-        if steps % self.num_minibatches:
-            raise ValueError(
-                f"num_minibatches={self.num_minibatches}: must divide "
-                f"num_envs * rollout_length = {steps}"
-            )
 
 
 class State(NamedTuple):
@@ -189,17 +180,13 @@ def update(
     batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
     size, steps = target.size, config.num_epochs * config.num_minibatches
     index = prng.permutations(key, config.num_epochs, size).reshape(steps, -1)
-    progress = jnp.minimum(state.step / config.total_steps, 1.0)
-    rate = config.learning_rate * (1.0 - progress if config.anneal else 1.0)
+    rate = on_policy.learning_rate(config, state)
     flat, unravel = ravel_pytree(state.params)  # one vector: one kernel in Adam
-    grad = jax.grad(lambda f, b: loss(spec, config, unravel(f), b), has_aux=True)
 
-    def step(carry: Any, index: jax.Array) -> tuple[Any, Metrics]:
-        flat, opt_state = carry
-        grads, metrics = grad(flat, jax.tree.map(lambda x: x[index], batch))
-        updates, opt_state = q_learner.optimizer(config).update(grads, opt_state)
-        return (optax.tree.add_scale(flat, -rate, updates), opt_state), metrics
+    def of_flat(flat: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+        return loss(spec, config, unravel(flat), batch)
 
-    (flat, opt_state), metrics = jax.lax.scan(step, (flat, state.opt_state), index)
-    state = State(unravel(flat), opt_state, state.step + size)
-    return state, jax.tree.map(jnp.mean, metrics)
+    start, optimizer = (flat, state.opt_state), q_learner.optimizer(config)
+    args = (of_flat, optimizer, rate, start, batch, index)
+    (flat, opt_state), metrics = on_policy.fit(*args)
+    return State(unravel(flat), opt_state, state.step + size), metrics

@@ -40,6 +40,7 @@ class Config:
     def validate(self) -> None:
         """Raise ValueError naming a field out of range, its value and the range."""
         on_policy.validate(self)
+        cfg.check_range(self, "entropy_cost", low=0.0)
 
 
 def make(spec: Spec) -> Agent:

@@ -5,6 +5,7 @@ losses and how often they use a rollout.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,9 @@ from rljax import config as cfg
 from rljax import distributions, layers, losses, networks
 from rljax.rollout import values
 from rljax.types import Metrics, Params, Rollout, Spec
+
+# (flat parameters, batch) -> (loss [], metrics)
+Loss = Callable[[jax.Array, Any], tuple[jax.Array, Metrics]]
 
 
 class State(NamedTuple):
@@ -32,10 +36,20 @@ def validate(config: Any) -> None:
     """Raise ValueError naming a field out of range, its value and the range."""
     cfg.check_range(config, "learning_rate", "max_grad_norm", low=0.0, open_low=True)
     cfg.check_range(config, "gamma", low=0.0, high=1.0)
-    cfg.check_range(config, "entropy_cost", low=0.0)
     cfg.check_count(config, "total_steps", "num_envs", "rollout_length")
     cfg.check_sizes(config, "hidden_sizes")
     cfg.check_choice(config, "activation", tuple(layers.ACTIVATIONS))
+
+
+def validate_minibatches(config: Any) -> None:
+    """The same for the fields of agents that go over a rollout several times."""
+    cfg.check_count(config, "num_epochs", "num_minibatches")
+    steps = config.num_envs * config.rollout_length
+    if steps % config.num_minibatches:
+        raise ValueError(
+            f"num_minibatches={config.num_minibatches}: must divide "
+            f"num_envs * rollout_length = {steps}"
+        )
 
 
 def actor(spec: Spec, config: Any) -> networks.Actor:
@@ -123,19 +137,21 @@ def normalize(adv: jax.Array) -> jax.Array:
 class Batch(NamedTuple):
     """Transitions with what a policy gradient needs."""
 
-    obs: jax.Array  # [T, N, ...]
-    action: jax.Array  # [T, N] or [T, N, *shape]
-    advantage: jax.Array  # [T, N]
-    target: jax.Array  # [T, N] return that the value is to predict
+    obs: jax.Array  # [B, ...]
+    action: jax.Array  # [B] or [B, *shape]
+    log_prob: jax.Array  # [B] of the action, when it was taken
+    advantage: jax.Array  # [B]
+    target: jax.Array  # [B] return that the value is to predict
 
 
 def prepare(
-    spec: Spec, config: Any, state: State, rollout: Rollout, lambda_: Any
+    spec: Spec, config: Any, state: Any, rollout: Rollout, lambda_: Any
 ) -> Batch:
-    """Advantages, normalised with `config.normalize_advantages`, and returns."""
+    """A rollout's advantages, normalised if the config says so, and returns."""
     adv, value = advantages(spec, config, state.critic, rollout, lambda_)
     scaled = normalize(adv) if config.normalize_advantages else adv
-    return Batch(rollout.obs, rollout.action, scaled, adv + value)
+    batch = Batch(rollout.obs, rollout.action, rollout.extras, scaled, adv + value)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
 
 def policy_loss(
@@ -159,6 +175,39 @@ def value_loss(
     value = critic(spec, config).apply(params, batch.obs)
     loss = optax.l2_loss(value, batch.target).mean()
     return loss, {"value_loss": loss}
+
+
+def fit(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    rate: jax.Array,
+    start: tuple[jax.Array, Any],
+    batch: Any,
+    index: jax.Array,
+) -> tuple[tuple[jax.Array, Any], Metrics]:
+    """Steps along the gradients of a loss, each of a part of a batch.
+
+    Args:
+      loss: of the parameters as one flat vector, which Adam takes in one kernel.
+      optimizer: gives the direction of each step.
+      rate: `[]` learning rate.
+      start: the flat parameters and the optimiser's state.
+      batch: tree of `[B, ...]`.
+      index: `[steps, size]` int, which of the batch each step takes.
+
+    Returns:
+      Where it ends, and the metrics' means.
+    """
+    grad = jax.grad(loss, has_aux=True)
+
+    def step(carry: Any, index: jax.Array) -> tuple[Any, Metrics]:
+        flat, opt_state = carry
+        grads, metrics = grad(flat, jax.tree.map(lambda x: x[index], batch))
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return (optax.tree.add_scale(flat, -rate, updates), opt_state), metrics
+
+    end, metrics = jax.lax.scan(step, start, index)
+    return end, jax.tree.map(jnp.mean, metrics)
 
 
 def learn(

@@ -85,6 +85,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "reinforce": dict(total_steps=6 * 32),
     "sac": dict(total_steps=6 * 32 + 64, warmup_steps=50, capacity=128, batch_size=48),
     "td3": dict(total_steps=6 * 32 + 64, warmup_steps=50, capacity=128, batch_size=48),
+    "trpo": dict(total_steps=6 * 32, num_epochs=2, num_minibatches=2),
     "rainbow": dict(
         total_steps=6 * 32 + 64,
         warmup_steps=50,

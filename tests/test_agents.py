@@ -63,7 +63,10 @@ def test_an_update_changes_every_parameter(case, update, state, rollout):
 
 
 def test_gradients_are_clipped(case, update, state, rollout):
-    config = dataclasses.replace(case.config, max_grad_norm=1e-12)
+    small = {"max_grad_norm": 1e-12}
+    if hasattr(case.config, "max_kl"):  # bounds the policy's step
+        small |= {"max_kl": 1e-14}
+    config = dataclasses.replace(case.config, **small)
     new, _ = update(config, state, rollout, jax.random.key(1))
     chex.assert_trees_all_close(parameters(new), parameters(state), atol=1e-5)
 
@@ -179,6 +182,11 @@ BAD_VALUES = {
     "max_grad_norm": (0.0,),
     "lambda_": (2.0, -1.0),
     "clip_epsilon": (0.0, -0.2),
+    "max_kl": (0.0, -0.01),
+    "damping": (-0.1, 1.5),
+    "backtracking": (0.0, 1.5),
+    "cg_iterations": (0, 10.0),
+    "max_backtracks": (0, True),
     "entropy_cost": (-0.01,),
     "epsilon_start": (1.5, -0.1),
     "epsilon_end": (1.5, -0.1),

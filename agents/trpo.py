@@ -1,0 +1,185 @@
+"""Trust-region policy optimisation. Schulman et al. (2015), https://arxiv.org/abs/1502.05477.
+
+The natural gradient comes from products with the Fisher matrix, never formed. The
+advantages are those of Schulman et al. (2015), https://arxiv.org/abs/1506.02438.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from rljax import config as cfg
+from rljax import on_policy, prng
+from rljax.autodiff import fisher_vp, natural_gradient
+from rljax.types import Agent, Metrics, Params, Rollout, Spec
+
+PRESETS: dict[str, dict[str, Any]] = {}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
+
+    max_kl: float = 0.01  # mean divergence of the new policy from the old, at most
+    damping: float = 0.1  # added to the Fisher matrix's diagonal
+    backtracking: float = 0.8  # shrinks a step that is not accepted
+    learning_rate: float = 1e-3  # of Adam, for the critic
+    gamma: float = 0.99  # discount, cut at termination
+    lambda_: float = 0.95  # trace decay of the advantages, cut at any end
+    max_grad_norm: float = 0.5  # where the critic's gradient is clipped
+    total_steps: int = cfg.static(500_000)  # environment steps, all environments
+    num_envs: int = cfg.static(8)
+    rollout_length: int = cfg.static(128)  # steps per environment and update
+    cg_iterations: int = cfg.static(10)  # products with the Fisher matrix
+    max_backtracks: int = cfg.static(10)  # sizes that are tried
+    num_epochs: int = cfg.static(10)  # the critic's passes over each rollout
+    num_minibatches: int = cfg.static(8)  # its gradient steps per pass
+    hidden_sizes: tuple[int, ...] = cfg.static((64, 64))  # of actor and critic each
+    activation: str = cfg.static("tanh")
+    convolution: bool = cfg.static(True)  # images go through one, else flat
+    anneal: bool = cfg.static(False)  # the critic's learning rate falls to 0
+    normalize_advantages: bool = cfg.static(True)  # per rollout
+
+    def validate(self) -> None:
+        """Raise ValueError naming a field out of range, its value and the range."""
+        on_policy.validate(self)
+        on_policy.validate_minibatches(self)
+        cfg.check_range(self, "lambda_", "damping", low=0.0, high=1.0)
+        cfg.check_range(self, "max_kl", low=0.0, open_low=True)
+        cfg.check_range(self, "backtracking", low=0.0, high=1.0, open_low=True)
+        cfg.check_count(self, "cg_iterations", "max_backtracks")
+
+
+class State(NamedTuple):
+    """What the agent learns and counts."""
+
+    actor: Params
+    critic: Params
+    critic_opt: Any  # Adam over the critic's parameters as one flat vector
+    step: jax.Array  # [] int32, environment steps learned from
+
+
+class Search(NamedTuple):
+    """The line search: what is tried next, and what came of the last try."""
+
+    scale: jax.Array  # [] of the step
+    tries: jax.Array  # [] int32
+    accepted: jax.Array  # [] bool
+    kl: jax.Array  # [] of the last try
+    gain: jax.Array  # [] in the surrogate, of the last try
+
+
+def make(spec: Spec) -> Agent:
+    """Make the agent for environments of `spec`."""
+    return Agent(
+        init=functools.partial(init, spec),
+        memory=lambda config, num_envs: (),
+        act=functools.partial(on_policy.act, spec),
+        observe=lambda config, state, rollout: state,
+        update=functools.partial(update, spec),
+    )
+
+
+def init(spec: Spec, config: Config, key: jax.Array) -> State:
+    """Fresh networks, and an optimiser for the critic."""
+    state = on_policy.init(spec, config, key)
+    return State(state.actor, state.critic, state.critic_opt, state.step)
+
+
+def surrogate(
+    spec: Spec, config: Config, params: Params, batch: on_policy.Batch
+) -> jax.Array:
+    """Expected advantage of the policy at the states of another, `[]`; eq. 14."""
+    policy = on_policy.actor(spec, config).apply(params, batch.obs)
+    ratio = jnp.exp(policy.log_prob(batch.action) - batch.log_prob)
+    return jnp.mean(ratio * batch.advantage)
+
+
+def natural_step(
+    spec: Spec, config: Config, params: Params, batch: on_policy.Batch
+) -> Params:
+    """The step along the natural gradient to the edge of the trust region.
+
+    As long as the divergence's quadratic model allows; appendix C.
+    """
+
+    def policy(params: Params) -> Any:
+        return on_policy.actor(spec, config).apply(params, batch.obs)
+
+    def product(tangent: Params) -> Params:
+        return fisher_vp(policy, params, tangent)
+
+    gradient = jax.grad(surrogate, 2)(spec, config, params, batch)
+    direction = natural_gradient(
+        product,
+        gradient,
+        damping=config.damping,
+        iterations=config.cg_iterations,
+    )
+    # Near the solution x of (F + damping) x = g the model's x (F + damping) x is x g.
+    curvature = optax.tree.vdot(direction, gradient)
+    nothing = curvature <= 0  # no advantage anywhere: stay
+    length = jnp.sqrt(2.0 * config.max_kl / jnp.where(nothing, 1.0, curvature))
+    return optax.tree.scale(jnp.where(nothing, 0.0, length), direction)
+
+
+def line_search(
+    spec: Spec, config: Config, params: Params, step: Params, batch: on_policy.Batch
+) -> Search:
+    """The longest of ever shorter steps that keeps the divergence and gains."""
+    params, step, batch = jax.lax.stop_gradient((params, step, batch))
+    old = on_policy.actor(spec, config).apply(params, batch.obs)
+    before = surrogate(spec, config, params, batch)
+
+    def attempt(search: Search) -> Search:
+        scale = jnp.where(search.tries == 0, 1.0, search.scale * config.backtracking)
+        tried = optax.tree.add_scale(params, scale, step)
+        new = on_policy.actor(spec, config).apply(tried, batch.obs)
+        kl = old.kl_divergence(new).mean()
+        gain = surrogate(spec, config, tried, batch) - before
+        accepted = (kl <= config.max_kl) & (gain > 0)
+        return Search(scale, search.tries + 1, accepted, kl, gain)
+
+    def going_on(search: Search) -> jax.Array:
+        return ~search.accepted & (search.tries < config.max_backtracks)
+
+    zero = jnp.zeros(())
+    start = Search(zero, jnp.zeros((), jnp.int32), jnp.array(False), zero, zero)
+    return jax.lax.while_loop(going_on, attempt, start)
+
+
+def update(
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+) -> tuple[State, Metrics]:
+    """One natural-gradient step of the policy, several of the critic."""
+    batch = on_policy.prepare(spec, config, state, rollout, config.lambda_)
+    step = natural_step(spec, config, state.actor, batch)
+    search = line_search(spec, config, state.actor, step, batch)
+    scale = jnp.where(search.accepted, search.scale, 0.0)
+    actor_params = optax.tree.add_scale(state.actor, scale, step)
+    policy = on_policy.actor(spec, config).apply(state.actor, batch.obs)
+
+    size, steps = len(batch.target), config.num_epochs * config.num_minibatches
+    index = prng.permutations(key, config.num_epochs, size).reshape(steps, -1)
+    flat, unravel = ravel_pytree(state.critic)  # one vector: one kernel in Adam
+
+    def loss(flat: jax.Array, batch: on_policy.Batch) -> tuple[jax.Array, Metrics]:
+        return on_policy.value_loss(spec, config, unravel(flat), batch)
+
+    start, optimizer = (flat, state.critic_opt), on_policy.optimizer(config)
+    rate = on_policy.learning_rate(config, state)
+    args = (loss, optimizer, rate, start, batch, index)
+    (flat, critic_opt), metrics = on_policy.fit(*args)
+    new = State(actor_params, unravel(flat), critic_opt, state.step + size)
+    return new, metrics | {
+        "kl": jnp.where(search.accepted, search.kl, 0.0),
+        "surrogate_gain": jnp.where(search.accepted, search.gain, 0.0),
+        "step_scale": scale,
+        "entropy": policy.entropy().mean(),
+    }

@@ -1,0 +1,153 @@
+"""TRPO: its step against a dense Fisher matrix, the line search, what it learns."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from rljax import agents, envs, on_policy, train
+from rljax.autodiff import fisher_vp
+
+from . import probe_envs
+from .agent_case import differ
+
+only_trpo = pytest.mark.parametrize("case", ["trpo"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def problem(case, state, rollout):
+    """The module, spec, config, the actor's parameters, a batch, their policy."""
+    spec, config = case.spec, case.config
+    policy = on_policy.actor(spec, config).apply(state.actor, rollout.obs)
+    rollout = rollout._replace(extras=policy.log_prob(rollout.action))
+    batch = on_policy.prepare(spec, config, state, rollout, 0.95)
+    return case.module, spec, config, state.actor, batch
+
+
+def divergence(spec, config, old, new, batch):
+    before, after = (
+        np.array(on_policy.actor(spec, config).apply(params, batch.obs).probs)
+        for params in (old, new)
+    )
+    return (before * np.log(before / after)).sum(axis=-1).mean()
+
+
+def moved(params, scale, step):
+    return optax.tree.add_scale(params, scale, step)
+
+
+@only_trpo
+def test_trpo_step_is_that_of_the_dense_fisher_matrix(problem):
+    trpo, spec, config, params, batch = problem
+    config = dataclasses.replace(config, damping=0.3, cg_iterations=100)
+    flat, unravel = ravel_pytree(params)
+    net = on_policy.actor(spec, config)
+    probs = net.apply(params, batch.obs).probs
+
+    def log_probs(flat):
+        return jax.nn.log_softmax(net.apply(unravel(flat), batch.obs).logits)
+
+    jacobian = jax.jacobian(log_probs)(flat)  # of log-probabilities [B, A, P]
+    fisher = jnp.einsum("ba,bap,baq->pq", probs, jacobian, jacobian) / len(probs)
+    chosen = jacobian[jnp.arange(len(probs)), batch.action]
+    gradient = (batch.advantage[:, None] * chosen).mean(axis=0)
+    matrix = np.array(fisher + 0.3 * jnp.eye(len(flat)), np.float64)
+    x = np.linalg.solve(matrix, np.array(gradient, np.float64))
+    want = np.sqrt(2 * config.max_kl / (x @ matrix @ x)) * x
+    step = ravel_pytree(trpo.natural_step(spec, config, params, batch))[0]
+    np.testing.assert_allclose(step, want, rtol=2e-3, atol=1e-5)
+    # Without much damping the model's divergence is the limit.
+    config = dataclasses.replace(config, damping=1e-4)
+    step = trpo.natural_step(spec, config, params, batch)
+    product = fisher_vp(lambda p: net.apply(p, batch.obs), params, step)
+    quadratic = 0.5 * optax.tree.vdot(step, product)
+    np.testing.assert_allclose(quadratic, config.max_kl, rtol=0.02)
+
+
+@only_trpo
+@pytest.mark.parametrize("stretch", [0.5, 1.0, 3.0, 30.0])
+def test_trpo_takes_the_longest_step_that_is_allowed(problem, stretch):
+    trpo, spec, config, params, batch = problem
+    step = trpo.natural_step(spec, config, params, batch)
+    step = optax.tree.scale(stretch, step)
+    surrogate = functools.partial(trpo.surrogate, spec, config)
+    before = surrogate(params, batch)
+    want = None
+    for tries in range(config.max_backtracks):
+        new = moved(params, 0.8**tries, step)
+        inside = divergence(spec, config, params, new, batch) <= config.max_kl
+        if inside and surrogate(new, batch) > before:
+            want = tries
+            break
+    search = jax.jit(trpo.line_search, static_argnums=0)(
+        spec, config, params, step, batch
+    )
+    assert bool(search.accepted) == (want is not None)
+    if stretch == 30.0:  # ten times 0.8 is not enough
+        assert want is None and search.tries == config.max_backtracks
+        return
+    assert search.tries == want + 1
+    np.testing.assert_allclose(search.scale, 0.8**want, rtol=1e-6)
+    new = moved(params, search.scale, step)
+    kl = divergence(spec, config, params, new, batch)
+    np.testing.assert_allclose(search.kl, kl, rtol=1e-3)
+    np.testing.assert_allclose(search.gain, surrogate(new, batch) - before, rtol=1e-2)
+
+
+@only_trpo
+def test_trpo_keeps_the_policy_where_no_step_gains(problem):
+    trpo, spec, config, params, batch = problem
+    step = trpo.natural_step(spec, config, params, batch)
+    back = optax.tree.scale(-1.0, step)
+    assert not trpo.line_search(spec, config, params, back, batch).accepted
+    nothing = batch._replace(advantage=jnp.zeros_like(batch.advantage))
+    step = trpo.natural_step(spec, config, params, nothing)
+    chex.assert_trees_all_equal(step, jax.tree.map(jnp.zeros_like, params))
+
+
+@only_trpo
+def test_trpo_updates_keep_the_trust_region(case, update, state, rollout):
+    spec, config = case.spec, case.config
+    for seed in range(5):
+        policy = on_policy.actor(spec, config).apply(state.actor, rollout.obs)
+        rollout = rollout._replace(extras=policy.log_prob(rollout.action))
+        new, metrics = update(config, state, rollout, jax.random.key(seed))
+        kl = divergence(spec, config, state.actor, new.actor, rollout)
+        np.testing.assert_allclose(metrics["kl"], kl, rtol=2e-2, atol=1e-6)
+        assert 0 < metrics["kl"] <= config.max_kl
+        assert metrics["surrogate_gain"] > 0 and metrics["step_scale"] <= 1
+        assert differ(new.actor, state.actor)
+        state = new
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_trpo_finds_the_best_actions(kind):
+    trpo, discrete = agents.get("trpo"), kind == "discrete"
+    env = envs.wrap(probe_envs.TwoPlaces() if discrete else probe_envs.Target())
+    agent = trpo.make(env.spec)
+    config = trpo.Config(
+        gamma=0.5,
+        learning_rate=1e-2,
+        total_steps=20_000,
+        num_envs=8,
+        rollout_length=16,
+        num_minibatches=4,
+        hidden_sizes=(16,),
+    )
+    fn = jax.jit(functools.partial(train.train, agent))
+    ts, _ = fn(env, config, jax.random.key(0))
+    apply = on_policy.actor(env.spec, config).apply
+    if discrete:
+        policy = apply(ts.agent.actor, jnp.eye(2))
+        assert policy.probs[0, 1] > 0.95 and policy.probs[1, 0] > 0.95
+        value = on_policy.critic(env.spec, config).apply(ts.agent.critic, jnp.eye(2))
+        np.testing.assert_allclose(value, [2.0, 2.0], atol=0.2)
+    else:
+        action = apply(ts.agent.actor, jnp.zeros((1, 2))).mode()[0]
+        np.testing.assert_allclose(action, env.env.gym.target, atol=0.1)
