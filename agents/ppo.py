@@ -144,7 +144,7 @@ def update(
     batch = prepare(spec, config, state, rollout)
     size, steps = len(batch.targets), config.num_epochs * config.num_minibatches
     index = prng.permutations(key, config.num_epochs, size).reshape(steps, -1)
-    rate = on_policy.learning_rate(config, state)
+    rate = on_policy.annealed(config, state, config.learning_rate)
 
     def fit(loss: Any, start: Any, unravel: Any) -> tuple[Any, Metrics]:
         def of_flat(flat: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:

@@ -180,7 +180,7 @@ def update(
     batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
     size, steps = target.size, config.num_epochs * config.num_minibatches
     index = prng.permutations(key, config.num_epochs, size).reshape(steps, -1)
-    rate = on_policy.learning_rate(config, state)
+    rate = on_policy.annealed(config, state, config.learning_rate)
     flat, unravel = ravel_pytree(state.params)  # one vector: one kernel in Adam
 
     def of_flat(flat: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:

@@ -18,7 +18,9 @@ from rljax import on_policy, prng
 from rljax.autodiff import fisher_vp, natural_gradient
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
-PRESETS: dict[str, dict[str, Any]] = {}
+PRESETS: dict[str, dict[str, Any]] = {
+    "Pendulum-v1": dict(gamma=0.95, total_steps=1_000_000, rollout_length=256),
+}
 
 
 @jax.tree_util.register_dataclass
@@ -43,7 +45,7 @@ class Config:
     hidden_sizes: tuple[int, ...] = cfg.static((64, 64))  # of actor and critic each
     activation: str = cfg.static("tanh")
     convolution: bool = cfg.static(True)  # images go through one, else flat
-    anneal: bool = cfg.static(False)  # the critic's learning rate falls to 0
+    anneal: bool = cfg.static(True)  # max_kl and learning_rate fall linearly to 0
     normalize_advantages: bool = cfg.static(True)  # per rollout
 
     def validate(self) -> None:
@@ -102,7 +104,11 @@ def surrogate(
 
 
 def natural_step(
-    spec: Spec, config: Config, params: Params, batch: on_policy.Batch
+    spec: Spec,
+    config: Config,
+    params: Params,
+    batch: on_policy.Batch,
+    max_kl: jax.Array,
 ) -> Params:
     """The step along the natural gradient to the edge of the trust region.
 
@@ -125,15 +131,21 @@ def natural_step(
     # Near the solution x of (F + damping) x = g the model's x (F + damping) x is x g.
     curvature = optax.tree.vdot(direction, gradient)
     nothing = curvature <= 0  # no advantage anywhere: stay
-    length = jnp.sqrt(2.0 * config.max_kl / jnp.where(nothing, 1.0, curvature))
+    length = jnp.sqrt(2.0 * max_kl / jnp.where(nothing, 1.0, curvature))
     return optax.tree.scale(jnp.where(nothing, 0.0, length), direction)
 
 
 def line_search(
-    spec: Spec, config: Config, params: Params, step: Params, batch: on_policy.Batch
+    spec: Spec,
+    config: Config,
+    params: Params,
+    step: Params,
+    batch: on_policy.Batch,
+    max_kl: jax.Array,
 ) -> Search:
     """The longest of ever shorter steps that keeps the divergence and gains."""
-    params, step, batch = jax.lax.stop_gradient((params, step, batch))
+    args = (params, step, batch, max_kl)
+    params, step, batch, max_kl = jax.lax.stop_gradient(args)
     old = on_policy.actor(spec, config).apply(params, batch.obs)
     before = surrogate(spec, config, params, batch)
 
@@ -143,7 +155,7 @@ def line_search(
         new = on_policy.actor(spec, config).apply(tried, batch.obs)
         kl = old.kl_divergence(new).mean()
         gain = surrogate(spec, config, tried, batch) - before
-        accepted = (kl <= config.max_kl) & (gain > 0)
+        accepted = (kl <= max_kl) & (gain > 0)
         return Search(scale, search.tries + 1, accepted, kl, gain)
 
     def going_on(search: Search) -> jax.Array:
@@ -158,9 +170,10 @@ def update(
     spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
 ) -> tuple[State, Metrics]:
     """One natural-gradient step of the policy, several of the critic."""
+    max_kl = on_policy.annealed(config, state, config.max_kl)
     batch = on_policy.prepare(spec, config, state, rollout, config.lambda_)
-    step = natural_step(spec, config, state.actor, batch)
-    search = line_search(spec, config, state.actor, step, batch)
+    step = natural_step(spec, config, state.actor, batch, max_kl)
+    search = line_search(spec, config, state.actor, step, batch, max_kl)
     scale = jnp.where(search.accepted, search.scale, 0.0)
     actor_params = optax.tree.add_scale(state.actor, scale, step)
     policy = on_policy.actor(spec, config).apply(state.actor, batch.obs)
@@ -173,7 +186,7 @@ def update(
         return on_policy.value_loss(spec, config, unravel(flat), batch)
 
     start, optimizer = (flat, state.critic_opt), on_policy.optimizer(config)
-    rate = on_policy.learning_rate(config, state)
+    rate = on_policy.annealed(config, state, config.learning_rate)
     args = (loss, optimizer, rate, start, batch, index)
     (flat, critic_opt), metrics = on_policy.fit(*args)
     new = State(actor_params, unravel(flat), critic_opt, state.step + size)

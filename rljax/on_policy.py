@@ -70,10 +70,10 @@ def optimizer(config: Any) -> optax.GradientTransformation:
     return optax.chain(clip, optax.scale_by_adam(eps=1e-5))
 
 
-def learning_rate(config: Any, state: Any) -> jax.Array:
-    """The rate now: falls linearly to 0 with `config.anneal`."""
+def annealed(config: Any, state: Any, start: jax.Array) -> jax.Array:
+    """What starts there and, with `config.anneal`, falls linearly to 0."""
     progress = jnp.minimum(state.step / config.total_steps, 1.0)
-    return config.learning_rate * (1.0 - progress if config.anneal else 1.0)
+    return start * (1.0 - progress if config.anneal else 1.0)
 
 
 def init(spec: Spec, config: Any, key: jax.Array) -> State:
@@ -226,7 +226,7 @@ def learn(
       The new state, and the losses.
     """
     batch = prepare(spec, config, state, rollout, lambda_)
-    rate = learning_rate(config, state)
+    rate = annealed(config, state, config.learning_rate)
 
     def step(loss: Any, params: Params, opt_state: Any) -> tuple[Any, Metrics]:
         flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
