@@ -129,7 +129,7 @@ def natural_step(
         iterations=config.cg_iterations,
     )
     # Near the solution x of (F + damping) x = g the model's x (F + damping) x is x g.
-    curvature = optax.tree.vdot(direction, gradient)
+    curvature = jnp.asarray(optax.tree.vdot(direction, gradient))
     nothing = curvature <= 0  # no advantage anywhere: stay
     length = jnp.sqrt(2.0 * max_kl / jnp.where(nothing, 1.0, curvature))
     return optax.tree.scale(jnp.where(nothing, 0.0, length), direction)

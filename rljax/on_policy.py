@@ -52,13 +52,13 @@ def validate_minibatches(config: Any) -> None:
         )
 
 
-def actor(spec: Spec, config: Any) -> networks.Actor:
+def actor(spec: Spec, config: Any) -> Any:
     """The policy's network."""
     args = (config.hidden_sizes, config.activation, config.convolution)
     return networks.Actor(len(spec.obs_shape), spec.action, *args)
 
 
-def critic(spec: Spec, config: Any) -> networks.Critic:
+def critic(spec: Spec, config: Any) -> Any:
     """The value's network, with parameters of its own."""
     args = (config.hidden_sizes, config.activation, config.convolution)
     return networks.Critic(len(spec.obs_shape), *args)
@@ -70,7 +70,7 @@ def optimizer(config: Any) -> optax.GradientTransformation:
     return optax.chain(clip, optax.scale_by_adam(eps=1e-5))
 
 
-def annealed(config: Any, state: Any, start: jax.Array) -> jax.Array:
+def annealed(config: Any, state: Any, start: Any) -> jax.Array:
     """What starts there and, with `config.anneal`, falls linearly to 0."""
     progress = jnp.minimum(state.step / config.total_steps, 1.0)
     return start * (1.0 - progress if config.anneal else 1.0)
