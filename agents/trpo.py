@@ -128,7 +128,7 @@ def natural_step(
         damping=config.damping,
         iterations=config.cg_iterations,
     )
-    # Near the solution x of (F + damping) x = g the model's x (F + damping) x is x g.
+    # Of each iterate x conjugate gradients make x (F + damping) x equal to x g.
     curvature = jnp.asarray(optax.tree.vdot(direction, gradient))
     nothing = curvature <= 0  # no advantage anywhere: stay
     length = jnp.sqrt(2.0 * max_kl / jnp.where(nothing, 1.0, curvature))
@@ -144,8 +144,9 @@ def line_search(
     max_kl: jax.Array,
 ) -> Search:
     """The longest of ever shorter steps that keeps the divergence and gains."""
-    args = (params, step, batch, max_kl)
-    params, step, batch, max_kl = jax.lax.stop_gradient(args)
+    # A choice: what is learned has derivatives in the step, not in its size here.
+    args = (config, params, step, batch, max_kl)
+    config, params, step, batch, max_kl = jax.lax.stop_gradient(args)
     old = on_policy.actor(spec, config).apply(params, batch.obs)
     before = surrogate(spec, config, params, batch)
 

@@ -131,6 +131,25 @@ def test_trpo_updates_keep_the_trust_region(case, update, state, rollout):
         state = new
 
 
+@only_trpo
+def test_trpo_is_differentiable_in_its_config(case, update, state, rollout):
+    """The step grows as the root of `max_kl`; `backtracking` only chooses."""
+    policy = on_policy.actor(case.spec, case.config).apply(state.actor, rollout.obs)
+    rollout = rollout._replace(extras=policy.log_prob(rollout.action))
+
+    def actor(config):
+        new = case.agent.update(config, state, rollout, jax.random.key(0))[0]
+        return ravel_pytree(new.actor)[0]
+
+    out, pull = jax.vjp(jax.jit(actor), case.config)
+    change = out - ravel_pytree(state.actor)[0]
+    (grad,) = pull(change)
+    want = change @ change / (2 * case.config.max_kl)
+    np.testing.assert_allclose(grad.max_kl, want, rtol=1e-4)
+    assert grad.gamma != 0 and grad.lambda_ != 0 and grad.damping != 0
+    assert grad.backtracking == 0
+
+
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
 def test_trpo_finds_the_best_actions(kind):
     trpo, discrete = agents.get("trpo"), kind == "discrete"
