@@ -19,16 +19,26 @@ from rljax.sharding import side_by_side
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 _MINATAR = dict(
-    learning_rate=5e-3,
+    learning_rate=1e-3,
+    gamma=0.999,
     total_steps=10_000_000,
     num_envs=64,
-    num_minibatches=32,  # with fewer its policies settle early
+    num_minibatches=8,
+    hidden_sizes=(128,),
     activation="relu",
-    convolution=False,
     clip_value=False,
 )
-_GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
+_GAMES = ("Asterix", "Freeway", "Seaquest", "SpaceInvaders")
 PRESETS: dict[str, dict[str, Any]] = {
+    "Breakout-MinAtar": dict(
+        learning_rate=5e-3,
+        total_steps=10_000_000,
+        num_envs=64,
+        num_minibatches=32,  # with fewer its policies settle early
+        activation="relu",
+        convolution=False,
+        clip_value=False,
+    ),
     "Pendulum-v1": dict(
         learning_rate=1e-3,
         gamma=0.95,
