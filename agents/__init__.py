@@ -11,6 +11,7 @@ _NAMES = (
     "a2c",
     "c51",
     "dqn",
+    "impala",
     "iqn",
     "ppo",
     "pqn",

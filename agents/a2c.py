@@ -26,11 +26,11 @@ class Config:
     learning_rate: float = 2e-3  # of Adam
     gamma: float = 0.99  # discount, cut at termination
     lambda_: float = 0.95  # trace decay of the advantages, cut at any end
-    entropy_cost: float = 0.01  # weight of the entropy bonus
+    entropy_cost: float = 0.0  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # where each network's gradient is clipped
     total_steps: int = cfg.static(500_000)  # environment steps, all environments
     num_envs: int = cfg.static(16)
-    rollout_length: int = cfg.static(16)  # steps per environment and update
+    rollout_length: int = cfg.static(8)  # steps per environment and update
     hidden_sizes: tuple[int, ...] = cfg.static((64, 64))  # of actor and critic each
     activation: str = cfg.static("tanh")
     convolution: bool = cfg.static(True)  # images go through one, else flat
@@ -60,4 +60,5 @@ def update(
 ) -> tuple[State, Metrics]:
     """One step along the policy gradient of one rollout."""
     del key  # nothing is drawn
-    return on_policy.learn(spec, config, state, rollout, config.lambda_)
+    batch = on_policy.prepare(spec, config, state, rollout, config.lambda_)
+    return on_policy.learn(spec, config, state, batch)

@@ -143,8 +143,7 @@ def prepare(spec: Spec, config: Config, state: State, rollout: Rollout) -> Batch
     args = (spec, config, state.critic, rollout, config.lambda_)
     adv, value = on_policy.advantages(*args)
     targets = jnp.stack([rollout.extras, adv, adv + value, value], axis=-1)
-    batch = Batch(rollout.obs, rollout.action, targets)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+    return on_policy.flatten(Batch(rollout.obs, rollout.action, targets))
 
 
 def update(

@@ -131,8 +131,7 @@ def targets(
         return jnp.max(apply(bootstrap_params, obs), axis=-1)
 
     _, v_t = values(greatest, rollout, spec.max_steps)
-    discount = config.gamma * (1.0 - rollout.terminated)
-    lambda_ = config.lambda_ * (1.0 - (rollout.terminated | rollout.truncated))
+    discount, lambda_ = on_policy.cut(config.gamma, config.lambda_, rollout)
     returns = functools.partial(losses.lambda_returns, stop="none")
     returns = jax.vmap(returns, in_axes=1, out_axes=1)
     return returns(rollout.reward, discount, v_t, lambda_)
@@ -176,8 +175,7 @@ def update(
 ) -> tuple[State, Metrics]:
     """Several epochs of minibatches over one rollout."""
     target = targets(spec, config, state.params, rollout)
-    batch = Batch(rollout.obs, rollout.action, target)
-    batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+    batch = on_policy.flatten(Batch(rollout.obs, rollout.action, target))
     size, steps = target.size, config.num_epochs * config.num_minibatches
     index = prng.permutations(key, config.num_epochs, size).reshape(steps, -1)
     rate = on_policy.annealed(config, state, config.learning_rate)

@@ -59,4 +59,5 @@ def update(
 ) -> tuple[State, Metrics]:
     """One step along the policy gradient of one rollout."""
     del key  # nothing is drawn
-    return on_policy.learn(spec, config, state, rollout, lambda_=1.0)
+    batch = on_policy.prepare(spec, config, state, rollout, 1.0)
+    return on_policy.learn(spec, config, state, batch)

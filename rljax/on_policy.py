@@ -108,6 +108,17 @@ def act(
     return action, memory, distribution.log_prob(action)
 
 
+def cut(gamma: Any, lambda_: Any, rollout: Rollout) -> tuple[jax.Array, jax.Array]:
+    """Discounts, 0 where it terminated; trace decays, 0 where it ended; `[T, N]`."""
+    going_on = 1.0 - (rollout.terminated | rollout.truncated)
+    return gamma * (1.0 - rollout.terminated), lambda_ * going_on
+
+
+def flatten(batch: Any) -> Any:
+    """Tree of `[T, N, ...]` to `[T * N, ...]`."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+
+
 def advantages(
     spec: Spec, config: Any, params: Params, rollout: Rollout, lambda_: Any
 ) -> tuple[jax.Array, jax.Array]:
@@ -118,8 +129,7 @@ def advantages(
     """
     value = functools.partial(critic(spec, config).apply, params)
     v_tm1, v_t = values(value, rollout, spec.max_steps)
-    discount = config.gamma * (1.0 - rollout.terminated)
-    lambda_ = lambda_ * (1.0 - (rollout.terminated | rollout.truncated))
+    discount, lambda_ = cut(config.gamma, lambda_, rollout)
     # The losses' gradients do not see these values; stopping them would only cut
     # meta-gradients.
     gae = functools.partial(losses.generalized_advantage_estimation, stop="none")
@@ -151,7 +161,7 @@ def prepare(
     adv, value = advantages(spec, config, state.critic, rollout, lambda_)
     scaled = normalize(adv) if config.normalize_advantages else adv
     batch = Batch(rollout.obs, rollout.action, rollout.extras, scaled, adv + value)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+    return flatten(batch)
 
 
 def policy_loss(
@@ -210,34 +220,35 @@ def fit(
     return end, jax.tree.map(jnp.mean, metrics)
 
 
-def learn(
-    spec: Spec, config: Any, state: State, rollout: Rollout, lambda_: Any
-) -> tuple[State, Metrics]:
+def learn(spec: Spec, config: Any, state: Any, batch: Batch) -> tuple[Any, Metrics]:
     """One step of both networks along the policy gradient of one rollout.
 
     Args:
       spec: of the environment.
       config: the agent's.
-      state: the agent's.
-      rollout: `[T, N, ...]`.
-      lambda_: `[]` trace decay of the advantages.
+      state: the agent's, with the fields of `State`.
+      batch: the rollout's.
 
     Returns:
       The new state, and the losses.
     """
-    batch = prepare(spec, config, state, rollout, lambda_)
     rate = annealed(config, state, config.learning_rate)
 
-    def step(loss: Any, params: Params, opt_state: Any) -> tuple[Any, Metrics]:
+    def step(loss: Any, params: Params, opt_state: Any) -> tuple[Any, Any, Metrics]:
         flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
         grad = jax.grad(lambda f: loss(spec, config, unravel(f), batch), has_aux=True)
         grads, metrics = grad(flat)
         updates, opt_state = optimizer(config).update(grads, opt_state)
         flat = optax.tree.add_scale(flat, -rate, updates)
-        return (unravel(flat), opt_state), metrics
+        return unravel(flat), opt_state, metrics
 
-    (actor_params, actor_opt), metrics = step(policy_loss, state.actor, state.actor_opt)
-    (critic_params, critic_opt), more = step(value_loss, state.critic, state.critic_opt)
-    count = state.step + rollout.reward.size
-    state = State(actor_params, critic_params, actor_opt, critic_opt, count)
+    actor_params, actor_opt, metrics = step(policy_loss, state.actor, state.actor_opt)
+    critic_params, critic_opt, more = step(value_loss, state.critic, state.critic_opt)
+    state = state._replace(
+        actor=actor_params,
+        critic=critic_params,
+        actor_opt=actor_opt,
+        critic_opt=critic_opt,
+        step=state.step + len(batch.target),
+    )
     return state, metrics | more

@@ -52,6 +52,7 @@ SMALL: dict[str, dict[str, Any]] = {
         batch_size=48,
         target_period=4,
     ),
+    "impala": dict(total_steps=6 * 32),
     "iqn": dict(
         total_steps=6 * 32 + 64,
         warmup_steps=50,

@@ -22,7 +22,7 @@ from .agent_case import (
     with_other_next_obs,
 )
 
-DRAWS_NOTHING = ("a2c", "reinforce")  # in an update
+DRAWS_NOTHING = ("a2c", "impala", "reinforce")  # in an update
 DISCRETE_ONLY = ("c51", "dqn", "iqn", "pqn", "qrdqn", "r2d2", "rainbow", "sarsa")
 
 # Contracts, for every agent.
@@ -182,6 +182,9 @@ BAD_VALUES = {
     "max_grad_norm": (0.0,),
     "lambda_": (2.0, -1.0),
     "clip_epsilon": (0.0, -0.2),
+    "clip_rho": (0.0, -1.0),
+    "clip_pg_rho": (0.0, -1.0),
+    "actor_period": (0, True),
     "max_kl": (0.0, -0.01),
     "damping": (-0.1, 1.5),
     "backtracking": (0.0, 1.5),

@@ -1,4 +1,4 @@
-"""A2C and REINFORCE: advantages and losses by hand, their step, what they learn."""
+"""A2C, REINFORCE, IMPALA: advantages and losses by hand, a step, what they learn."""
 
 import dataclasses
 import functools
@@ -86,7 +86,7 @@ def test_the_learning_rate_falls_to_zero(case, update, state, rollout):
     assert (jax.tree.leaves(new.actor)[0] != jax.tree.leaves(state.actor)[0]).any()
 
 
-@pytest.mark.parametrize("name", LAMBDAS)
+@pytest.mark.parametrize("name", [*LAMBDAS, "impala"])
 def test_finds_the_best_actions_and_their_values(name):
     module, env = agents.get(name), envs.wrap(probe_envs.TwoPlaces())
     config = module.Config(
@@ -106,7 +106,7 @@ def test_finds_the_best_actions_and_their_values(name):
     assert metrics["episode_return"][-1] > 3.7  # of 4 steps
 
 
-@pytest.mark.parametrize("name", LAMBDAS)
+@pytest.mark.parametrize("name", [*LAMBDAS, "impala"])
 def test_finds_a_continuous_action(name):
     module, env = agents.get(name), envs.wrap(probe_envs.Target())
     agent = module.make(env.spec)

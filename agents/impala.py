@@ -1,0 +1,136 @@
+"""IMPALA. Espeholt et al. (2018), https://arxiv.org/abs/1802.01561.
+
+Actors follow an older policy than the one that learns; V-trace corrects for it.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rljax import config as cfg
+from rljax import losses, on_policy
+from rljax.rollout import values
+from rljax.types import Agent, Metrics, Params, Rollout, Spec
+
+PRESETS: dict[str, dict[str, Any]] = {}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
+
+    learning_rate: float = 2e-3  # of Adam
+    gamma: float = 0.99  # discount, cut at termination
+    lambda_: float = 0.95  # trace decay of the targets, cut at any end
+    clip_rho: float = 1.0  # of probability ratios, in the targets
+    clip_pg_rho: float = 1.0  # likewise, in the policy gradient
+    entropy_cost: float = 0.0  # weight of the entropy bonus
+    max_grad_norm: float = 0.5  # where each network's gradient is clipped
+    total_steps: int = cfg.static(500_000)  # environment steps, all environments
+    num_envs: int = cfg.static(16)
+    rollout_length: int = cfg.static(8)  # steps per environment and update
+    actor_period: int = cfg.static(4)  # updates until actors get the learner's policy
+    hidden_sizes: tuple[int, ...] = cfg.static((64, 64))  # of actor and critic each
+    activation: str = cfg.static("tanh")
+    convolution: bool = cfg.static(True)  # images go through one, else flat
+    anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
+    normalize_advantages: bool = cfg.static(False)  # per rollout
+
+    def validate(self) -> None:
+        """Raise ValueError naming a field out of range, its value and the range."""
+        on_policy.validate(self)
+        cfg.check_range(self, "lambda_", low=0.0, high=1.0)
+        cfg.check_range(self, "entropy_cost", low=0.0)
+        cfg.check_range(self, "clip_rho", "clip_pg_rho", low=0.0, open_low=True)
+        cfg.check_count(self, "actor_period")
+
+
+class State(NamedTuple):
+    """What the agent learns and counts."""
+
+    actor: Params
+    critic: Params
+    actor_opt: Any  # Adam over the actor's parameters as one flat vector
+    critic_opt: Any  # likewise
+    step: jax.Array  # [] int32, environment steps learned from
+    behaviour: Params  # an older copy of the actor, which acts
+    num_updates: jax.Array  # [] int32
+
+
+def make(spec: Spec) -> Agent:
+    """Make the agent for environments of `spec`."""
+    return Agent(
+        init=functools.partial(init, spec),
+        memory=lambda config, num_envs: (),
+        act=functools.partial(act, spec),
+        observe=lambda config, state, rollout: state,
+        update=functools.partial(update, spec),
+    )
+
+
+def init(spec: Spec, config: Config, key: jax.Array) -> State:
+    """Fresh networks and optimisers."""
+    state = on_policy.init(spec, config, key)
+    behaviour = jax.tree.map(jnp.copy, state.actor)  # buffers of its own: donatable
+    return State(*state, behaviour, jnp.zeros((), jnp.int32))
+
+
+def act(
+    spec: Spec,
+    config: Config,
+    state: State,
+    memory: Any,
+    obs: Any,
+    key: Any,
+    explore: bool,
+) -> tuple[jax.Array, Any, Any]:
+    """Sample the actors' policy, or take the learner's mode."""
+    if explore:
+        state = state._replace(actor=state.behaviour)
+    return on_policy.act(spec, config, state, memory, obs, key, explore)
+
+
+def prepare(
+    spec: Spec, config: Config, state: State, rollout: Rollout
+) -> tuple[on_policy.Batch, jax.Array]:
+    """V-trace's advantages and targets of a rollout, and its ratios `[T, N]`; eq. 1.
+
+    They come from the parameters before the update, which the losses' gradients do not
+    see: nothing is stopped, and meta-gradients pass.
+    """
+    value = functools.partial(on_policy.critic(spec, config).apply, state.critic)
+    v_tm1, v_t = values(value, rollout, spec.max_steps)
+    policy = on_policy.actor(spec, config).apply(state.actor, rollout.obs)
+    rho = jnp.exp(policy.log_prob(rollout.action) - rollout.extras)
+    discount, lambda_ = on_policy.cut(config.gamma, config.lambda_, rollout)
+
+    vtrace = functools.partial(losses.vtrace_td_error_and_advantage, stop="none")
+    over_envs = jax.vmap(vtrace, in_axes=(*[1] * 6, None, None), out_axes=1)
+    args = (v_tm1, v_t, rollout.reward, discount, rho, lambda_)
+    out = over_envs(*args, config.clip_rho, config.clip_pg_rho)
+    adv = out.pg_advantage
+    adv = on_policy.normalize(adv) if config.normalize_advantages else adv
+    data = (rollout.obs, rollout.action, rollout.extras)
+    batch = on_policy.Batch(*data, adv, v_tm1 + out.errors)
+    return on_policy.flatten(batch), rho
+
+
+def update(
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+) -> tuple[State, Metrics]:
+    """One step along the corrected policy gradient of one rollout."""
+    del key  # nothing is drawn
+    batch, rho = prepare(spec, config, state, rollout)
+    state, metrics = on_policy.learn(spec, config, state, batch)
+    count = state.num_updates + 1
+    renewed = count % config.actor_period == 0
+    behaviour = jax.tree.map(
+        lambda new, old: jnp.where(renewed, new, old), state.actor, state.behaviour
+    )
+    clipped = jnp.mean(rho > config.clip_rho)
+    metrics |= {"rho": rho.mean(), "clipped_rho_fraction": clipped}
+    return state._replace(behaviour=behaviour, num_updates=count), metrics

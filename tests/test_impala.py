@@ -1,0 +1,94 @@
+"""IMPALA: V-trace by hand, its lagged actors, A2C where they do not lag."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax import agents, on_policy
+
+from .agent_case import N, T, differ
+
+only_impala = pytest.mark.parametrize("case", ["impala"], indirect=True)
+
+
+@only_impala
+def test_impala_targets_by_hand(case, state, rollout):
+    impala, spec = case.module, case.spec
+    config = dataclasses.replace(
+        case.config, gamma=0.9, lambda_=0.8, clip_rho=1.2, clip_pg_rho=0.7
+    )
+    log_mu = -0.7 + 0.5 * jax.random.normal(jax.random.key(2), (T, N))
+    rollout = rollout._replace(extras=log_mu)
+    batch, rho = jax.jit(impala.prepare, static_argnums=0)(spec, config, state, rollout)
+    policy = on_policy.actor(spec, config).apply(state.actor, rollout.obs)
+    want_rho = np.exp(policy.log_prob(rollout.action) - log_mu)
+    np.testing.assert_allclose(rho, want_rho, rtol=1e-5)
+    assert (want_rho > 1.2).any() and (want_rho < 0.7).any()
+    value, next_value = (
+        np.array(on_policy.critic(spec, config).apply(state.critic, x))
+        for x in (rollout.obs, rollout.next_obs)
+    )
+    error, adv = np.zeros((T + 1, N)), np.zeros((T, N))
+    for t in reversed(range(T)):
+        for n in range(N):
+            terminated, truncated = rollout.terminated[t, n], rollout.truncated[t, n]
+            discount, ratio = 0.0 if terminated else 0.9, want_rho[t, n]
+            trace = 0.0 if terminated or truncated else 0.8
+            delta = rollout.reward[t, n] + discount * next_value[t, n] - value[t, n]
+            later = discount * trace * error[t + 1, n]
+            adv[t, n] = min(0.7, ratio) * (delta + later)
+            error[t, n] = min(1.2, ratio) * delta + min(1.0, ratio) * later
+    want = value + error[:T]
+    np.testing.assert_allclose(batch.target, want.ravel(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(batch.advantage, adv.ravel(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(batch.action, rollout.action.ravel())
+
+
+@only_impala
+def test_impala_whose_actors_do_not_lag_is_a2c(case, state, rollout):
+    policy = on_policy.actor(case.spec, case.config).apply(state.actor, rollout.obs)
+    rollout = rollout._replace(extras=policy.log_prob(rollout.action))
+    a2c, config = agents.get("a2c"), case.config
+    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(a2c.Config)}
+    key = jax.random.key(0)
+    want, _ = a2c.make(case.spec).update(
+        a2c.Config(**shared), on_policy.State(*state[:5]), rollout, key
+    )
+    new, _ = case.module.make(case.spec).update(config, state, rollout, key)
+    # Adam magnifies the rounding of gradients near 0.
+    chex.assert_trees_all_close(new.actor, want.actor, rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(new.critic, want.critic, rtol=1e-3, atol=1e-5)
+
+
+@only_impala
+def test_impala_actors_follow_every_few_updates(case, update, state, rollout):
+    config = dataclasses.replace(case.config, actor_period=3)
+    for count in range(1, 6):  # the rate is 0 after six
+        before = state.behaviour
+        state, _ = update(config, state, rollout, jax.random.key(0))
+        assert state.num_updates == count
+        if count % 3 == 0:
+            chex.assert_trees_all_equal(state.behaviour, state.actor)
+        else:
+            chex.assert_trees_all_equal(state.behaviour, before)
+            assert differ(state.behaviour, state.actor)
+
+
+@only_impala
+def test_impala_acts_by_the_older_policy_and_is_judged_by_the_newer(case, state):
+    turned = jax.tree.map(lambda x: -x, state.actor)
+    state = state._replace(behaviour=jax.tree.map(lambda x: 5 * x, state.actor))
+    obs = jax.random.normal(jax.random.key(1), (200, 4))
+    act, key = case.agent.act, jax.random.key(0)
+    net = on_policy.actor(case.spec, case.config)
+    action, _, log_prob = act(case.config, state, (), obs, key, True)
+    want = net.apply(state.behaviour, obs).log_prob(action)
+    np.testing.assert_allclose(log_prob, want, rtol=1e-5)
+    state = state._replace(actor=turned)
+    greedy, *_ = act(case.config, state, (), obs, key, False)
+    want = net.apply(turned, obs).logits.argmax(axis=-1)
+    np.testing.assert_array_equal(greedy, jnp.asarray(want))
