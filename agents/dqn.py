@@ -77,6 +77,10 @@ class Config:
         cfg.check_range(self, "entropy_temperature", low=0.0, open_low=True)
         cfg.check_range(self, "munchausen_coefficient", low=0.0, high=1.0)
         cfg.check_count(self, "max_repeats")
+        if self.noisy and self.max_repeats > 1:
+            raise ValueError(
+                f"max_repeats={self.max_repeats}: must be 1 with noisy=True"
+            )
         if self.double and self.munchausen:
             raise ValueError("double=True: must be False with munchausen=True")
 

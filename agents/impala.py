@@ -38,7 +38,6 @@ class Config:
     activation: str = cfg.static("tanh")
     convolution: bool = cfg.static(True)  # images go through one, else flat
     anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
-    normalize_advantages: bool = cfg.static(False)  # per rollout
 
     def validate(self) -> None:
         """Raise ValueError naming a field out of range, its value and the range."""
@@ -112,10 +111,8 @@ def prepare(
     over_envs = jax.vmap(vtrace, in_axes=(*[1] * 6, None, None), out_axes=1)
     args = (v_tm1, v_t, rollout.reward, discount, rho, lambda_)
     out = over_envs(*args, config.clip_rho, config.clip_pg_rho)
-    adv = out.pg_advantage
-    adv = on_policy.normalize(adv) if config.normalize_advantages else adv
     data = (rollout.obs, rollout.action, rollout.extras)
-    batch = on_policy.Batch(*data, adv, v_tm1 + out.errors)
+    batch = on_policy.Batch(*data, out.pg_advantage, v_tm1 + out.errors)
     return on_policy.flatten(batch), rho
 
 

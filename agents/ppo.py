@@ -13,7 +13,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import losses, on_policy, prng
+from rljax import losses, on_policy, optimizers, prng
 from rljax.on_policy import State
 from rljax.sharding import side_by_side
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
@@ -153,13 +153,14 @@ def update(
     batch = prepare(spec, config, state, rollout)
     size, steps = len(batch.targets), config.num_epochs * config.num_minibatches
     index = prng.permutations(key, config.num_epochs, size).reshape(steps, -1)
-    rate = on_policy.annealed(config, state, config.learning_rate)
+    progress = optimizers.progress(config, state.step)
+    rate = optimizers.annealed(config, progress, config.learning_rate)
 
     def fit(loss: Any, start: Any, unravel: Any) -> tuple[Any, Metrics]:
         def of_flat(flat: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
             return loss(spec, config, unravel(flat), batch)
 
-        optimizer = on_policy.optimizer(config)
+        optimizer = optimizers.clipped_adam(config, on_policy.EPS)
         return on_policy.fit(of_flat, optimizer, rate, start, batch, index)
 
     flat_actor, unravel_actor = ravel_pytree(state.actor)  # one vector: one kernel

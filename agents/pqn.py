@@ -15,7 +15,15 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import distributions, losses, networks, on_policy, prng, q_learner
+from rljax import (
+    distributions,
+    losses,
+    networks,
+    on_policy,
+    optimizers,
+    prng,
+    q_learner,
+)
 from rljax.rollout import values
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
@@ -151,7 +159,7 @@ def init(spec: Spec, config: Config, key: jax.Array) -> State:
     """Fresh network and optimiser."""
     obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
     params = network(spec, config).init(key, obs)
-    opt_state = q_learner.optimizer(config).init(ravel_pytree(params)[0])
+    opt_state = optimizers.clipped_adam(config).init(ravel_pytree(params)[0])
     return State(params, opt_state, jnp.zeros((), jnp.int32))
 
 
@@ -178,13 +186,14 @@ def update(
     batch = on_policy.flatten(Batch(rollout.obs, rollout.action, target))
     size, steps = target.size, config.num_epochs * config.num_minibatches
     index = prng.permutations(key, config.num_epochs, size).reshape(steps, -1)
-    rate = on_policy.annealed(config, state, config.learning_rate)
+    progress = optimizers.progress(config, state.step)
+    rate = optimizers.annealed(config, progress, config.learning_rate)
     flat, unravel = ravel_pytree(state.params)  # one vector: one kernel in Adam
 
     def of_flat(flat: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
         return loss(spec, config, unravel(flat), batch)
 
-    start, optimizer = (flat, state.opt_state), q_learner.optimizer(config)
+    start, optimizer = (flat, state.opt_state), optimizers.clipped_adam(config)
     args = (of_flat, optimizer, rate, start, batch, index)
     (flat, opt_state), metrics = on_policy.fit(*args)
     return State(unravel(flat), opt_state, state.step + size), metrics

@@ -19,7 +19,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import distributions, layers, losses, networks, q_learner
+from rljax import distributions, layers, losses, networks, optimizers, q_learner
 from rljax.types import Agent, Metrics, Params, Rollout, Spec, Transition
 
 PRESETS: dict[str, dict[str, Any]] = {}
@@ -132,7 +132,7 @@ def init(spec: Spec, config: Config, key: jax.Array) -> State:
     """Fresh network and optimiser."""
     obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
     params = network(spec, config).init(key, obs)
-    opt_state = q_learner.optimizer(config).init(ravel_pytree(params)[0])
+    opt_state = optimizers.clipped_adam(config).init(ravel_pytree(params)[0])
     return State(params, opt_state, jnp.zeros((), jnp.int32))
 
 
@@ -169,8 +169,8 @@ def update(
         return optax.l2_loss(errors).mean()
 
     value, grads = jax.value_and_grad(loss)(flat)
-    updates, opt_state = q_learner.optimizer(config).update(grads, state.opt_state)
-    progress = jnp.minimum(state.step / config.total_steps, 1.0)
-    rate = config.learning_rate * (1.0 - progress if config.anneal else 1.0)
+    updates, opt_state = optimizers.clipped_adam(config).update(grads, state.opt_state)
+    progress = optimizers.progress(config, state.step)
+    rate = optimizers.annealed(config, progress, config.learning_rate)
     params = unravel(optax.tree.add_scale(flat, -rate, updates))
     return State(params, opt_state, state.step + size), {"loss": value}

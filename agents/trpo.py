@@ -14,7 +14,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import on_policy, prng
+from rljax import on_policy, optimizers, prng
 from rljax.autodiff import fisher_vp, natural_gradient
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
@@ -171,7 +171,8 @@ def update(
     spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
 ) -> tuple[State, Metrics]:
     """One natural-gradient step of the policy, several of the critic."""
-    max_kl = on_policy.annealed(config, state, config.max_kl)
+    progress = optimizers.progress(config, state.step)
+    max_kl = optimizers.annealed(config, progress, config.max_kl)
     batch = on_policy.prepare(spec, config, state, rollout, config.lambda_)
     step = natural_step(spec, config, state.actor, batch, max_kl)
     search = line_search(spec, config, state.actor, step, batch, max_kl)
@@ -186,8 +187,9 @@ def update(
     def loss(flat: jax.Array, batch: on_policy.Batch) -> tuple[jax.Array, Metrics]:
         return on_policy.value_loss(spec, config, unravel(flat), batch)
 
-    start, optimizer = (flat, state.critic_opt), on_policy.optimizer(config)
-    rate = on_policy.annealed(config, state, config.learning_rate)
+    start = (flat, state.critic_opt)
+    optimizer = optimizers.clipped_adam(config, on_policy.EPS)
+    rate = optimizers.annealed(config, progress, config.learning_rate)
     args = (loss, optimizer, rate, start, batch, index)
     (flat, critic_opt), metrics = on_policy.fit(*args)
     new = State(actor_params, unravel(flat), critic_opt, state.step + size)

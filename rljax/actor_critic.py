@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import optax
 
 from rljax import config as cfg
-from rljax import layers, losses, networks, priority, replay
+from rljax import layers, losses, networks, optimizers, priority, replay
 from rljax.priority import Batch
-from rljax.q_learner import optimizer
 from rljax.types import Discrete, Metrics, Params, Rollout, Spec
 
 # (params, (window, key)) -> (loss [], absolute TD error [])
@@ -110,7 +109,7 @@ def update(
       The new state, and the mean of the metrics.
     """
     state = observe(config, state, rollout)
-    progress = jnp.minimum(state.step / config.total_steps, 1.0)
+    progress = optimizers.progress(config, state.step)
     step = functools.partial(learn, progress)
     state, metrics = jax.lax.scan(step, state, jax.random.split(key, times))
     state = state._replace(step=state.step + rollout.reward.size)
@@ -182,7 +181,7 @@ def policy_gradient(
 
 def init_optimizers(config: Any, networks: Sequence[Params]) -> tuple[Any, ...]:
     """Adam's state for each network."""
-    return tuple(optimizer(config).init(x) for x in networks)
+    return tuple(optimizers.clipped_adam(config).init(x) for x in networks)
 
 
 def descend(
@@ -193,12 +192,13 @@ def descend(
     opt_states: Sequence[Any],
 ) -> tuple[Sequence[Params], tuple[Any, ...]]:
     """One step of Adam for each network; the new networks and Adam's new states."""
-    rate = config.learning_rate * (1.0 - progress if config.anneal else 1.0)
+    optimizer = optimizers.clipped_adam(config)
+    rate = optimizers.annealed(config, progress, config.learning_rate)
 
     # Not one vector, as small networks have: XLA joins arrays on CPU by masked loads
     # beyond the short ones, which take milliseconds where no memory is mapped there.
     def step(params: Params, grad: Params, opt_state: Any) -> tuple[Params, Any]:
-        updates, opt_state = optimizer(config).update(grad, opt_state)
+        updates, opt_state = optimizer.update(grad, opt_state)
         return optax.tree.add_scale(params, -rate, updates), opt_state
 
     new, opt_states = zip(*map(step, networks, grads, opt_states), strict=True)

@@ -14,10 +14,11 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import distributions, layers, losses, networks
+from rljax import distributions, layers, losses, networks, optimizers
 from rljax.rollout import values
 from rljax.types import Metrics, Params, Rollout, Spec
 
+EPS = 1e-5  # of Adam
 # (flat parameters, batch) -> (loss [], metrics)
 Loss = Callable[[jax.Array, Any], tuple[jax.Array, Metrics]]
 
@@ -64,29 +65,18 @@ def critic(spec: Spec, config: Any) -> Any:
     return networks.Critic(len(spec.obs_shape), *args)
 
 
-def optimizer(config: Any) -> optax.GradientTransformation:
-    """Direction of the step; the learning rate comes on top."""
-    clip = optax.clip_by_global_norm(config.max_grad_norm)
-    return optax.chain(clip, optax.scale_by_adam(eps=1e-5))
-
-
-def annealed(config: Any, state: Any, start: Any) -> jax.Array:
-    """What starts there and, with `config.anneal`, falls linearly to 0."""
-    progress = jnp.minimum(state.step / config.total_steps, 1.0)
-    return start * (1.0 - progress if config.anneal else 1.0)
-
-
 def init(spec: Spec, config: Any, key: jax.Array) -> State:
     """Fresh networks and optimisers."""
     actor_key, critic_key = jax.random.split(key)
     obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
     actor_params = actor(spec, config).init(actor_key, obs)
     critic_params = critic(spec, config).init(critic_key, obs)
+    optimizer = optimizers.clipped_adam(config, EPS)
     return State(
         actor=actor_params,
         critic=critic_params,
-        actor_opt=optimizer(config).init(ravel_pytree(actor_params)[0]),
-        critic_opt=optimizer(config).init(ravel_pytree(critic_params)[0]),
+        actor_opt=optimizer.init(ravel_pytree(actor_params)[0]),
+        critic_opt=optimizer.init(ravel_pytree(critic_params)[0]),
         step=jnp.zeros((), jnp.int32),
     )
 
@@ -232,13 +222,15 @@ def learn(spec: Spec, config: Any, state: Any, batch: Batch) -> tuple[Any, Metri
     Returns:
       The new state, and the losses.
     """
-    rate = annealed(config, state, config.learning_rate)
+    progress = optimizers.progress(config, state.step)
+    rate = optimizers.annealed(config, progress, config.learning_rate)
+    optimizer = optimizers.clipped_adam(config, EPS)
 
     def step(loss: Any, params: Params, opt_state: Any) -> tuple[Any, Any, Metrics]:
         flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
         grad = jax.grad(lambda f: loss(spec, config, unravel(f), batch), has_aux=True)
         grads, metrics = grad(flat)
-        updates, opt_state = optimizer(config).update(grads, opt_state)
+        updates, opt_state = optimizer.update(grads, opt_state)
         flat = optax.tree.add_scale(flat, -rate, updates)
         return unravel(flat), opt_state, metrics
 

@@ -13,7 +13,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import layers, priority, replay
+from rljax import layers, optimizers, priority, replay
 from rljax.types import Discrete, Metrics, Params, Rollout, Spec
 
 # (params, bootstrap_params, window or sequence, key) -> (loss [], absolute TD error [])
@@ -70,12 +70,6 @@ def epsilon(config: Any, step: jax.Array, explore: bool) -> jax.Array:
     return config.epsilon_start + span * jnp.minimum(progress, 1.0)
 
 
-def optimizer(config: Any) -> optax.GradientTransformation:
-    """Direction of the step; the learning rate comes on top."""
-    clip = optax.clip_by_global_norm(config.max_grad_norm)
-    return optax.chain(clip, optax.scale_by_adam())
-
-
 def init(
     spec: Spec,
     config: Any,
@@ -94,7 +88,7 @@ def init(
     return State(
         params=params,
         target_params=jax.tree.map(jnp.copy, params),  # buffers of its own: donatable
-        opt_state=optimizer(config).init(ravel_pytree(params)[0]),
+        opt_state=optimizers.clipped_adam(config).init(ravel_pytree(params)[0]),
         replay=replay.init(spec, config.num_envs, config.capacity, prioritized, memory),
         step=jnp.zeros((), jnp.int32),
         num_updates=jnp.zeros((), jnp.int32),
@@ -132,8 +126,9 @@ def update(
     state = observe(config, state, rollout, length or 1)
     flat, unravel = ravel_pytree(state.params)  # one vector: one kernel in Adam
     target_flat, _ = ravel_pytree(state.target_params)
-    progress = jnp.minimum(state.step / config.total_steps, 1.0)
-    rate = config.learning_rate * (1.0 - progress if config.anneal else 1.0)
+    progress = optimizers.progress(config, state.step)
+    optimizer = optimizers.clipped_adam(config)
+    rate = optimizers.annealed(config, progress, config.learning_rate)
 
     def step(carry: Any, key: jax.Array) -> tuple[Any, Metrics]:
         flat, target_flat, opt_state, buffer, count = carry
@@ -148,7 +143,7 @@ def update(
         )
         new = priority.gradient(config, loss_of, params, batch)
         grads = ravel_pytree(new.mean)[0]
-        updates, opt_state = optimizer(config).update(grads, opt_state)
+        updates, opt_state = optimizer.update(grads, opt_state)
         flat, count = optax.tree.add_scale(flat, -rate, updates), count + 1
         moves = (count % config.target_period == 0) * config.target_rate
         target_flat = target_flat + moves * (flat - target_flat)

@@ -218,6 +218,18 @@ def test_dqn_noise_by_hand(q_learner):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (dict(double=True, munchausen=True), "double=True: must be False with munch"),
+        (dict(noisy=True, max_repeats=2), "max_repeats=2: must be 1 with noisy=True"),
+    ],
+)
+def test_dqn_flags_that_exclude_each_other(flags, words):
+    with pytest.raises(ValueError, match=words):
+        agents.get("dqn").Config(**flags).validate()
+
+
 def test_dqn_needs_discrete_actions():
     with pytest.raises(ValueError, match="dqn needs discrete actions, not Box"):
         agents.get("dqn").make(envs.make("Pendulum-v1").spec)
