@@ -2,6 +2,7 @@
 
 import functools
 import os
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -28,6 +29,19 @@ def strict_keys():
     """
     with jax.debug_key_reuse(True), jax.legacy_prng_key("error"):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_memory_maps():
+    """Compiled programs go before a worker has all the mappings that Linux allows.
+
+    Each takes ten or so of 65530; the whole suite in two workers would need more, and
+    then XLA crashes.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -132,6 +132,25 @@ def test_trpo_updates_keep_the_trust_region(case, update, state, rollout):
 
 
 @only_trpo
+def test_trpo_update_without_an_accepted_step_keeps_the_policy(
+    case, state, rollout, monkeypatch
+):
+    def too_far(*args):
+        return optax.tree.scale(30.0, natural_step(*args))
+
+    natural_step = case.module.natural_step
+    monkeypatch.setattr(case.module, "natural_step", too_far)
+    policy = on_policy.actor(case.spec, case.config).apply(state.actor, rollout.obs)
+    rollout = rollout._replace(extras=policy.log_prob(rollout.action))
+    update = jax.jit(functools.partial(case.agent.update, case.config))
+    new, metrics = update(state, rollout, jax.random.key(0))
+    chex.assert_trees_all_equal(new.actor, state.actor)
+    assert differ(new.critic, state.critic)
+    names = ("kl", "surrogate_gain", "step_scale")
+    assert [metrics[name] for name in names] == [0.0, 0.0, 0.0]
+
+
+@only_trpo
 def test_trpo_is_differentiable_in_its_config(case, update, state, rollout):
     """The step grows as the root of `max_kl`; `backtracking` only chooses."""
     policy = on_policy.actor(case.spec, case.config).apply(state.actor, rollout.obs)
