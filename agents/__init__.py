@@ -9,11 +9,14 @@ from rljax.config import unknown
 
 _NAMES = (
     "a2c",
+    "apg",
     "c51",
     "dqn",
     "impala",
     "iqn",
+    "mpo",
     "ppo",
+    "ppo_rnn",
     "pqn",
     "qrdqn",
     "r2d2",
@@ -23,6 +26,7 @@ _NAMES = (
     "sarsa",
     "td3",
     "trpo",
+    "vmpo",
 )
 
 __all__ = ["config_for", "get", "names"]

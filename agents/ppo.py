@@ -63,6 +63,7 @@ class Config:
     clip_epsilon: float = 0.2  # of the probability ratio, and of the value if clipped
     entropy_cost: float = 0.01  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # where each network's gradient is clipped
+    max_kl: float | None = None  # from the old policy, beyond which its updates stop
     total_steps: int = cfg.static(500_000)  # environment steps, all environments
     num_envs: int = cfg.static(4)
     rollout_length: int = cfg.static(128)  # steps per environment and update
@@ -80,7 +81,8 @@ class Config:
         on_policy.validate(self)
         cfg.check_range(self, "lambda_", low=0.0, high=1.0)
         cfg.check_range(self, "entropy_cost", low=0.0)
-        cfg.check_range(self, "clip_epsilon", low=0.0, open_low=True)
+        given = () if self.max_kl is None else ("max_kl",)
+        cfg.check_range(self, "clip_epsilon", *given, low=0.0, open_low=True)
         on_policy.validate_minibatches(self)
 
 
@@ -107,21 +109,11 @@ def make(spec: Spec) -> Agent:
 def actor_loss(
     spec: Spec, config: Config, params: Params, batch: Batch
 ) -> tuple[jax.Array, Metrics]:
-    """Clipped surrogate less the entropy bonus, mean over the batch; eq. 7."""
+    """Clipped surrogate less the entropy bonus, mean over the batch."""
+    policy = on_policy.actor(spec, config).apply(params, batch.obs)
     log_prob, adv = batch.targets[:, 0], batch.targets[:, 1]
-    if config.normalize_advantages:
-        adv = on_policy.normalize(adv)
-    distribution = on_policy.actor(spec, config).apply(params, batch.obs)
-    log_ratio = distribution.log_prob(batch.action) - log_prob
-    ratio, epsilon = jnp.exp(log_ratio), config.clip_epsilon
-    surrogate = losses.clipped_surrogate_pg_loss(ratio, adv, epsilon).mean()
-    entropy = distribution.entropy().mean()
-    return surrogate - config.entropy_cost * entropy, {
-        "policy_loss": surrogate,
-        "entropy": entropy,
-        "approx_kl": jnp.mean(ratio - 1.0 - log_ratio),
-        "clip_fraction": jnp.mean(jnp.abs(ratio - 1.0) > epsilon),
-    }
+    args = (config, policy, batch.action, log_prob, adv)
+    return on_policy.clipped_policy_loss(*args)
 
 
 def critic_loss(
@@ -156,18 +148,24 @@ def update(
     progress = optimizers.progress(config, state.step)
     rate = optimizers.annealed(config, progress, config.learning_rate)
 
-    def fit(loss: Any, start: Any, unravel: Any) -> tuple[Any, Metrics]:
-        def of_flat(flat: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+    limit: Any = config.max_kl
+
+    def close(metrics: Metrics) -> jax.Array:
+        return metrics["approx_kl"] <= limit
+
+    def fit(loss: Any, start: Any, unravel: Any, *rest: Any) -> tuple[Any, Metrics]:
+        def of_flat(flat: jax.Array, _: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
             return loss(spec, config, unravel(flat), batch)
 
         optimizer = optimizers.clipped_adam(config, on_policy.EPS)
-        return on_policy.fit(of_flat, optimizer, rate, start, batch, index)
+        return on_policy.fit(of_flat, optimizer, rate, start, batch, index, *rest)
 
+    stop = () if limit is None else (close,)
     flat_actor, unravel_actor = ravel_pytree(state.actor)  # one vector: one kernel
     flat_critic, unravel_critic = ravel_pytree(state.critic)  # in Adam
     # Two loops, not one: each network stays in cache, of its own core if there are two.
     ((new_actor, actor_opt), metrics), ((new_critic, critic_opt), more) = side_by_side(
-        lambda: fit(actor_loss, (flat_actor, state.actor_opt), unravel_actor),
+        lambda: fit(actor_loss, (flat_actor, state.actor_opt), unravel_actor, *stop),
         lambda: fit(critic_loss, (flat_critic, state.critic_opt), unravel_critic),
     )
     params = unravel_actor(new_actor), unravel_critic(new_critic)

@@ -190,7 +190,7 @@ def update(
     rate = optimizers.annealed(config, progress, config.learning_rate)
     flat, unravel = ravel_pytree(state.params)  # one vector: one kernel in Adam
 
-    def of_flat(flat: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+    def of_flat(flat: jax.Array, _: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
         return loss(spec, config, unravel(flat), batch)
 
     start, optimizer = (flat, state.opt_state), optimizers.clipped_adam(config)

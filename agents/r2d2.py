@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from rljax import config as cfg
-from rljax import distributions, losses, networks, q_learner
+from rljax import distributions, losses, q_learner, recurrent
 from rljax.q_learner import State
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
@@ -102,7 +102,7 @@ def make(spec: Spec) -> Agent:
 
 def network(spec: Spec, config: Config) -> Any:
     """The action values' network."""
-    return networks.RecurrentQNetwork(
+    return recurrent.RecurrentQNetwork(
         len(spec.obs_shape),
         q_learner.check_discrete("r2d2", spec),
         config.hidden_sizes,
@@ -124,17 +124,15 @@ def action_values(
     step that the time limit cut is not the next row, so each successor is valued with
     the memory after its own step.
     """
-    apply: Any = network(spec, config).apply
-    unroll, burn_in = functools.partial(apply, method="unroll"), config.burn_in
+    net: Any = network(spec, config)
+    burn_in, memory = config.burn_in, sequence.memory[0]
     ended = sequence.terminated | sequence.truncated
     starts = jnp.concatenate([jnp.zeros_like(ended[:1]), ended[:-1]])
-    memory = sequence.memory[0]
-    if burn_in:
-        old = (sequence.obs[:burn_in], starts[:burn_in], memory)
-        memory = unroll(burn_in_params, *old)[1][-1]
+    old = (sequence.obs[:burn_in], starts[:burn_in], memory)
+    memory = recurrent.recall(net, burn_in_params, *old)
     new = (sequence.obs[burn_in:], starts[burn_in:], memory)
-    q, memories = unroll(params, *new)
-    next_q, _ = apply(params, sequence.next_obs[burn_in:], memories)
+    q, memories = net.apply(params, *new, method="unroll")
+    next_q, _ = net.apply(params, sequence.next_obs[burn_in:], memories)
     return q, next_q
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rljax import actor_critic, distributions, losses, networks, priority, replay
+from rljax import actor_critic, distributions, losses, priority, replay
 from rljax import config as cfg
 from rljax.replay import Windows
 from rljax.types import Agent, Discrete, Metrics, Params, Rollout, Spec
@@ -23,6 +23,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     | dict(target_rate=0.01, target_entropy_ratio=0.3),
     "Pendulum-v1": _SMALL | dict(total_steps=20_000, capacity=20_000, warmup_steps=500),
 }
+
+actor = actor_critic.stochastic_actor  # the policy's network
 
 
 @jax.tree_util.register_dataclass
@@ -86,18 +88,10 @@ def make(spec: Spec) -> Agent:
     return Agent(
         init=functools.partial(init, spec),
         memory=functools.partial(actor_critic.memory, spec),
-        act=functools.partial(act, spec),
+        act=functools.partial(actor_critic.act, spec),
         observe=actor_critic.observe,
         update=functools.partial(update, spec),
     )
-
-
-def actor(spec: Spec, config: Config) -> Any:
-    """The policy's network."""
-    sizes, activation, action = config.hidden_sizes, config.activation, spec.action
-    discrete = isinstance(action, Discrete)
-    kind: Any = networks.Actor if discrete else networks.TanhGaussianActor
-    return kind(len(spec.obs_shape), action, sizes, activation)
 
 
 def critic(spec: Spec, config: Config) -> Any:
@@ -173,27 +167,6 @@ def init(spec: Spec, config: Config, key: jax.Array) -> State:
         replay=actor_critic.init_replay(spec, config),
         step=jnp.zeros((), jnp.int32),
     )
-
-
-def act(
-    spec: Spec,
-    config: Config,
-    state: State,
-    memory: Any,
-    obs: Any,
-    key: Any,
-    explore: bool,
-) -> tuple[jax.Array, Any, Any]:
-    """Sample the policy, or take its mode (continuous: its mean before the tanh)."""
-    policy = actor(spec, config).apply(state.actor, obs)
-    if isinstance(spec.action, Discrete):
-        sampled = distributions.sample(policy, key) if explore else policy.mode()
-        return sampled, memory, ()
-    noise = jnp.zeros_like(memory)
-    if explore:
-        memory = noise = actor_critic.explore(config, memory, key)
-    action = distributions.squashed(policy, noise)
-    return action.reshape(-1, *spec.action.shape), memory, ()
 
 
 def update(

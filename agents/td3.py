@@ -189,7 +189,7 @@ def act(
         progress = state.step / (config.exploration_fraction * config.total_steps)
         span = config.noise_end - config.noise_start
         stddev = config.noise_start + span * jnp.minimum(progress, 1.0)
-        memory = actor_critic.explore(config, memory, key)
+        memory = actor_critic.next_noise(config, memory, key)
         middle, half = distributions.middle_and_half(box(spec))
         action = action + stddev * half * memory
         action = jnp.clip(action, middle - half, middle + half)

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import on_policy, optimizers, prng
+from rljax import on_policy, optimizers
 from rljax.autodiff import fisher_vp, natural_gradient
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
@@ -180,19 +179,11 @@ def update(
     actor_params = optax.tree.add_scale(state.actor, scale, step)
     policy = on_policy.actor(spec, config).apply(state.actor, batch.obs)
 
-    size, steps = len(batch.target), config.num_epochs * config.num_minibatches
-    index = prng.permutations(key, config.num_epochs, size).reshape(steps, -1)
-    flat, unravel = ravel_pytree(state.critic)  # one vector: one kernel in Adam
-
-    def loss(flat: jax.Array, batch: on_policy.Batch) -> tuple[jax.Array, Metrics]:
-        return on_policy.value_loss(spec, config, unravel(flat), batch)
-
-    start = (flat, state.critic_opt)
-    optimizer = optimizers.clipped_adam(config, on_policy.EPS)
     rate = optimizers.annealed(config, progress, config.learning_rate)
-    args = (loss, optimizer, rate, start, batch, index)
-    (flat, critic_opt), metrics = on_policy.fit(*args)
-    new = State(actor_params, unravel(flat), critic_opt, state.step + size)
+    args = (spec, config, rate, state.critic, state.critic_opt, batch, key)
+    critic_params, critic_opt, metrics = on_policy.fit_critic(*args)
+    new_step = state.step + len(batch.target)
+    new = State(actor_params, critic_params, critic_opt, new_step)
     return new, metrics | {
         "kl": jnp.where(search.accepted, search.kl, 0.0),
         "surrogate_gain": jnp.where(search.accepted, search.gain, 0.0),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from rljax import config as cfg
-from rljax import layers, losses, networks, optimizers, priority, replay
+from rljax import distributions, layers, losses, networks, optimizers, priority, replay
 from rljax.priority import Batch
 from rljax.types import Discrete, Metrics, Params, Rollout, Spec
 
@@ -44,6 +44,14 @@ def example(spec: Spec) -> tuple[jax.Array, ...]:
     return (obs, jnp.zeros((1, size))) if size else (obs,)
 
 
+def stochastic_actor(spec: Spec, config: Any) -> Any:
+    """Network of a policy: categorical, or Gaussian squashed by tanh."""
+    sizes, activation, action = config.hidden_sizes, config.activation, spec.action
+    discrete = isinstance(action, Discrete)
+    kind: Any = networks.Actor if discrete else networks.TanhGaussianActor
+    return kind(len(spec.obs_shape), action, sizes, activation)
+
+
 def critics(spec: Spec, config: Any, size: int) -> networks.Ensemble:
     """Networks for the values `[C]` of an action, or `[C, A]` of all discrete ones."""
     obs_ndim, action = len(spec.obs_shape), spec.action
@@ -61,7 +69,7 @@ def memory(spec: Spec, config: Any, num_envs: int) -> Any:
     return jnp.zeros((num_envs, size)) if size else ()
 
 
-def explore(config: Any, memory: jax.Array, key: jax.Array) -> jax.Array:
+def next_noise(config: Any, memory: jax.Array, key: jax.Array) -> jax.Array:
     """The noise of the next step `[N, D]`, in the long run standard normal.
 
     The smaller `config.noise_damping`, the longer it keeps its direction; at 1 the
@@ -72,6 +80,30 @@ def explore(config: Any, memory: jax.Array, key: jax.Array) -> jax.Array:
     return losses.add_ornstein_uhlenbeck_noise(
         key, jnp.zeros_like(memory), memory, *args
     )
+
+
+def act(
+    spec: Spec,
+    config: Any,
+    state: Any,
+    memory: Any,
+    obs: Any,
+    key: Any,
+    explore: bool,
+) -> tuple[jax.Array, Any, Any]:
+    """Sample the policy, or take its mode (continuous: its mean before the tanh).
+
+    `act` of an agent whose `state.actor` are a `stochastic_actor`'s parameters.
+    """
+    policy = stochastic_actor(spec, config).apply(state.actor, obs)
+    if isinstance(spec.action, Discrete):
+        sampled = distributions.sample(policy, key) if explore else policy.mode()
+        return sampled, memory, ()
+    noise = jnp.zeros_like(memory)
+    if explore:
+        memory = noise = next_noise(config, memory, key)
+    action = distributions.squashed(policy, noise)
+    return action.reshape(-1, *spec.action.shape), memory, ()
 
 
 def init_replay(spec: Spec, config: Any) -> replay.Replay:
@@ -190,18 +222,25 @@ def descend(
     networks: Sequence[Params],
     grads: Sequence[Params],
     opt_states: Sequence[Any],
+    rates: Sequence[Any] = (),
 ) -> tuple[Sequence[Params], tuple[Any, ...]]:
-    """One step of Adam for each network; the new networks and Adam's new states."""
+    """One step of Adam for each network; the new networks and Adam's new states.
+
+    `rates` are the networks' learning rates at the start, by default the config's.
+    """
     optimizer = optimizers.clipped_adam(config)
-    rate = optimizers.annealed(config, progress, config.learning_rate)
+    rates = rates or (config.learning_rate,) * len(networks)
+    rates = [optimizers.annealed(config, progress, rate) for rate in rates]
 
     # Not one vector, as small networks have: XLA joins arrays on CPU by masked loads
     # beyond the short ones, which take milliseconds where no memory is mapped there.
-    def step(params: Params, grad: Params, opt_state: Any) -> tuple[Params, Any]:
+    def step(
+        rate: jax.Array, params: Params, grad: Params, opt_state: Any
+    ) -> tuple[Params, Any]:
         updates, opt_state = optimizer.update(grad, opt_state)
         return optax.tree.add_scale(params, -rate, updates), opt_state
 
-    new, opt_states = zip(*map(step, networks, grads, opt_states), strict=True)
+    new, opt_states = zip(*map(step, rates, networks, grads, opt_states), strict=True)
     return new, opt_states
 
 

@@ -62,6 +62,17 @@ def check_count(config: Any, *names: str, low: int = 1) -> None:
             raise ValueError(f"{name}={value!r}: must be an integer >= {low}")
 
 
+def check_divides(config: Any, name: str, total: int, what: str) -> None:
+    """Raise unless the named field divides `total`, which `what` describes.
+
+    Raises:
+      ValueError: names the field, its value and what it has to divide.
+    """
+    value = getattr(config, name)
+    if total % value:
+        raise ValueError(f"{name}={value}: must divide {what} = {total}")
+
+
 def check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
     """Raise unless the named field is one of `choices`.
 

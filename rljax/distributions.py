@@ -108,6 +108,32 @@ def gaussian(mean: jax.Array, log_std: jax.Array, box: Box) -> distrax.Independe
     return distrax.Independent(normal, len(box.shape))
 
 
+def divergences(old: Any, new: Any) -> tuple[jax.Array, ...]:
+    """Divergences of a new policy from an old one.
+
+    Those of a Gaussian from one with only the mean new, and from one with only the
+    standard deviation new: Song et al. (2020), https://arxiv.org/abs/1909.12238,
+    appendix C.
+
+    Args:
+      old: categorical distribution, or as of `gaussian`, of batch shape `[...]`.
+      new: likewise.
+
+    Returns:
+      KL(old | new) `[...]`; for Gaussians that of the mean and that of the standard
+      deviation.
+    """
+    if isinstance(new, distrax.Categorical):
+        return (old.kl_divergence(new),)
+    a, b, event_ndim = old.distribution, new.distribution, len(old.event_shape)
+
+    def independent(loc: jax.Array, scale: jax.Array) -> distrax.Independent:
+        return distrax.Independent(distrax.Normal(loc, scale), event_ndim)
+
+    changed = (independent(b.loc, a.scale), independent(a.loc, b.scale))
+    return tuple(old.kl_divergence(x) for x in changed)
+
+
 def tanh_gaussian(mean: jax.Array, log_std: jax.Array, box: Box) -> distrax.Transformed:
     """Gaussian squashed by tanh into the action bounds.
 
@@ -128,6 +154,33 @@ def tanh_gaussian(mean: jax.Array, log_std: jax.Array, box: Box) -> distrax.Tran
     squash = distrax.Block(distrax.Chain([affine, distrax.Tanh()]), 1)
     normal = distrax.MultivariateNormalDiag(mean, jnp.exp(log_std))
     return distrax.Transformed(normal, squash)
+
+
+def compare(old: Any, new: Any, x: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Log-probabilities of a new policy, and its divergences from an old one.
+
+    A squashed Gaussian changes in two ways, by its mean and by its standard deviation:
+    the log-probabilities, before the tanh, are the sum of those with only one of them
+    new. Abdolmaleki et al. (2018), https://arxiv.org/abs/1812.02256.
+
+    Args:
+      old: categorical distribution, or as of `tanh_gaussian`, of batch shape `[]`.
+      new: likewise.
+      x: `[S, D]` before the tanh; not used for categorical ones.
+
+    Returns:
+      `[S]`, or `[num_actions]` of all actions; and KL(old | new): `[]`, or `[D]` of the
+      mean and `[D]` of the standard deviation.
+    """
+    if isinstance(new, distrax.Categorical):
+        return new.logits, (old.kl_divergence(new),)
+    old, new = old.distribution, new.distribution
+    before = distrax.Normal(old.loc, old.scale_diag)
+    new_mean = distrax.Normal(new.loc, old.scale_diag)
+    new_stddev = distrax.Normal(old.loc, new.scale_diag)
+    log_probs = new_mean.log_prob(x) + new_stddev.log_prob(x)
+    kls = (before.kl_divergence(new_mean), before.kl_divergence(new_stddev))
+    return log_probs.sum(axis=-1), kls
 
 
 def squashed(distribution: Any, noise: jax.Array) -> jax.Array:

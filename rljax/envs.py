@@ -264,13 +264,15 @@ def wrap(gym: Any, params: Any = None, scale_obs: bool = False) -> EpisodeStatis
         Discrete and Box, or `scale_obs` without finite bounds.
     """
     params = gym.default_params if params is None else params
+    gym = _with_gradients(gym)
     obs, _ = jax.eval_shape(gym.reset, jax.random.key(0), params)
     if not isinstance(obs, jax.ShapeDtypeStruct):
         raise ValueError(f"{gym.name}: observations must be one array, not {obs}")
     dtype = "bool" if _is_minatar(gym) else np.dtype(obs.dtype).name
     limit = getattr(params, "max_steps_in_episode", 1)
     max_steps = 1 if isinstance(limit, Tracer) else max(1, int(limit))
-    spec = Spec(obs.shape, dtype, _action_spec(gym, params), max_steps)
+    differentiable = bool(getattr(gym, "transition_gradients_enabled", False))
+    spec = Spec(obs.shape, dtype, _action_spec(gym, params), max_steps, differentiable)
     bounds = _obs_bounds(gym, params, spec) if scale_obs else None
     return EpisodeStatistics(Env(gym, params, spec, bounds))
 
@@ -302,6 +304,16 @@ def _box(space: spaces.Box) -> Box:
         for bound in (space.low, space.high)
     )
     return Box(shape, low, high)
+
+
+def _with_gradients(gym: Any) -> Any:
+    """Without the stop-gradients that gymnax puts around a step unless asked."""
+    # Of a wrapper gymnax would return what is inside.
+    if not isinstance(gym, gymnax_environment.Environment):
+        return gym
+    if gym.transition_gradients_enabled or not gym.supports_transition_gradients:
+        return gym
+    return gym.with_transition_gradients()
 
 
 def _is_minatar(gym: Any) -> bool:

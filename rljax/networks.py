@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import distrax
 import flax.linen as nn
@@ -28,6 +27,15 @@ class PolicyHead(nn.Module):
         mean = dense(size, 0.01)(x)
         log_std = self.param("log_std", nn.initializers.zeros, (size,))
         return distributions.gaussian(mean, log_std, self.action)
+
+
+class ValueHead(nn.Module):
+    """Features to state values."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[..., features]` to `[...]`."""
+        return dense(1, 1.0)(x)[..., 0]
 
 
 class Actor(nn.Module):
@@ -205,71 +213,3 @@ class ImplicitQuantileNetwork(nn.Module):
         # are then columns of one matrix, whatever the size of the batch.
         weights = embedded.T[:, :, None] * kernel[:, None, :]  # [features, N, actions]
         return jnp.tensordot(x, weights, axes=1) + bias
-
-
-class RecurrentQNetwork(nn.Module):
-    """Dueling action values from what an LSTM remembers of the episode.
-
-    Its memory is one array `[..., 2 * memory_size]`, zero where an episode starts.
-    """
-
-    obs_ndim: int
-    num_actions: int
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    activation: str = "relu"
-    memory_size: int = 64
-
-    def setup(self) -> None:
-        """Name the layers that both methods use."""
-        self.encoder = Encoder(self.obs_ndim)
-        self.mlp = MLP(self.hidden_sizes, self.activation)
-        self.cell = nn.OptimizedLSTMCell(
-            self.memory_size,
-            kernel_init=orthogonal(),
-            recurrent_kernel_init=orthogonal(),
-        )
-        self.value = dense(1, 1.0)
-        self.advantage = dense(self.num_actions, 1.0)
-
-    def __call__(
-        self, obs: jax.Array, memory: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """One step: `[..., *obs_shape]` to `[..., num_actions]` and the new memory."""
-        memory = _remember(self.cell, memory, self.mlp(self.encoder(obs)))
-        return self._action_values(memory), memory
-
-    def unroll(
-        self, obs: jax.Array, starts: jax.Array, memory: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Steps in a row.
-
-        Args:
-          obs: `[T, ..., *obs_shape]`.
-          starts: `[T, ...]` bool, whether an episode starts there.
-          memory: `[..., 2 * memory_size]` before the first step.
-
-        Returns:
-          Action values `[T, ..., num_actions]` and the memory after each step
-          `[T, ..., 2 * memory_size]`.
-        """
-
-        def step(cell: nn.Module, memory: jax.Array, inputs: Any) -> Any:
-            x, start = inputs
-            memory = _remember(cell, jnp.where(start[..., None], 0.0, memory), x)
-            return memory, memory
-
-        scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
-        x = self.mlp(self.encoder(obs))
-        _, memories = scan(self.cell, memory, (x, starts))
-        return self._action_values(memories), memories
-
-    def _action_values(self, memory: jax.Array) -> jax.Array:
-        x = memory[..., self.memory_size :]
-        advantage = self.advantage(x)
-        return self.value(x) + advantage - advantage.mean(axis=-1, keepdims=True)
-
-
-def _remember(cell: Any, memory: jax.Array, x: jax.Array) -> jax.Array:
-    """One step of an LSTM whose two states are side by side in `memory`."""
-    state, _ = cell(tuple(jnp.split(memory, 2, axis=-1)), x)
-    return jnp.concatenate(state, axis=-1)

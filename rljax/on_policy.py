@@ -14,13 +14,14 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import distributions, layers, losses, networks, optimizers
+from rljax import distributions, layers, losses, networks, optimizers, prng
+from rljax.autodiff import semi_gradient
 from rljax.rollout import values
 from rljax.types import Metrics, Params, Rollout, Spec
 
 EPS = 1e-5  # of Adam
-# (flat parameters, batch) -> (loss [], metrics)
-Loss = Callable[[jax.Array, Any], tuple[jax.Array, Metrics]]
+# (flat parameters, the same as data, batch) -> (loss [], metrics)
+Loss = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Metrics]]
 
 
 class State(NamedTuple):
@@ -46,11 +47,8 @@ def validate_minibatches(config: Any) -> None:
     """The same for the fields of agents that go over a rollout several times."""
     cfg.check_count(config, "num_epochs", "num_minibatches")
     steps = config.num_envs * config.rollout_length
-    if steps % config.num_minibatches:
-        raise ValueError(
-            f"num_minibatches={config.num_minibatches}: must divide "
-            f"num_envs * rollout_length = {steps}"
-        )
+    what = "num_envs * rollout_length"
+    cfg.check_divides(config, "num_minibatches", steps, what)
 
 
 def actor(spec: Spec, config: Any) -> Any:
@@ -119,12 +117,22 @@ def advantages(
     """
     value = functools.partial(critic(spec, config).apply, params)
     v_tm1, v_t = values(value, rollout, spec.max_steps)
+    return from_values(config, rollout, v_tm1, v_t, lambda_), v_tm1
+
+
+def from_values(
+    config: Any, rollout: Rollout, v_tm1: jax.Array, v_t: jax.Array, lambda_: Any
+) -> jax.Array:
+    """Generalised advantages given the values of states and true successors, `[T, N]`.
+
+    Schulman et al. (2015), https://arxiv.org/abs/1506.02438, eq. 16.
+    """
     discount, lambda_ = cut(config.gamma, lambda_, rollout)
     # The losses' gradients do not see these values; stopping them would only cut
     # meta-gradients.
     gae = functools.partial(losses.generalized_advantage_estimation, stop="none")
     over_envs = jax.vmap(gae, in_axes=1, out_axes=1)
-    return over_envs(rollout.reward, discount, v_tm1, v_t, lambda_), v_tm1
+    return over_envs(rollout.reward, discount, v_tm1, v_t, lambda_)
 
 
 def normalize(adv: jax.Array) -> jax.Array:
@@ -177,6 +185,38 @@ def value_loss(
     return loss, {"value_loss": loss}
 
 
+def clipped_policy_loss(
+    config: Any, policy: Any, action: jax.Array, log_prob: jax.Array, adv: jax.Array
+) -> tuple[jax.Array, Metrics]:
+    """Clipped surrogate less the entropy bonus, mean over a batch.
+
+    Schulman et al. (2017), https://arxiv.org/abs/1707.06347, eq. 7. The divergence is
+    estimated as by Schulman (2020), http://joschu.net/blog/kl-approx.html, k3.
+
+    Args:
+      config: the agent's.
+      policy: distributions of batch shape `[...]`.
+      action: `[...]` or `[..., *shape]`.
+      log_prob: `[...]` of the action, when it was taken.
+      adv: `[...]` advantages.
+
+    Returns:
+      `([], metrics)`.
+    """
+    if config.normalize_advantages:
+        adv = normalize(adv)
+    log_ratio = policy.log_prob(action) - log_prob
+    ratio, epsilon = jnp.exp(log_ratio), config.clip_epsilon
+    terms = losses.clipped_surrogate_pg_loss(ratio.ravel(), adv.ravel(), epsilon)
+    surrogate, entropy = terms.mean(), policy.entropy().mean()
+    return surrogate - config.entropy_cost * entropy, {
+        "policy_loss": surrogate,
+        "entropy": entropy,
+        "approx_kl": jnp.mean(ratio - 1.0 - log_ratio),
+        "clip_fraction": jnp.mean(jnp.abs(ratio - 1.0) > epsilon),
+    }
+
+
 def fit(
     loss: Loss,
     optimizer: optax.GradientTransformation,
@@ -184,21 +224,26 @@ def fit(
     start: tuple[jax.Array, Any],
     batch: Any,
     index: jax.Array,
+    going_on: Callable[[Metrics], jax.Array] | None = None,
 ) -> tuple[tuple[jax.Array, Any], Metrics]:
     """Steps along the gradients of a loss, each of a part of a batch.
 
     Args:
-      loss: of the parameters as one flat vector, which Adam takes in one kernel.
+      loss: of the parameters as one flat vector, which Adam takes in one kernel. The
+        step is along the semi-gradient: in the first argument alone.
       optimizer: gives the direction of each step.
       rate: `[]` learning rate.
       start: the flat parameters and the optimiser's state.
       batch: tree of `[B, ...]`.
       index: `[steps, size]` int, which of the batch each step takes.
+      going_on: `metrics -> [] bool`; the first step for which it is False is not taken,
+        and none after it.
 
     Returns:
-      Where it ends, and the metrics' means.
+      Where it ends, and the metrics' means; with `going_on` over the steps taken and
+      the one refused, and `steps_taken`, the share of them.
     """
-    grad = jax.grad(loss, has_aux=True)
+    grad = semi_gradient(loss, has_aux=True)
 
     def step(carry: Any, index: jax.Array) -> tuple[Any, Metrics]:
         flat, opt_state = carry
@@ -206,8 +251,83 @@ def fit(
         updates, opt_state = optimizer.update(grads, opt_state)
         return (optax.tree.add_scale(flat, -rate, updates), opt_state), metrics
 
-    end, metrics = jax.lax.scan(step, start, index)
-    return end, jax.tree.map(jnp.mean, metrics)
+    if going_on is None:
+        end, metrics = jax.lax.scan(step, start, index)
+        return end, jax.tree.map(jnp.mean, metrics)
+
+    def checked(carry: Any, index: jax.Array) -> tuple[Any, Any]:
+        old, alive = carry
+        new, metrics = step(old, index)
+        taken = alive & going_on(metrics)
+        # A choice, not a branch: under vmap a branch is one too.
+        kept = jax.tree.map(functools.partial(jnp.where, taken), new, old)
+        return (kept, taken), (metrics, alive, taken)
+
+    carry, (metrics, alive, taken) = jax.lax.scan(checked, (start, True), index)
+    mean = functools.partial(jnp.mean, where=alive)
+    return carry[0], jax.tree.map(mean, metrics) | {"steps_taken": taken.mean()}
+
+
+def fit_critic(
+    spec: Spec,
+    config: Any,
+    rate: jax.Array,
+    params: Params,
+    opt_state: Any,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[Params, Any, Metrics]:
+    """Several epochs of the critic's minibatches over one rollout.
+
+    Args:
+      spec: of the environment.
+      config: the agent's, with the fields of `validate_minibatches`.
+      rate: `[]` learning rate.
+      params: the critic's.
+      opt_state: the optimiser's, over the parameters as one flat vector.
+      batch: the rollout's.
+      key: `[]` typed key, consumed here.
+
+    Returns:
+      The new parameters, the optimiser's new state, the loss.
+    """
+    size, steps = len(batch.target), config.num_epochs * config.num_minibatches
+    index = prng.permutations(key, config.num_epochs, size).reshape(steps, -1)
+    flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
+
+    def loss(flat: jax.Array, _: Any, batch: Any) -> tuple[jax.Array, Metrics]:
+        return value_loss(spec, config, unravel(flat), batch)
+
+    optimizer = optimizers.clipped_adam(config, EPS)
+    args = (loss, optimizer, rate, (flat, opt_state), batch, index)
+    (flat, opt_state), metrics = fit(*args)
+    return unravel(flat), opt_state, metrics
+
+
+def descend(
+    config: Any,
+    rate: jax.Array,
+    loss: Callable[[Params], tuple[jax.Array, Metrics]],
+    params: Params,
+    opt_state: Any,
+) -> tuple[Params, Any, Metrics]:
+    """One step of Adam along the gradient of a loss.
+
+    Args:
+      config: the agent's.
+      rate: `[]` learning rate.
+      loss: `params -> (loss [], metrics)`.
+      params: where to start.
+      opt_state: the optimiser's, over the parameters as one flat vector.
+
+    Returns:
+      The new parameters, the optimiser's new state, the metrics.
+    """
+    flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
+    grads, metrics = jax.grad(lambda f: loss(unravel(f)), has_aux=True)(flat)
+    optimizer = optimizers.clipped_adam(config, EPS)
+    updates, opt_state = optimizer.update(grads, opt_state)
+    return unravel(optax.tree.add_scale(flat, -rate, updates)), opt_state, metrics
 
 
 def learn(spec: Spec, config: Any, state: Any, batch: Batch) -> tuple[Any, Metrics]:
@@ -224,18 +344,11 @@ def learn(spec: Spec, config: Any, state: Any, batch: Batch) -> tuple[Any, Metri
     """
     progress = optimizers.progress(config, state.step)
     rate = optimizers.annealed(config, progress, config.learning_rate)
-    optimizer = optimizers.clipped_adam(config, EPS)
-
-    def step(loss: Any, params: Params, opt_state: Any) -> tuple[Any, Any, Metrics]:
-        flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
-        grad = jax.grad(lambda f: loss(spec, config, unravel(f), batch), has_aux=True)
-        grads, metrics = grad(flat)
-        updates, opt_state = optimizer.update(grads, opt_state)
-        flat = optax.tree.add_scale(flat, -rate, updates)
-        return unravel(flat), opt_state, metrics
-
-    actor_params, actor_opt, metrics = step(policy_loss, state.actor, state.actor_opt)
-    critic_params, critic_opt, more = step(value_loss, state.critic, state.critic_opt)
+    step = functools.partial(descend, config, rate)
+    of_actor = functools.partial(policy_loss, spec, config, batch=batch)
+    of_critic = functools.partial(value_loss, spec, config, batch=batch)
+    actor_params, actor_opt, metrics = step(of_actor, state.actor, state.actor_opt)
+    critic_params, critic_opt, more = step(of_critic, state.critic, state.critic_opt)
     state = state._replace(
         actor=actor_params,
         critic=critic_params,

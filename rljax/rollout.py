@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from rljax.envs import BatchedEnv, where
-from rljax.types import Agent, Rollout, TrainState
+from rljax.types import Agent, Rollout, Simulation, TrainState
 
 _CACHED = 2**16  # numbers; networks on CPU are slower on more of them at once
 _SMALL = 4096  # elements; copying larger arrays costs more than a kernel
@@ -34,7 +34,7 @@ def unroll(
 
     Returns:
       The train state after T steps, the rollout `[T, N, ...]` and the environment's
-      `info` `[T, N]`.
+      `info` `[T, N]`. With `agent.simulates` the rollout can be run again: `simulate`.
     """
     num_envs = ts.obs.shape[0]
     keys = jax.random.split(key, 1 + length)
@@ -72,10 +72,57 @@ def unroll(
     start = pack((ts.env, ts.obs, ts.memory))
     end, (rollout, info) = jax.lax.scan(packed_step, start, (keys, noises))
     env_state, obs, memory = unpack(end)
+    if agent.simulates:
+        rollout = rollout._replace(simulation=Simulation(env, ts.env, noises))
     ts = ts._replace(
         env=env_state, obs=obs, memory=memory, step=ts.step + length * num_envs
     )
     return ts, rollout, info
+
+
+def simulate(rollout: Rollout, policy: Callable[[Any, Any], jax.Array]) -> Rollout:
+    """Run a rollout's environments again, differentiably, as another policy acts.
+
+    From the same state and with the same noise: the policy that acted gets its rollout
+    back, to rounding. Rewards and observations have derivatives in all earlier actions
+    of their episode, and in the environment's parameters. None passes from one episode
+    to the next, and none through when an episode ends.
+
+    Args:
+      rollout: `[T, N, ...]`, with its `simulation`.
+      policy: `(obs[N, ...], extras[N, ...]) -> action[N, ...]`, where `extras` are the
+        rollout's: what chance decided.
+
+    Returns:
+      `[T, N, ...]`, with the old `extras`, `memory` and `simulation`.
+    """
+    env, start, noises = rollout.simulation
+    start, noises = _fresh_keys((start, noises))
+
+    def step(carry: Any, inputs: Any) -> Any:
+        env_state, obs = carry
+        extras, noise = inputs
+        action = policy(obs, extras)
+        env_state, new = env.step(noise, env_state, action)
+        carry = (env_state, new.obs)
+        ended = jax.lax.stop_gradient(carry)
+        carry = where(new.terminated | new.truncated, ended, carry)
+        steps = (obs, action, new.reward, new.terminated, new.truncated, new.next_obs)
+        return carry, steps
+
+    carry = (start, rollout.obs[0])
+    _, steps = jax.lax.scan(step, carry, (rollout.extras, noises))
+    return Rollout(*steps, *rollout[len(steps) :])
+
+
+def _fresh_keys(tree: Any) -> Any:
+    """The same, its keys as if nothing had consumed them yet."""
+
+    def clone(leaf: Any) -> Any:
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.clone(leaf) if is_key else leaf
+
+    return jax.tree.map(clone, tree)
 
 
 def values(

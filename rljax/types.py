@@ -30,6 +30,7 @@ class Spec(NamedTuple):
     obs_dtype: str  # numpy name: "float32", "bool", "int32"
     action: Discrete | Box
     max_steps: int = 1  # the time limit; no environment is truncated more often
+    differentiable: bool = False  # steps have derivatives in state and action
 
 
 class TimeStep(NamedTuple):
@@ -54,6 +55,14 @@ class Transition(NamedTuple):
     next_obs: Any  # [...] the true successor
 
 
+class Simulation(NamedTuple):
+    """What a rollout's environments need to run once more: `rollout.simulate`."""
+
+    env: Any  # the batched environment, a pytree
+    state: Any  # [N, ...] of the environments at the start
+    noise: Any  # [T, N, ...] of `env.draw`
+
+
 class Rollout(NamedTuple):
     """T steps of N environments, time-major."""
 
@@ -65,6 +74,7 @@ class Rollout(NamedTuple):
     next_obs: Any  # [T, N, ...] the true successor
     extras: Any  # [T, N, ...] whatever `act` returned beside the action
     memory: Any  # [T, N, ...] the agent's memory before each action
+    simulation: Any = ()  # a Simulation, for agents that ask for it
 
 
 class Agent(NamedTuple):
@@ -77,6 +87,8 @@ class Agent(NamedTuple):
     observe: `(config, state, rollout) -> state`, store only (warm-up)
     update:  `(config, state, rollout, key) -> (state, metrics)`
     parts:   how many functions `update` gives to `sharding.side_by_side`
+    simulates: whether `update` runs the environments again: its rollouts then have
+             their `simulation`
     """
 
     init: Callable[..., Any]
@@ -85,6 +97,7 @@ class Agent(NamedTuple):
     observe: Callable[..., Any]
     update: Callable[..., tuple[Any, Metrics]]
     parts: int = 1
+    simulates: bool = False
 
 
 class TrainState(NamedTuple):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 T, N = 8, 4  # of the case's rollouts
-CONTINUOUS_ONLY = ("td3",)
+CONTINUOUS_ONLY = ("apg", "td3")
 
 
 def with_other_next_obs(rollout, mask):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rljax import agents, envs
-from rljax.types import Agent, Box, Rollout, Spec
+from rljax.types import Agent, Box, Rollout, Simulation, Spec
 
 from .agent_case import CONTINUOUS_ONLY, N, T
 
@@ -52,6 +52,7 @@ def x64():
 
 SMALL: dict[str, dict[str, Any]] = {
     "a2c": dict(total_steps=6 * 32),
+    "apg": dict(total_steps=6 * 32, num_epochs=2, num_minibatches=2),
     "c51": dict(
         total_steps=6 * 32 + 64,
         warmup_steps=50,
@@ -77,7 +78,16 @@ SMALL: dict[str, dict[str, Any]] = {
         num_policy_fractions=4,
         embedding_size=5,
     ),
+    "mpo": dict(total_steps=6 * 32 + 64, warmup_steps=50, capacity=128, batch_size=48),
     "ppo": dict(total_steps=6 * 32, num_epochs=2, num_minibatches=2),
+    "ppo_rnn": dict(
+        total_steps=6 * 32,
+        num_epochs=2,
+        num_minibatches=2,
+        burn_in=2,
+        sequence_length=4,
+        memory_size=6,
+    ),
     "pqn": dict(total_steps=6 * 32, num_epochs=2, num_minibatches=2),
     "sarsa": dict(total_steps=6 * 32, expected=False),  # draws next actions
     "qrdqn": dict(
@@ -101,6 +111,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "sac": dict(total_steps=6 * 32 + 64, warmup_steps=50, capacity=128, batch_size=48),
     "td3": dict(total_steps=6 * 32 + 64, warmup_steps=50, capacity=128, batch_size=48),
     "trpo": dict(total_steps=6 * 32, num_epochs=2, num_minibatches=2),
+    "vmpo": dict(total_steps=6 * 32, num_minibatches=2, target_period=2),
     "rainbow": dict(
         total_steps=6 * 32 + 64,
         warmup_steps=50,
@@ -168,6 +179,10 @@ def rollout(case, state):
     memory = case.agent.memory(case.config, N)
     key = jax.random.key(0)
     *_, extras = jax.eval_shape(act, case.config, state, memory, obs[0], key)
+    simulation = ()
+    if case.agent.simulates:
+        start, _ = case.env.reset(jax.random.key(1), N)
+        simulation = Simulation(case.env, start, case.env.draw(key, T, N))
     return Rollout(
         obs=jnp.array(obs, jnp.float32),
         action=action,
@@ -179,4 +194,5 @@ def rollout(case, state):
         memory=jax.tree.map(
             lambda x: jnp.array(rng.normal(size=(T, *x.shape)), x.dtype), memory
         ),
+        simulation=simulation,
     )

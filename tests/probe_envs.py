@@ -143,3 +143,55 @@ class Target(Environment):
     def step_env(self, key, state, action, params):
         reward = -jnp.sum((action - jnp.array(self.target)) ** 2)
         return action, EnvState(time=state.time + 1), reward, jnp.bool(True), {}
+
+
+@struct.dataclass
+class SlideParams(EnvParams):
+    max_steps_in_episode: int = 1000
+    terminate_at: int = 1000  # time at which the episode terminates
+    noise: float = 0.0  # standard deviation of what pushes beside the action
+
+
+@struct.dataclass
+class SlideState(EnvState):
+    place: jax.Array
+
+
+class Slide(Environment):
+    """A place x goes to 0.9 x + action + noise and pays -x^2: all with derivatives."""
+
+    _supports_transition_gradients = True
+
+    @property
+    def default_params(self):
+        return SlideParams()
+
+    def action_space(self, params):
+        return spaces.Box(-4.0, 4.0, (1,))
+
+    def reset_env(self, key, params):
+        place = jax.random.uniform(key, (), minval=-1.0)
+        state = SlideState(time=jnp.zeros((), jnp.int32), place=place)
+        return self.observe(key, state, None, params), state
+
+    def step_env(self, key, state, action, params):
+        push = action[0] + params.noise * jax.random.normal(key)
+        state = SlideState(time=state.time + 1, place=0.9 * state.place + push)
+        obs = self.observe(key, state, action, params)
+        reward, ended = -(state.place**2), state.time >= params.terminate_at
+        obs, state = self._apply_transition_gradient_policy(obs, state)
+        return obs, state, reward, ended, {}
+
+    def observe(self, key, state, action, params):
+        return state.place[None]
+
+
+class SlideOn(Slide):
+    """A `step` of its own, whose episodes start where the last one ended."""
+
+    def step(self, key, state, action, params=None):
+        obs, state, reward, terminated, _ = self.step_env(key, state, action, params)
+        truncated = self.is_truncated(state, params)
+        time = jnp.where(terminated | truncated, 0, state.time)
+        info = {"final_observation": obs}
+        return obs, state.replace(time=time), reward, terminated, truncated, info

@@ -40,6 +40,20 @@ def test_gaussian_log_prob_is_that_of_independent_normals():
     np.testing.assert_allclose(d.entropy(), np.full(3, entropy), rtol=1e-5)
 
 
+def test_divergences_are_those_of_mean_and_standard_deviation_alone():
+    old = distributions.gaussian(jnp.tile(MEAN, (3, 1)), LOG_STD, BOX)
+    means = jnp.array([[0.5, -0.25], [0.9, -0.25], [0.5, 1.0]])
+    new = distributions.gaussian(means, LOG_STD - 0.1, BOX)
+    apart, squeezed = distributions.divergences(old, new)
+    want = [0.0, 0.5 * (0.4 / 0.4) ** 2, 0.5 * (1.25 / 0.7) ** 2]  # in half widths
+    np.testing.assert_allclose(apart, want, rtol=1e-5, atol=1e-6)
+    want = 2 * 0.5 * (np.exp(0.2) - 1 - 0.2)  # the same in both dimensions
+    np.testing.assert_allclose(squeezed, np.full(3, want), rtol=1e-4)
+    coins = (distrax.Categorical(probs=jnp.array([p, 1 - p])) for p in (0.5, 0.25))
+    (kl,) = distributions.divergences(*coins)
+    np.testing.assert_allclose(kl, 0.5 * np.log(2) + 0.5 * np.log(2 / 3), rtol=1e-5)
+
+
 def test_tanh_gaussian_density_integrates_to_one():
     d = distributions.tanh_gaussian(MEAN, LOG_STD, BOX)
     centres = (np.arange(400) + 0.5) / 400 * 2 - 1

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnax.environments import spaces
-from gymnax.wrappers.purerl import StickyActionWrapper
+from gymnax.wrappers.purerl import FlattenObservationWrapper, StickyActionWrapper
 
 from rljax import envs
 from rljax.types import Box, Discrete
@@ -212,6 +212,41 @@ def test_actions_are_clipped_to_the_box():
     np.testing.assert_array_equal(
         ts.next_obs[0], [[-1.0, -1.0], [1.0, 3.0], [0.5, 1.5]]
     )
+
+
+WITH_DERIVATIVES = {
+    "MountainCarContinuous-v0",
+    "Pendulum-v1",
+    "PointRobot-misc",
+    "Reacher-misc",
+    "Swimmer-misc",
+}
+
+
+def test_the_spec_says_whose_steps_have_derivatives():
+    specs = {name: envs.make(name).spec for name in NAMES}
+    assert {n for n, spec in specs.items() if spec.differentiable} == WITH_DERIVATIVES
+    inner, params = gymnax.make("Pendulum-v1")
+    for gym in (inner, inner.with_transition_gradients()):  # of a wrapper: as it is
+        wrapped = envs.wrap(FlattenObservationWrapper(gym), params)
+        assert wrapped.spec.differentiable == gym.transition_gradients_enabled
+        assert isinstance(wrapped.env.gym, FlattenObservationWrapper)
+    assert not inner.transition_gradients_enabled
+
+
+@pytest.mark.parametrize("name", sorted(WITH_DERIVATIVES))
+def test_later_observations_have_derivatives_in_actions(name):
+    env = envs.make(name)
+    actions = 0.01 * random_actions(env.spec.action, jax.random.key(0), 3)
+
+    def later(first):
+        return play(env, jax.random.key(1), actions.at[0].set(first))[2].next_obs[-1]
+
+    jacobian = jax.jit(jax.jacfwd(later))(actions[0])
+    assert jnp.isfinite(jacobian).all()
+    by_env = abs(jacobian).sum(axis=(1, 3))  # of observations and actions
+    assert (np.diag(by_env) > 0).any()  # one reaches a goal, and is put elsewhere
+    np.testing.assert_array_equal(by_env, np.diag(np.diag(by_env)))
 
 
 def test_parameters_can_be_vmapped():

@@ -1,6 +1,5 @@
 """Networks for observations and actions of every kind."""
 
-import functools
 import math
 
 import distrax
@@ -135,50 +134,3 @@ def test_q_network_with_several_outputs_per_action():
     features = jax.nn.relu(obs @ params["MLP_0"]["Dense_0"]["kernel"])
     flat = features @ params["Dense_0"]["kernel"]  # an action's outputs side by side
     np.testing.assert_allclose(z, flat.reshape(z.shape), rtol=1e-4, atol=1e-5)
-
-
-def test_recurrent_q_network_equals_an_lstm_by_hand():
-    net = networks.RecurrentQNetwork(1, 3, (5,), memory_size=4)
-    key, obs_key, memory_key, noise_key = jax.random.split(jax.random.key(0), 4)
-    obs = jax.random.normal(obs_key, (6, 2, 3))
-    memory = jax.random.normal(memory_key, (2, 8))
-    keys = jax.random.split(key, 2)
-    init = jax.jit(jax.vmap(lambda key: net.init(key, obs[0], memory)))
-    compiled = init.lower(keys).compile()
-    assert "custom-call" not in compiled.as_text()  # LAPACK
-    params = jax.tree.map(lambda x: x[0], compiled(keys))
-    kernel = params["params"]["cell"]["hf"]["kernel"]
-    np.testing.assert_allclose(kernel.T @ kernel, np.eye(4), atol=1e-5)
-    noise = jax.random.split(noise_key, 30)  # biases other than 0
-    params = jax.tree.map(
-        lambda x: x + jax.random.normal(noise[x.size % 30], x.shape), params
-    )
-    starts = jnp.array([0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0]).reshape(6, 2) == 1
-    q, memories = jax.jit(functools.partial(net.apply, method="unroll"))(
-        params, obs, starts, memory
-    )
-    weights = jax.tree.map(lambda x: np.array(x, float), params["params"])
-
-    def linear(layer, x):
-        return x @ layer["kernel"] + layer.get("bias", 0.0)
-
-    cell, output = np.split(np.array(memory), 2, axis=-1)
-    for t in range(6):
-        going_on = 1 - np.array(starts[t])[:, None]
-        cell, output = cell * going_on, output * going_on
-        x = np.maximum(linear(weights["mlp"]["Dense_0"], np.array(obs[t])), 0)
-        i, f, g, o = (
-            linear(weights["cell"]["i" + gate], x)
-            + linear(weights["cell"]["h" + gate], output)
-            for gate in "ifgo"
-        )
-        cell = cell / (1 + np.exp(-f)) + np.tanh(g) / (1 + np.exp(-i))
-        output = np.tanh(cell) / (1 + np.exp(-o))
-        advantage = linear(weights["advantage"], output)
-        want = linear(weights["value"], output) + advantage
-        want -= advantage.mean(axis=-1, keepdims=True)
-        np.testing.assert_allclose(q[t], want, rtol=1e-4, atol=1e-4)
-        both = np.concatenate([cell, output], axis=-1)
-        np.testing.assert_allclose(memories[t], both, rtol=1e-4, atol=1e-4)
-    one_step = net.apply(params, obs[1], memories[0])  # no episode starts there
-    np.testing.assert_allclose(one_step[0][1], q[1, 1], rtol=1e-4, atol=1e-5)

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
-from rljax import agents, envs, on_policy, train
+from rljax import agents, envs, on_policy, optimizers, prng, train
 
 from . import probe_envs
-from .agent_case import N, T, parameters
+from .agent_case import N, T, differ, parameters
 
 only_ppo = pytest.mark.parametrize("case", ["ppo"], indirect=True)
 
@@ -134,3 +135,42 @@ def test_ppo_finds_a_continuous_action():
     np.testing.assert_allclose(action[0], env.env.gym.target, atol=0.1)
     policy = on_policy.actor(env.spec, config).apply(ts.agent.actor, jnp.zeros((1, 2)))
     assert (policy.stddev() < jnp.array([1.0, 2.0])).all()  # smaller than at first
+
+
+@only_ppo
+def test_ppo_stops_the_policy_where_it_has_gone_far_enough(case, state, rollout):
+    policy = on_policy.actor(case.spec, case.config).apply(state.actor, rollout.obs)
+    rollout = rollout._replace(extras=policy.log_prob(rollout.action))
+    config = dataclasses.replace(case.config, learning_rate=0.02, num_epochs=8)
+    batch = case.module.prepare(case.spec, config, state, rollout)
+    index = prng.permutations(jax.random.key(1), 8, T * N).reshape(16, -1)
+    rate = optimizers.annealed(config, 0.0, config.learning_rate)
+    optimizer = optimizers.clipped_adam(config, on_policy.EPS)
+    flat, unravel = ravel_pytree(state.actor)
+    opt_state, divergences, path = state.actor_opt, [], [flat]
+    loss = functools.partial(case.module.actor_loss, case.spec, config)
+    grad = jax.jit(jax.grad(loss, has_aux=True))
+    for rows in index:
+        part = jax.tree.map(lambda x, rows=rows: x[rows], batch)
+        grads, metrics = grad(unravel(flat), part)
+        updates, opt_state = optimizer.update(ravel_pytree(grads)[0], opt_state)
+        flat = flat - rate * updates
+        divergences.append(float(metrics["approx_kl"]))
+        path.append(flat)
+    limit = np.sort(divergences)[8]
+    taken = next(i for i, kl in enumerate(divergences) if kl > limit)
+    assert 0 < taken < 15 and min(divergences[taken:]) <= limit  # it might go on
+    config = dataclasses.replace(config, max_kl=limit)
+    new, metrics = jax.jit(case.agent.update)(config, state, rollout, jax.random.key(1))
+    got = ravel_pytree(new.actor)[0]
+    np.testing.assert_allclose(got, path[taken], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(metrics["steps_taken"], taken / 16)
+    mean = np.mean(divergences[: taken + 1])
+    np.testing.assert_allclose(metrics["approx_kl"], mean, rtol=1e-3)
+    whole, _ = jax.jit(case.agent.update)(
+        dataclasses.replace(config, max_kl=1e9), state, rollout, jax.random.key(1)
+    )
+    np.testing.assert_allclose(
+        ravel_pytree(whole.actor)[0], path[-1], rtol=1e-3, atol=1e-4
+    )
+    assert not differ(new.critic, whole.critic)  # which goes on

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import agents, envs, train
+from rljax import actor_critic, agents, envs, train
 from rljax.replay import Windows
 from rljax.types import Box
 
@@ -179,7 +179,7 @@ def test_sac_moves_the_target_critic(case, update, state, rollout):
 def test_sac_explores_with_the_policy_and_memory(continuous, damping):
     p = continuous
     config = dataclasses.replace(p.config, noise_damping=damping)
-    act = functools.partial(sac.act, p.spec, config, p.state, explore=True)
+    act = functools.partial(actor_critic.act, p.spec, config, p.state, explore=True)
 
     def step(memory, key):
         action, memory, _ = act(memory, jnp.broadcast_to(p.next_obs, (200, 3)), key=key)

@@ -170,7 +170,7 @@ def test_bad_input_is_one_line_and_exit_code_2(bad, name):
 
 def test_help_lists_agents_environments_and_every_field(tmp_path):
     agents, fields = run_scripts(tmp_path, "train --help", "train ppo --help")
-    assert "agents: a2c, c51, dqn, impala, iqn" in agents["out"]
+    assert "agents: a2c, apg, c51, dqn, impala" in agents["out"]
     assert "Breakout-MinAtar" in agents["out"]
     assert "--config.clip-epsilon" in fields["out"] and "0.2" in fields["out"]
 

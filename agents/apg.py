@@ -1,0 +1,218 @@
+"""Analytic policy gradient. SHAC: Xu et al. (2022), https://arxiv.org/abs/2204.07137.
+
+The derivative of the return through the simulator itself, over short horizons at whose
+ends a critic stands for the rest.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from rljax import (
+    actor_critic,
+    distributions,
+    losses,
+    networks,
+    on_policy,
+    optimizers,
+    prng,
+)
+from rljax import config as cfg
+from rljax.rollout import simulate, values
+from rljax.types import Agent, Metrics, Params, Rollout, Spec
+
+PRESETS: dict[str, dict[str, Any]] = {}
+box = functools.partial(distributions.check_bounded, "apg")  # the actions
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
+
+    learning_rate: float = 3e-3  # of Adam, for actor and critic
+    gamma: float = 0.99  # discount, cut at termination
+    lambda_: float = 0.95  # trace decay of the critic's targets, cut at any end
+    target_rate: float = 0.1  # how far the target critic moves to the critic
+    max_grad_norm: float = 1.0  # where each network's gradient is clipped
+    total_steps: int = cfg.static(200_000)  # environment steps, all environments
+    num_envs: int = cfg.static(8)
+    rollout_length: int = cfg.static(16)  # horizon, in steps per environment
+    num_epochs: int = cfg.static(4)  # the critic's passes over each rollout
+    num_minibatches: int = cfg.static(4)  # its gradient steps per pass
+    hidden_sizes: tuple[int, ...] = cfg.static((64, 64))  # of actor and critic each
+    activation: str = cfg.static("gelu")  # smooth: the actor learns from slopes
+    anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
+
+    def validate(self) -> None:
+        """Raise ValueError naming a field out of range, its value and the range."""
+        on_policy.validate(self)
+        on_policy.validate_minibatches(self)
+        cfg.check_range(self, "lambda_", low=0.0, high=1.0)
+        cfg.check_range(self, "target_rate", low=0.0, high=1.0, open_low=True)
+
+
+class State(NamedTuple):
+    """What the agent learns and counts."""
+
+    actor: Params
+    critic: Params
+    actor_opt: Any  # Adam over the actor's parameters as one flat vector
+    critic_opt: Any  # likewise
+    target_critic: Params  # follows the critic
+    step: jax.Array  # [] int32, environment steps learned from
+
+
+def make(spec: Spec) -> Agent:
+    """Make the agent for environments of `spec`.
+
+    Raises:
+      ValueError: the actions are not continuous, a bound is infinite, or the steps
+        have no derivatives.
+    """
+    box(spec)
+    if not spec.differentiable:
+        raise ValueError(
+            "apg needs spec.differentiable, not False: an environment whose step has "
+            "derivatives, as gymnax's with `supports_transition_gradients`"
+        )
+    return Agent(
+        init=functools.partial(init, spec),
+        memory=lambda config, num_envs: (),
+        act=functools.partial(act, spec),
+        observe=lambda config, state, rollout: state,
+        update=functools.partial(update, spec),
+        simulates=True,
+    )
+
+
+def actor(spec: Spec, config: Config) -> Any:
+    """The policy's network."""
+    args = (len(spec.obs_shape), box(spec), config.hidden_sizes, config.activation)
+    return networks.TanhGaussianActor(*args)
+
+
+def critic(spec: Spec, config: Config) -> Any:
+    """The value's network."""
+    args = (len(spec.obs_shape), config.hidden_sizes, config.activation)
+    return networks.Critic(*args)
+
+
+def policy(
+    spec: Spec, config: Config, params: Params, obs: Any, noise: jax.Array
+) -> jax.Array:
+    """Actions `[N, *shape]` that standard normal noise `[N, D]` makes."""
+    action = distributions.squashed(actor(spec, config).apply(params, obs), noise)
+    return action.reshape(-1, *box(spec).shape)
+
+
+def horizon_return(
+    spec: Spec, config: Config, params: Params, bootstrap: State, rollout: Rollout
+) -> jax.Array:
+    """Discounted return within the rollout and the value beyond, per step; `[]`.
+
+    Eq. 5. Of every episode in the rollout; its gradient with respect to `params`, the
+    actor's, runs through all steps. The value is that of `bootstrap`'s target critic.
+    """
+    rollout = simulate(rollout, functools.partial(policy, spec, config, params))
+    v_t = critic(spec, config).apply(bootstrap.target_critic, rollout.next_obs)
+    discount, trace = on_policy.cut(config.gamma, 1.0, rollout)
+    fn = functools.partial(losses.lambda_returns, stop="none")
+    returns = jax.vmap(fn, 1, 1)(rollout.reward, discount, v_t, trace)
+    ended = rollout.terminated | rollout.truncated
+    starts = jnp.concatenate([jnp.ones_like(ended[:1]), ended[:-1]])
+    return jnp.mean(starts * returns)
+
+
+def value_loss(
+    spec: Spec, config: Config, params: Params, batch: tuple[Any, jax.Array]
+) -> tuple[jax.Array, Metrics]:
+    """Half the squared error of the target's prediction, mean over a batch; eq. 7."""
+    obs, target = batch
+    value = critic(spec, config).apply(params, obs)
+    loss = optax.l2_loss(value, target).mean()
+    return loss, {"value_loss": loss}
+
+
+def targets(spec: Spec, config: Config, params: Params, rollout: Rollout) -> jax.Array:
+    """TD(lambda) targets `[T, N]` from the target critic's values; eq. 6."""
+    value = functools.partial(critic(spec, config).apply, params)
+    v_tm1, v_t = values(value, rollout, spec.max_steps)
+    adv = on_policy.from_values(config, rollout, v_tm1, v_t, config.lambda_)
+    return adv + v_tm1
+
+
+def init(spec: Spec, config: Config, key: jax.Array) -> State:
+    """Fresh networks and optimisers."""
+    actor_key, critic_key = jax.random.split(key)
+    obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
+    actor_params = actor(spec, config).init(actor_key, obs)
+    critic_params = critic(spec, config).init(critic_key, obs)
+    optimizer = optimizers.clipped_adam(config, on_policy.EPS)
+    return State(
+        actor=actor_params,
+        critic=critic_params,
+        actor_opt=optimizer.init(ravel_pytree(actor_params)[0]),
+        critic_opt=optimizer.init(ravel_pytree(critic_params)[0]),
+        target_critic=jax.tree.map(jnp.copy, critic_params),  # donatable
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def act(
+    spec: Spec,
+    config: Config,
+    state: State,
+    memory: Any,
+    obs: Any,
+    key: Any,
+    explore: bool,
+) -> tuple[jax.Array, Any, Any]:
+    """Sample the policy, with the noise that did; or take its mean before the tanh."""
+    shape = (len(obs), actor_critic.action_size(spec))
+    noise = jax.random.normal(key, shape) if explore else jnp.zeros(shape)
+    return policy(spec, config, state.actor, obs, noise), memory, noise
+
+
+def update(
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+) -> tuple[State, Metrics]:
+    """One step of the policy, several of the critic."""
+    progress = optimizers.progress(config, state.step)
+    rate = optimizers.annealed(config, progress, config.learning_rate)
+    optimizer = optimizers.clipped_adam(config, on_policy.EPS)
+
+    flat, unravel = ravel_pytree(state.actor)  # one vector: one kernel in Adam
+
+    def loss(flat: jax.Array) -> jax.Array:
+        return -horizon_return(spec, config, unravel(flat), state, rollout)
+
+    value, grads = jax.value_and_grad(loss)(flat)
+    updates, actor_opt = optimizer.update(grads, state.actor_opt)
+    actor_params = unravel(optax.tree.add_scale(flat, -rate, updates))
+
+    target = targets(spec, config, state.target_critic, rollout)
+    batch = on_policy.flatten((rollout.obs, target))
+    size, steps = target.size, config.num_epochs * config.num_minibatches
+    index = prng.permutations(key, config.num_epochs, size).reshape(steps, -1)
+    flat, unravel_critic = ravel_pytree(state.critic)
+
+    def critic_loss(flat: jax.Array, _: Any, batch: Any) -> tuple[jax.Array, Metrics]:
+        return value_loss(spec, config, unravel_critic(flat), batch)
+
+    args = (critic_loss, optimizer, rate, (flat, state.critic_opt), batch, index)
+    (flat, critic_opt), metrics = on_policy.fit(*args)
+    critic_params = unravel_critic(flat)
+    return State(
+        actor=actor_params,
+        critic=critic_params,
+        actor_opt=actor_opt,
+        critic_opt=critic_opt,
+        target_critic=actor_critic.follow(config, critic_params, state.target_critic),
+        step=state.step + size,
+    ), metrics | {"policy_loss": value, "grad_norm": jnp.linalg.norm(grads)}

@@ -1,0 +1,249 @@
+"""MPO. Abdolmaleki et al. (2018), https://arxiv.org/abs/1806.06920.
+
+Bounds on mean and deviation apart: Abdolmaleki et al. (2018),
+https://arxiv.org/abs/1812.02256; here per dimension, https://arxiv.org/abs/2006.00979.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rljax import actor_critic, distributions, losses, priority, replay
+from rljax import config as cfg
+from rljax.losses import LagrangePenalty
+from rljax.replay import Windows
+from rljax.types import Agent, Discrete, Metrics, Params, Rollout, Spec
+
+_SMALL: dict[str, Any] = dict(learning_rate=1e-3, batch_size=128, hidden_sizes=(64, 64))
+PRESETS: dict[str, dict[str, Any]] = {
+    "CartPole-v1": _SMALL | dict(total_steps=500_000, num_envs=16),
+    "Pendulum-v1": _SMALL | dict(total_steps=20_000, warmup_steps=500, n_step=1),
+}
+actor = actor_critic.stochastic_actor  # the policy's network
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
+
+    learning_rate: float = 3e-4  # of Adam, for actor and critic
+    dual_learning_rate: float = 1e-2  # likewise, for logarithms of the dual variables
+    gamma: float = 0.99  # discount, cut at termination
+    max_grad_norm: float = 1e3  # where each network's gradient is clipped
+    target_rate: float = 0.01  # how far targets move to the networks they follow
+    epsilon: float = 0.1  # divergence of the weighted actions from the target policy
+    epsilon_policy: float = 1e-2  # of the policy from the target's; discrete actions
+    epsilon_mean: float = 1e-2  # of its mean, per dimension; continuous actions
+    epsilon_stddev: float = 1e-4  # likewise, of its standard deviation
+    temperature: float = 1.0  # of the weights, at first
+    multiplier: float = 1.0  # weight of each divergence, at first
+    noise_damping: float = 1.0  # of noise that explores, below 1: correlated in time
+    priority_exponent: float = 0.6  # 0: uniform, 1: in proportion
+    importance_exponent: float = 0.4  # grows to 1, which undoes the priorities' bias
+    total_steps: int = cfg.static(100_000)  # environment steps, all environments
+    num_envs: int = cfg.static(1)
+    rollout_length: int = cfg.static(1)  # steps per environment and iteration
+    num_updates: int = cfg.static(1)  # gradient steps per iteration
+    batch_size: int = cfg.static(256)
+    num_samples: int = cfg.static(20)  # continuous actions of the target policy
+    capacity: int = cfg.static(100_000)  # transitions in the replay
+    n_step: int = cfg.static(3)  # rewards before the bootstrap
+    priority: str = cfg.static("uniform")  # or "td_error", "grad_norm"
+    sampler: str = cfg.static("replay")  # or "large_batch": scored afresh
+    large_batch_factor: int = cfg.static(4)  # large batch over batch size
+    warmup_steps: int = cfg.static(1_000)  # stored before the first update
+    hidden_sizes: tuple[int, ...] = cfg.static((256, 256))  # of each network
+    activation: str = cfg.static("relu")
+    anneal: bool = cfg.static(False)  # learning rates fall linearly to 0
+
+    def validate(self) -> None:
+        """Raise ValueError naming a field out of range, its value and the range."""
+        actor_critic.validate(self)
+        bounds = ("epsilon", "epsilon_policy", "epsilon_mean", "epsilon_stddev")
+        more = ("dual_learning_rate", "temperature", "multiplier")
+        cfg.check_range(self, *bounds, *more, low=0.0, open_low=True)
+        cfg.check_count(self, "num_samples")
+
+
+class State(NamedTuple):
+    """What the agent learns, stores and counts."""
+
+    actor: Params
+    critic: Params
+    duals: tuple[jax.Array, ...]  # logarithms: temperature [], multipliers: [] or [D]
+    opt_states: Any  # of Adam: actor, critic, duals
+    target_actor: Params  # an older copy
+    target_critic: Params  # likewise
+    replay: replay.Replay
+    step: jax.Array  # [] int32, environment steps learned from
+
+
+class Evidence(NamedTuple):
+    """What the policy learns from in one state: S sampled actions, or all of them."""
+
+    values: jax.Array  # [S] of the target critic
+    log_weights: jax.Array  # [S] of S times each one's share
+    log_probs: jax.Array  # [S] of the policy
+    kls: tuple[jax.Array, ...]  # of the policy from the target's, as the multipliers
+
+
+def make(spec: Spec) -> Agent:
+    """Make the agent for environments of `spec`.
+
+    Raises:
+      ValueError: the actions are continuous and a bound is infinite.
+    """
+    if not isinstance(spec.action, Discrete):
+        distributions.check_bounded("mpo", spec)
+    return Agent(
+        init=functools.partial(init, spec),
+        memory=functools.partial(actor_critic.memory, spec),
+        act=functools.partial(actor_critic.act, spec),
+        observe=actor_critic.observe,
+        update=functools.partial(update, spec),
+    )
+
+
+def critic(spec: Spec, config: Config) -> Any:
+    """One network: `[1]` value of an action, or `[1, A]` of all discrete ones."""
+    return actor_critic.critics(spec, config, 1)
+
+
+def choose(spec: Spec, config: Config, bootstrap: State, obs: Any, key: Any) -> Any:
+    """The target policy in one state and S of its actions, or all discrete ones.
+
+    Returns:
+      The policy, actions before the tanh `[S, D]` or none, values `[S]` by the target
+      critic, and `[S]` logarithms of S times each one's share.
+    """
+    policy = actor(spec, config).apply(bootstrap.target_actor, obs)
+    q = functools.partial(critic(spec, config).apply, bootstrap.target_critic, obs)
+    if isinstance(spec.action, Discrete):
+        return policy, (), q()[0], policy.logits + jnp.log(spec.action.num_actions)
+    x = policy.distribution.sample(seed=key, sample_shape=config.num_samples)
+    values = jax.vmap(q)(policy.bijector.forward(x))[:, 0]
+    return policy, x, values, jnp.zeros_like(values)
+
+
+def td_errors(
+    spec: Spec,
+    config: Config,
+    params: Params,
+    bootstrap: State,
+    window: Windows,
+    key: Any,
+) -> jax.Array:
+    """Temporal-difference error of one transition, `[1]`: of the critic.
+
+    The semi-gradient is the gradient with respect to `params`, the critic's, alone;
+    what the target takes from `bootstrap` stays differentiable.
+    """
+    reward, discount = priority.n_step_return(window, config.gamma)
+    *_, q_t, log_weights = choose(spec, config, bootstrap, window.next_obs, key)
+    v_t = jnp.mean(jnp.exp(log_weights) * q_t)
+    q = functools.partial(critic(spec, config).apply, params, window.obs)
+    discrete = isinstance(spec.action, Discrete)
+    q_tm1 = q()[:, window.action] if discrete else q(window.action.reshape(-1))
+    loss = functools.partial(losses.td_learning, stop="none")
+    return jax.vmap(lambda q: loss(q, reward, discount, v_t))(q_tm1)
+
+
+def mpo_parts(config: Config, duals: Any, evidence: Evidence) -> losses.MpoOutputs:
+    """Parts of MPO's loss in one state; nothing is stopped."""
+    log_temperature, *multipliers = duals
+    bounds = (config.epsilon_mean, config.epsilon_stddev)
+    if len(multipliers) == 1:
+        bounds = (config.epsilon_policy,)
+    pairs = zip(multipliers, bounds, strict=True)
+    penalties = (LagrangePenalty(*pair, len(bounds) == 2) for pair in pairs)
+    # Values that give actions of equal shares the same weights.
+    values = evidence.values + jnp.exp(log_temperature) * evidence.log_weights
+    temperature = LagrangePenalty(log_temperature, config.epsilon)
+    constraints = list(zip(evidence.kls, penalties, strict=True))
+    args = (evidence.log_probs, values, temperature, constraints, jnp.exp)
+    return losses.mpo_loss(*args, stop="none")[1]
+
+
+def actor_loss(
+    spec: Spec, config: Config, params: Params, obs: Any, key: Any, bootstrap: State
+) -> tuple[jax.Array, Evidence]:
+    """Loss of the policy in one state, `[]`, and what the dual variables learn from.
+
+    The policy's gradient is the gradient with respect to `params` alone.
+    """
+    target, x, values, log_weights = choose(spec, config, bootstrap, obs, key)
+    policy = actor(spec, config).apply(params, obs)
+    evidence = Evidence(values, log_weights, *distributions.compare(target, policy, x))
+    parts = mpo_parts(config, bootstrap.duals, evidence)
+    return parts.policy_loss + parts.kl_loss, evidence
+
+
+def init(spec: Spec, config: Config, key: jax.Array) -> State:
+    """Fresh networks, dual variables and optimisers, an empty replay."""
+    actor_key, critic_key = jax.random.split(key)
+    inputs = actor_critic.example(spec)
+    actor_params = actor(spec, config).init(actor_key, inputs[0])
+    critic_params = critic(spec, config).init(critic_key, *inputs)
+    size = actor_critic.action_size(spec)
+    shapes = ((size,), (size,)) if size else ((),)
+    multipliers = (jnp.full(shape, jnp.log(config.multiplier)) for shape in shapes)
+    trained = (actor_params, critic_params, (jnp.log(config.temperature), *multipliers))
+    return State(
+        *trained,
+        actor_critic.init_optimizers(config, trained),
+        *jax.tree.map(jnp.copy, trained[:2]),  # buffers of their own: donatable
+        replay=actor_critic.init_replay(spec, config),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def update(
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+) -> tuple[State, Metrics]:
+    """Store the rollout, then learn from samples of the replay."""
+    step, times = functools.partial(learn, spec, config), config.num_updates
+    return actor_critic.update(step, config, state, rollout, key, times)
+
+
+def learn(
+    spec: Spec, config: Config, progress: jax.Array, state: State, key: jax.Array
+) -> tuple[State, Metrics]:
+    """One gradient step of everything, from the same batch and the same parameters."""
+    sample_key, actor_key = jax.random.split(key)
+
+    def critic_loss(params: Params, inputs: Any) -> tuple[jax.Array, jax.Array]:
+        errors = td_errors(spec, config, params, state, *inputs)
+        return actor_critic.critic_loss(errors)
+
+    args = (state.replay, sample_key, progress, critic_loss, state.critic)
+    batch = actor_critic.sample(config, *args)
+    new = priority.gradient(config, critic_loss, state.critic, batch)
+    loss = functools.partial(actor_loss, spec, config, bootstrap=state)
+    args = (loss, state.actor, batch, actor_key)
+    actor_grads, value, evidence = actor_critic.policy_gradient(*args)
+
+    def dual_loss(duals: Any) -> jax.Array:
+        parts = jax.vmap(lambda x: mpo_parts(config, duals, x))(evidence)
+        return jnp.mean(batch.weights * (parts.temperature_loss + parts.alpha_loss))
+
+    grads = (actor_grads, new.mean, jax.grad(dual_loss)(state.duals))
+    rates = (config.learning_rate, config.learning_rate, config.dual_learning_rate)
+    args = (state[:3], grads, state.opt_states, rates)
+    trained, opt_states = actor_critic.descend(config, progress, *args)
+    return State(
+        *trained,
+        opt_states=opt_states,
+        target_actor=actor_critic.follow(config, trained[0], state.target_actor),
+        target_critic=actor_critic.follow(config, trained[1], state.target_critic),
+        replay=priority.store(state.replay, batch, new.priorities),
+        step=state.step,
+    ), {
+        "critic_loss": new.losses.mean(),
+        "actor_loss": value,
+        "kl": jnp.stack([kl.mean() for kl in evidence.kls]).sum(),
+        "temperature": jnp.exp(trained[2][0]),
+    }

@@ -1,0 +1,197 @@
+"""V-MPO. Song et al. (2020), https://arxiv.org/abs/1909.12238.
+
+Advantages and returns: Schulman et al. (2015), https://arxiv.org/abs/1506.02438.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from rljax import config as cfg
+from rljax import distributions, losses, on_policy, optimizers
+from rljax.losses import LagrangePenalty, MpoOutputs
+from rljax.types import Agent, Discrete, Metrics, Params, Rollout, Spec
+
+PRESETS: dict[str, dict[str, Any]] = {}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
+
+    learning_rate: float = 2e-3  # of Adam, for actor and critic
+    dual_learning_rate: float = 1e-2  # likewise, for logarithms of the dual variables
+    gamma: float = 0.99  # discount, cut at termination
+    lambda_: float = 0.95  # trace decay of the advantages, cut at any end
+    epsilon: float = 1e-2  # divergence of the weighted from equally likely examples
+    epsilon_policy: float = 1e-2  # of the policy from the target's; discrete actions
+    epsilon_mean: float = 1e-2  # of its mean; continuous actions
+    epsilon_stddev: float = 1e-4  # likewise, of its standard deviation
+    temperature: float = 1.0  # of the weights, at first
+    multiplier: float = 1.0  # weight of each divergence, at first
+    max_grad_norm: float = 0.5  # where each network's gradient is clipped
+    total_steps: int = cfg.static(500_000)  # environment steps, all environments
+    num_envs: int = cfg.static(16)
+    rollout_length: int = cfg.static(8)  # steps per environment and update
+    num_epochs: int = cfg.static(1)  # the critic's passes over each rollout
+    num_minibatches: int = cfg.static(4)  # its gradient steps per pass
+    target_period: int = cfg.static(10)  # updates until the target is renewed
+    top_fraction: float = cfg.static(0.5)  # of examples, by advantage, that are learned
+    hidden_sizes: tuple[int, ...] = cfg.static((64, 64))  # of actor and critic each
+    activation: str = cfg.static("tanh")
+    convolution: bool = cfg.static(True)  # images go through one, else flat
+    anneal: bool = cfg.static(True)  # learning rates fall linearly to 0
+    normalize_advantages: bool = cfg.static(True)  # per rollout
+
+    def validate(self) -> None:
+        """Raise ValueError naming a field out of range, its value and the range."""
+        on_policy.validate(self)
+        on_policy.validate_minibatches(self)
+        cfg.check_range(self, "lambda_", low=0.0, high=1.0)
+        bounds = ("epsilon", "epsilon_policy", "epsilon_mean", "epsilon_stddev")
+        more = ("dual_learning_rate", "temperature", "multiplier")
+        cfg.check_range(self, *bounds, *more, low=0.0, open_low=True)
+        cfg.check_count(self, "target_period")
+        least = 1.0 / (self.num_envs * self.rollout_length)  # one example
+        cfg.check_range(self, "top_fraction", low=least, high=1.0)
+
+
+class Duals(NamedTuple):
+    """Logarithms of the dual variables, one for each bound."""
+
+    temperature: jax.Array  # []
+    multipliers: tuple[jax.Array, ...]  # [] of the policy; or of mean and stddev
+
+
+class State(NamedTuple):
+    """What the agent learns and counts."""
+
+    actor: Params
+    critic: Params
+    actor_opt: Any  # Adam over the actor's parameters as one flat vector
+    critic_opt: Any  # likewise
+    step: jax.Array  # [] int32, environment steps learned from
+    target_actor: Params  # an older copy, which acts
+    duals: Duals
+    dual_opt: Any  # Adam over them as one flat vector
+    num_updates: jax.Array  # [] int32
+
+
+def make(spec: Spec) -> Agent:
+    """Make the agent for environments of `spec`."""
+    return Agent(
+        init=functools.partial(init, spec),
+        memory=lambda config, num_envs: (),
+        act=functools.partial(act, spec),
+        observe=lambda config, state, rollout: state,
+        update=functools.partial(update, spec),
+    )
+
+
+def parts(
+    spec: Spec,
+    config: Config,
+    params: Params,
+    duals: Duals,
+    target_params: Params,
+    batch: on_policy.Batch,
+) -> tuple[MpoOutputs, tuple[jax.Array, ...]]:
+    """The losses' parts and the divergences, `[B]`; eq. 3 to 5.
+
+    The policy's gradient is that in `params` alone, the dual variables' that in `duals`
+    alone: nothing is stopped, and meta-gradients pass.
+    """
+    network = on_policy.actor(spec, config)
+    policy, old = (network.apply(p, batch.obs) for p in (params, target_params))
+    kls = distributions.divergences(old, policy)
+    bounds = (config.epsilon_policy,)
+    if len(kls) == 2:
+        bounds = (config.epsilon_mean, config.epsilon_stddev)
+    pairs = zip(kls, duals.multipliers, bounds, strict=True)
+    _, out = losses.vmpo_loss(
+        policy.log_prob(batch.action),
+        batch.advantage,
+        LagrangePenalty(duals.temperature, config.epsilon),
+        [(kl, LagrangePenalty(x, bound)) for kl, x, bound in pairs],
+        jnp.exp,
+        top_k_fraction=config.top_fraction,
+        stop="none",
+    )
+    return out, kls
+
+
+def init(spec: Spec, config: Config, key: jax.Array) -> State:
+    """Fresh networks, dual variables and optimisers."""
+    state = on_policy.init(spec, config, key)
+    number = 1 if isinstance(spec.action, Discrete) else 2
+    multipliers = tuple(jnp.log(config.multiplier) for _ in range(number))
+    duals = Duals(jnp.log(config.temperature), multipliers)
+    optimizer = optimizers.clipped_adam(config, on_policy.EPS)
+    return State(
+        *state,
+        target_actor=jax.tree.map(jnp.copy, state.actor),  # donatable
+        duals=duals,
+        dual_opt=optimizer.init(ravel_pytree(duals)[0]),
+        num_updates=jnp.zeros((), jnp.int32),
+    )
+
+
+def act(
+    spec: Spec,
+    config: Config,
+    state: State,
+    memory: Any,
+    obs: Any,
+    key: Any,
+    explore: bool,
+) -> tuple[jax.Array, Any, Any]:
+    """Sample the target policy, or take the learner's mode."""
+    if explore:
+        state = state._replace(actor=state.target_actor)
+    return on_policy.act(spec, config, state, memory, obs, key, explore)
+
+
+def update(
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+) -> tuple[State, Metrics]:
+    """One step of policy and dual variables on one rollout, several of the critic."""
+    batch = on_policy.prepare(spec, config, state, rollout, config.lambda_)
+
+    def actor_loss(params: Params) -> tuple[jax.Array, Metrics]:
+        args = (params, state.duals, state.target_actor, batch)
+        out, kls = parts(spec, config, *args)
+        metrics = {
+            "policy_loss": out.policy_loss.mean(),
+            "kl": sum(kl.mean() for kl in kls),
+        }
+        return jnp.mean(out.policy_loss + out.kl_loss), metrics
+
+    def dual_loss(duals: Duals) -> tuple[jax.Array, Metrics]:
+        args = (state.actor, duals, state.target_actor, batch)
+        out, _ = parts(spec, config, *args)
+        return out.temperature_loss + out.alpha_loss.mean(), {
+            "temperature": jnp.exp(duals.temperature),
+            "multiplier": jnp.exp(duals.multipliers[0]),
+        }
+
+    progress = optimizers.progress(config, state.step)
+    rate = optimizers.annealed(config, progress, config.learning_rate)
+    dual_rate = optimizers.annealed(config, progress, config.dual_learning_rate)
+    step = functools.partial(on_policy.descend, config)
+    actor, actor_opt, metrics = step(rate, actor_loss, state.actor, state.actor_opt)
+    duals, dual_opt, more = step(dual_rate, dual_loss, state.duals, state.dual_opt)
+    args = (spec, config, rate, state.critic, state.critic_opt, batch, key)
+    critic, critic_opt, last = on_policy.fit_critic(*args)
+    count = state.num_updates + 1
+    renewed = count % config.target_period == 0
+    target = jax.tree.map(
+        lambda new, old: jnp.where(renewed, new, old), actor, state.target_actor
+    )
+    new_step = state.step + len(batch.target)
+    learned = (actor, critic, actor_opt, critic_opt, new_step)
+    return State(*learned, target, duals, dual_opt, count), metrics | more | last
