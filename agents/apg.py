@@ -1,7 +1,8 @@
 """Analytic policy gradient. SHAC: Xu et al. (2022), https://arxiv.org/abs/2204.07137.
 
 The derivative of the return through the simulator itself, over short horizons at whose
-ends a critic stands for the rest.
+ends a critic stands for the rest. What jumps has none: a reward for reaching a goal
+shows through the critic alone.
 """
 
 import dataclasses
@@ -116,8 +117,9 @@ def horizon_return(
 ) -> jax.Array:
     """Discounted return within the rollout and the value beyond, per step; `[]`.
 
-    Eq. 5. Of every episode in the rollout; its gradient with respect to `params`, the
-    actor's, runs through all steps. The value is that of `bootstrap`'s target critic.
+    Section 3.2. Of every episode in the rollout; its gradient with respect to
+    `params`, the actor's, runs through all steps. The value is that of `bootstrap`'s
+    target critic.
     """
     rollout = simulate(rollout, functools.partial(policy, spec, config, params))
     v_t = critic(spec, config).apply(bootstrap.target_critic, rollout.next_obs)
@@ -132,7 +134,7 @@ def horizon_return(
 def value_loss(
     spec: Spec, config: Config, params: Params, batch: tuple[Any, jax.Array]
 ) -> tuple[jax.Array, Metrics]:
-    """Half the squared error of the target's prediction, mean over a batch; eq. 7."""
+    """Half the squared error of the target's prediction, mean over a batch."""
     obs, target = batch
     value = critic(spec, config).apply(params, obs)
     loss = optax.l2_loss(value, target).mean()
@@ -140,7 +142,7 @@ def value_loss(
 
 
 def targets(spec: Spec, config: Config, params: Params, rollout: Rollout) -> jax.Array:
-    """TD(lambda) targets `[T, N]` from the target critic's values; eq. 6."""
+    """TD(lambda) targets `[T, N]` from the target critic's values."""
     value = functools.partial(critic(spec, config).apply, params)
     v_tm1, v_t = values(value, rollout, spec.max_steps)
     adv = on_policy.from_values(config, rollout, v_tm1, v_t, config.lambda_)
@@ -215,4 +217,4 @@ def update(
         critic_opt=critic_opt,
         target_critic=actor_critic.follow(config, critic_params, state.target_critic),
         step=state.step + size,
-    ), metrics | {"policy_loss": value, "grad_norm": jnp.linalg.norm(grads)}
+    ), metrics | {"policy_loss": value, "grad_norm": optax.safe_norm(grads, 1e-16)}

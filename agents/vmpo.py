@@ -29,7 +29,7 @@ class Config:
     gamma: float = 0.99  # discount, cut at termination
     lambda_: float = 0.95  # trace decay of the advantages, cut at any end
     epsilon: float = 1e-2  # divergence of the weighted from equally likely examples
-    epsilon_policy: float = 1e-2  # of the policy from the target's; discrete actions
+    epsilon_policy: float = 1e-3  # of the policy from the target's; discrete actions
     epsilon_mean: float = 1e-2  # of its mean; continuous actions
     epsilon_stddev: float = 1e-4  # likewise, of its standard deviation
     temperature: float = 1.0  # of the weights, at first
@@ -37,10 +37,10 @@ class Config:
     max_grad_norm: float = 0.5  # where each network's gradient is clipped
     total_steps: int = cfg.static(500_000)  # environment steps, all environments
     num_envs: int = cfg.static(16)
-    rollout_length: int = cfg.static(8)  # steps per environment and update
+    rollout_length: int = cfg.static(32)  # steps per environment and update
     num_epochs: int = cfg.static(1)  # the critic's passes over each rollout
-    num_minibatches: int = cfg.static(4)  # its gradient steps per pass
-    target_period: int = cfg.static(10)  # updates until the target is renewed
+    num_minibatches: int = cfg.static(16)  # its gradient steps per pass
+    target_period: int = cfg.static(4)  # updates until the target is renewed
     top_fraction: float = cfg.static(0.5)  # of examples, by advantage, that are learned
     hidden_sizes: tuple[int, ...] = cfg.static((64, 64))  # of actor and critic each
     activation: str = cfg.static("tanh")
