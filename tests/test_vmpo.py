@@ -24,9 +24,9 @@ BOX = Spec((3,), "float32", Box((2,), (-1.0, -2.0), (1.0, 6.0)))  # half widths 
 
 
 def with_other_target(state):
-    """The target is another policy, and none of the dual variables is 1."""
+    """The target is another policy, and all dual variables differ."""
     target = jax.tree.map(lambda x: 20 * x + 0.1, state.target_actor)
-    multipliers = tuple(x + 0.5 for x in state.duals.multipliers)
+    multipliers = tuple(x + i + 0.5 for i, x in enumerate(state.duals.multipliers))
     duals = vmpo.Duals(state.duals.temperature - 0.3, multipliers)
     return state._replace(target_actor=target, duals=duals)
 
