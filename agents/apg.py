@@ -14,15 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from rljax import (
-    actor_critic,
-    distributions,
-    losses,
-    networks,
-    on_policy,
-    optimizers,
-    prng,
-)
+from rljax import actor_critic, distributions, losses, networks, on_policy, optimizers
 from rljax import config as cfg
 from rljax.rollout import simulate, values
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
@@ -200,21 +192,14 @@ def update(
 
     target = targets(spec, config, state.target_critic, rollout)
     batch = on_policy.flatten((rollout.obs, target))
-    size, steps = target.size, config.num_epochs * config.num_minibatches
-    index = prng.permutations(key, config.num_epochs, size).reshape(steps, -1)
-    flat, unravel_critic = ravel_pytree(state.critic)
-
-    def critic_loss(flat: jax.Array, _: Any, batch: Any) -> tuple[jax.Array, Metrics]:
-        return value_loss(spec, config, unravel_critic(flat), batch)
-
-    args = (critic_loss, optimizer, rate, (flat, state.critic_opt), batch, index)
-    (flat, critic_opt), metrics = on_policy.fit(*args)
-    critic_params = unravel_critic(flat)
+    critic_loss = functools.partial(value_loss, spec, config)
+    args = (config, rate, critic_loss, state.critic, state.critic_opt, batch, key)
+    critic_params, critic_opt, metrics = on_policy.fit_epochs(*args)
     return State(
         actor=actor_params,
         critic=critic_params,
         actor_opt=actor_opt,
         critic_opt=critic_opt,
         target_critic=actor_critic.follow(config, critic_params, state.target_critic),
-        step=state.step + size,
+        step=state.step + target.size,
     ), metrics | {"policy_loss": value, "grad_norm": optax.safe_norm(grads, 1e-16)}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from rljax import config as cfg
 from rljax import losses, on_policy
@@ -57,7 +58,6 @@ class State(NamedTuple):
     critic_opt: Any  # likewise
     step: jax.Array  # [] int32, environment steps learned from
     behaviour: Params  # an older copy of the actor, which acts
-    num_updates: jax.Array  # [] int32
 
 
 def make(spec: Spec) -> Agent:
@@ -75,7 +75,7 @@ def init(spec: Spec, config: Config, key: jax.Array) -> State:
     """Fresh networks and optimisers."""
     state = on_policy.init(spec, config, key)
     behaviour = jax.tree.map(jnp.copy, state.actor)  # buffers of its own: donatable
-    return State(*state, behaviour, jnp.zeros((), jnp.int32))
+    return State(*state, behaviour)
 
 
 def act(
@@ -123,11 +123,9 @@ def update(
     del key  # nothing is drawn
     batch, rho = prepare(spec, config, state, rollout)
     state, metrics = on_policy.learn(spec, config, state, batch)
-    count = state.num_updates + 1
-    renewed = count % config.actor_period == 0
-    behaviour = jax.tree.map(
-        lambda new, old: jnp.where(renewed, new, old), state.actor, state.behaviour
-    )
+    count = state.step // rho.size  # updates
+    period = config.actor_period
+    behaviour = optax.periodic_update(state.actor, state.behaviour, count, period)
     clipped = jnp.mean(rho > config.clip_rho)
     metrics |= {"rho": rho.mean(), "clipped_rho_fraction": clipped}
-    return state._replace(behaviour=behaviour, num_updates=count), metrics
+    return state._replace(behaviour=behaviour), metrics

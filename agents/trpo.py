@@ -180,8 +180,9 @@ def update(
     policy = on_policy.actor(spec, config).apply(state.actor, batch.obs)
 
     rate = optimizers.annealed(config, progress, config.learning_rate)
-    args = (spec, config, rate, state.critic, state.critic_opt, batch, key)
-    critic_params, critic_opt, metrics = on_policy.fit_critic(*args)
+    loss = functools.partial(on_policy.value_loss, spec, config)
+    args = (config, rate, loss, state.critic, state.critic_opt, batch, key)
+    critic_params, critic_opt, metrics = on_policy.fit_epochs(*args)
     new_step = state.step + len(batch.target)
     new = State(actor_params, critic_params, critic_opt, new_step)
     return new, metrics | {

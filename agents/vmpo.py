@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
@@ -79,7 +80,6 @@ class State(NamedTuple):
     target_actor: Params  # an older copy, which acts
     duals: Duals
     dual_opt: Any  # Adam over them as one flat vector
-    num_updates: jax.Array  # [] int32
 
 
 def make(spec: Spec) -> Agent:
@@ -137,7 +137,6 @@ def init(spec: Spec, config: Config, key: jax.Array) -> State:
         target_actor=jax.tree.map(jnp.copy, state.actor),  # donatable
         duals=duals,
         dual_opt=optimizer.init(ravel_pytree(duals)[0]),
-        num_updates=jnp.zeros((), jnp.int32),
     )
 
 
@@ -185,13 +184,12 @@ def update(
     step = functools.partial(on_policy.descend, config)
     actor, actor_opt, metrics = step(rate, actor_loss, state.actor, state.actor_opt)
     duals, dual_opt, more = step(dual_rate, dual_loss, state.duals, state.dual_opt)
-    args = (spec, config, rate, state.critic, state.critic_opt, batch, key)
-    critic, critic_opt, last = on_policy.fit_critic(*args)
-    count = state.num_updates + 1
-    renewed = count % config.target_period == 0
-    target = jax.tree.map(
-        lambda new, old: jnp.where(renewed, new, old), actor, state.target_actor
-    )
+    loss = functools.partial(on_policy.value_loss, spec, config)
+    args = (config, rate, loss, state.critic, state.critic_opt, batch, key)
+    critic, critic_opt, last = on_policy.fit_epochs(*args)
     new_step = state.step + len(batch.target)
+    count = new_step // len(batch.target)  # updates
+    period = config.target_period
+    target = optax.periodic_update(actor, state.target_actor, count, period)
     learned = (actor, critic, actor_opt, critic_opt, new_step)
-    return State(*learned, target, duals, dual_opt, count), metrics | more | last
+    return State(*learned, target, duals, dual_opt), metrics | more | last

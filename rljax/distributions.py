@@ -125,13 +125,16 @@ def divergences(old: Any, new: Any) -> tuple[jax.Array, ...]:
     """
     if isinstance(new, distrax.Categorical):
         return (old.kl_divergence(new),)
-    a, b, event_ndim = old.distribution, new.distribution, len(old.event_shape)
+    a, b = old.distribution, new.distribution
+    dimensions = tuple(range(-len(old.event_shape), 0))
+    before, *changed = _apart(a.loc, a.scale, b.loc, b.scale)
+    return tuple(before.kl_divergence(x).sum(dimensions) for x in changed)
 
-    def independent(loc: jax.Array, scale: jax.Array) -> distrax.Independent:
-        return distrax.Independent(distrax.Normal(loc, scale), event_ndim)
 
-    changed = (independent(b.loc, a.scale), independent(a.loc, b.scale))
-    return tuple(old.kl_divergence(x) for x in changed)
+def _apart(old_mean: Any, old_stddev: Any, new_mean: Any, new_stddev: Any) -> Any:
+    """The old normals; with only the mean new; with only the standard deviation new."""
+    pairs = ((old_mean, old_stddev), (new_mean, old_stddev), (old_mean, new_stddev))
+    return tuple(distrax.Normal(*pair) for pair in pairs)
 
 
 def tanh_gaussian(mean: jax.Array, log_std: jax.Array, box: Box) -> distrax.Transformed:
@@ -174,13 +177,11 @@ def compare(old: Any, new: Any, x: Any) -> tuple[Any, tuple[Any, ...]]:
     """
     if isinstance(new, distrax.Categorical):
         return new.logits, (old.kl_divergence(new),)
-    old, new = old.distribution, new.distribution
-    before = distrax.Normal(old.loc, old.scale_diag)
-    new_mean = distrax.Normal(new.loc, old.scale_diag)
-    new_stddev = distrax.Normal(old.loc, new.scale_diag)
-    log_probs = new_mean.log_prob(x) + new_stddev.log_prob(x)
-    kls = (before.kl_divergence(new_mean), before.kl_divergence(new_stddev))
-    return log_probs.sum(axis=-1), kls
+    a, b = old.distribution, new.distribution
+    before, *changed = _apart(a.loc, a.scale_diag, b.loc, b.scale_diag)
+    log_probs = sum(normal.log_prob(x) for normal in changed)
+    kls = tuple(before.kl_divergence(normal) for normal in changed)
+    return jnp.sum(log_probs, axis=-1), kls
 
 
 def squashed(distribution: Any, noise: jax.Array) -> jax.Array:

@@ -268,38 +268,39 @@ def fit(
     return carry[0], jax.tree.map(mean, metrics) | {"steps_taken": taken.mean()}
 
 
-def fit_critic(
-    spec: Spec,
+def fit_epochs(
     config: Any,
     rate: jax.Array,
+    loss: Callable[[Params, Any], tuple[jax.Array, Metrics]],
     params: Params,
     opt_state: Any,
-    batch: Batch,
+    batch: Any,
     key: jax.Array,
 ) -> tuple[Params, Any, Metrics]:
-    """Several epochs of the critic's minibatches over one rollout.
+    """Steps of Adam along the gradients of a loss: several epochs of minibatches.
 
     Args:
-      spec: of the environment.
       config: the agent's, with the fields of `validate_minibatches`.
       rate: `[]` learning rate.
-      params: the critic's.
+      loss: `(params, minibatch) -> (loss [], metrics)`.
+      params: where to start.
       opt_state: the optimiser's, over the parameters as one flat vector.
-      batch: the rollout's.
+      batch: tree of `[B, ...]`.
       key: `[]` typed key, consumed here.
 
     Returns:
-      The new parameters, the optimiser's new state, the loss.
+      The new parameters, the optimiser's new state, the metrics' means.
     """
-    size, steps = len(batch.target), config.num_epochs * config.num_minibatches
-    index = prng.permutations(key, config.num_epochs, size).reshape(steps, -1)
+    size = len(jax.tree.leaves(batch)[0])
+    index = prng.permutations(key, config.num_epochs, size)
+    index = index.reshape(config.num_epochs * config.num_minibatches, -1)
     flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
 
-    def loss(flat: jax.Array, _: Any, batch: Any) -> tuple[jax.Array, Metrics]:
-        return value_loss(spec, config, unravel(flat), batch)
+    def of_flat(flat: jax.Array, _: Any, batch: Any) -> tuple[jax.Array, Metrics]:
+        return loss(unravel(flat), batch)
 
     optimizer = optimizers.clipped_adam(config, EPS)
-    args = (loss, optimizer, rate, (flat, opt_state), batch, index)
+    args = (of_flat, optimizer, rate, (flat, opt_state), batch, index)
     (flat, opt_state), metrics = fit(*args)
     return unravel(flat), opt_state, metrics
 

@@ -289,57 +289,6 @@ def test_a_change_of_mean_or_stddev_alone_is_the_whole_divergence():
             np.testing.assert_allclose(log_probs, both, rtol=1e-5)
 
 
-def test_mpo_needs_finite_bounds(continuous):
-    action = Box((2,), (-1.0, -np.inf), (1.0, 1.0))
-    with pytest.raises(ValueError, match="mpo needs finite bounds of actions, not Box"):
-        mpo.make(continuous.spec._replace(action=action))
-
-
-@pytest.mark.parametrize(
-    ("priority", "sampler"), [("grad_norm", "replay"), ("td_error", "large_batch")]
-)
-def test_mpo_learns_from_priorities(priority, sampler):
-    env = envs.wrap(probe_envs.Target())
-    config = mpo.Config(
-        priority=priority,
-        sampler=sampler,
-        hidden_sizes=(8,),
-        total_steps=400,
-        warmup_steps=32,
-        batch_size=16,
-        capacity=1_000,
-        num_envs=4,
-    )
-    ts, metrics = jax.jit(functools.partial(train.train, mpo.make(env.spec)))(
-        env, config, jax.random.key(0)
-    )
-    assert jnp.isfinite(metrics["critic_loss"]).all()
-    if sampler == "replay":
-        assert ts.agent.replay.max_priority != 1.0
-
-
-def test_mpo_finds_a_continuous_action():
-    env = envs.wrap(probe_envs.Target())
-    agent = mpo.make(env.spec)
-    config = mpo.Config(
-        learning_rate=3e-3,
-        total_steps=6_000,
-        num_envs=4,
-        batch_size=64,
-        capacity=6_000,
-        warmup_steps=200,
-        hidden_sizes=(32, 32),
-        target_rate=0.05,
-        epsilon_stddev=1e-2,
-    )
-    fn = jax.jit(functools.partial(train.train, agent))
-    ts, _ = fn(env, config, jax.random.key(0))
-    memory, obs = agent.memory(config, 1), jnp.zeros((1, 2))
-    args = (config, ts.agent, memory, obs, jax.random.key(0))
-    action, *_ = agent.act(*args, explore=False)
-    np.testing.assert_allclose(action[0], env.env.gym.target, atol=0.1)
-
-
 def test_mpo_finds_action_values():
     env = envs.wrap(probe_envs.TwoPlaces())
     config = mpo.Config(

@@ -1,4 +1,4 @@
-"""A2C, REINFORCE, IMPALA: advantages and losses by hand, a step, what they learn."""
+"""Agents of fresh rollouts: advantages, losses, a step by hand; what they learn."""
 
 import dataclasses
 import functools
@@ -86,17 +86,31 @@ def test_the_learning_rate_falls_to_zero(case, update, state, rollout):
     assert (jax.tree.leaves(new.actor)[0] != jax.tree.leaves(state.actor)[0]).any()
 
 
-@pytest.mark.parametrize("name", [*LAMBDAS, "impala"])
+# What sets an agent's config apart from the others' in the two tests below.
+DISCRETE: dict[str, dict] = {
+    "a2c": {},
+    "impala": {},
+    "ppo": dict(total_steps=8_000, rollout_length=16, anneal=False),
+    "reinforce": {},
+    "trpo": dict(total_steps=20_000, rollout_length=16, num_minibatches=4),
+    "vmpo": dict(total_steps=20_000),
+}
+CONTINUOUS: dict[str, dict] = {
+    "a2c": dict(entropy_cost=0.0),
+    "impala": dict(entropy_cost=0.0),
+    "ppo": dict(total_steps=12_000, rollout_length=16, entropy_cost=0.0),
+    "reinforce": dict(entropy_cost=0.0),
+    "trpo": dict(gamma=0.5, rollout_length=16, num_minibatches=4, total_steps=20_000),
+    "vmpo": dict(gamma=0.5, total_steps=20_000),
+}
+BOTH = dict(learning_rate=1e-2, num_envs=8, rollout_length=8, hidden_sizes=(16,))
+
+
+@pytest.mark.parametrize("name", DISCRETE)
 def test_finds_the_best_actions_and_their_values(name):
     module, env = agents.get(name), envs.wrap(probe_envs.TwoPlaces())
-    config = module.Config(
-        gamma=0.5,
-        learning_rate=1e-2,
-        total_steps=16_000,
-        num_envs=8,
-        rollout_length=8,
-        hidden_sizes=(16,),
-    )
+    fields = BOTH | dict(gamma=0.5, total_steps=16_000) | DISCRETE[name]
+    config = module.Config(**fields)
     fn = jax.jit(functools.partial(train.train, module.make(env.spec)))
     ts, metrics = fn(env, config, jax.random.key(0))
     policy = on_policy.actor(env.spec, config).apply(ts.agent.actor, jnp.eye(2))
@@ -106,18 +120,11 @@ def test_finds_the_best_actions_and_their_values(name):
     assert metrics["episode_return"][-1] > 3.7  # of 4 steps
 
 
-@pytest.mark.parametrize("name", [*LAMBDAS, "impala"])
+@pytest.mark.parametrize("name", CONTINUOUS)
 def test_finds_a_continuous_action(name):
     module, env = agents.get(name), envs.wrap(probe_envs.Target())
     agent = module.make(env.spec)
-    config = module.Config(
-        learning_rate=1e-2,
-        total_steps=24_000,
-        num_envs=8,
-        rollout_length=8,
-        hidden_sizes=(16,),
-        entropy_cost=0.0,
-    )
+    config = module.Config(**(BOTH | dict(total_steps=24_000) | CONTINUOUS[name]))
     fn = jax.jit(functools.partial(train.train, agent))
     ts, _ = fn(env, config, jax.random.key(0))
     obs = jnp.zeros((1, 2))

@@ -195,57 +195,6 @@ def test_sac_explores_with_the_policy_and_memory(continuous, damping):
     np.testing.assert_allclose(correlation, 1 - damping, atol=0.1)
 
 
-def test_sac_needs_finite_bounds(continuous):
-    action = Box((2,), (-1.0, -np.inf), (1.0, 1.0))
-    with pytest.raises(ValueError, match="sac needs finite bounds of actions, not Box"):
-        sac.make(continuous.spec._replace(action=action))
-
-
-@pytest.mark.parametrize(
-    ("priority", "sampler"), [("grad_norm", "replay"), ("td_error", "large_batch")]
-)
-def test_sac_learns_from_priorities(priority, sampler):
-    env = envs.wrap(probe_envs.Target())
-    config = sac.Config(
-        priority=priority,
-        sampler=sampler,
-        hidden_sizes=(8,),
-        total_steps=400,
-        warmup_steps=32,
-        batch_size=16,
-        capacity=1_000,
-        num_envs=4,
-    )
-    ts, metrics = jax.jit(functools.partial(train.train, sac.make(env.spec)))(
-        env, config, jax.random.key(0)
-    )
-    assert jnp.isfinite(metrics["critic_loss"]).all()
-    if sampler == "replay":
-        assert ts.agent.replay.max_priority != 1.0
-
-
-def test_sac_finds_a_continuous_action():
-    env = envs.wrap(probe_envs.Target())
-    agent = sac.make(env.spec)
-    config = sac.Config(
-        learning_rate=3e-3,
-        total_steps=4_000,
-        num_envs=4,
-        batch_size=64,
-        capacity=4_000,
-        warmup_steps=200,
-        hidden_sizes=(16,),
-        target_entropy=-3.0,
-    )
-    ts, _ = jax.jit(functools.partial(train.train, agent))(
-        env, config, jax.random.key(0)
-    )
-    memory, obs = agent.memory(config, 1), jnp.zeros((1, 2))
-    args = (config, ts.agent, memory, obs, jax.random.key(0))
-    action, *_ = agent.act(*args, explore=False)
-    np.testing.assert_allclose(action[0], env.env.gym.target, atol=0.15)
-
-
 def test_sac_finds_soft_action_values():
     env = envs.wrap(probe_envs.TwoPlaces())
     config = sac.Config(
