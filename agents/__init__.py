@@ -10,6 +10,7 @@ from rljax.config import unknown
 _NAMES = (
     "a2c",
     "apg",
+    "awr",
     "c51",
     "dqn",
     "impala",

@@ -30,6 +30,7 @@ _MINATAR = dict(
 )
 _GAMES = ("Asterix", "Freeway", "Seaquest", "SpaceInvaders")
 PRESETS: dict[str, dict[str, Any]] = {
+    "Acrobot-v1": dict(learning_rate=3e-3),
     "Breakout-MinAtar": dict(
         learning_rate=5e-3,
         total_steps=10_000_000,
@@ -38,6 +39,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         activation="relu",
         convolution=False,
         clip_value=False,
+    ),
+    # with --env-params normalize_obs True normalize_rewards 0.99
+    "MountainCarContinuous-v0": dict(
+        entropy_cost=0.0, total_steps=1_000_000, num_envs=16
     ),
     "Pendulum-v1": dict(
         learning_rate=1e-3,

@@ -103,7 +103,8 @@ class Sequences(NamedTuple):
 
 
 def make(spec: Spec) -> Agent:
-    """Make the agent for environments of `spec`."""
+    """Make the agent for environments of `spec`; ValueError for masked actions."""
+    distributions.check_unmasked("ppo_rnn", spec)
     return Agent(
         init=functools.partial(init, spec),
         memory=memory,

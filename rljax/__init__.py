@@ -31,6 +31,9 @@ if TYPE_CHECKING:
         layers,
         logging,
         losses,
+        maml,
+        meta,
+        meta_envs,
         networks,
         plotting,
         priority,
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
         sum_tree,
         train,
         types,
+        wrappers,
     )
 
 __version__ = "0.1.0"
@@ -66,6 +70,9 @@ __all__ = [
     "layers",
     "logging",
     "losses",
+    "maml",
+    "meta",
+    "meta_envs",
     "networks",
     "plotting",
     "priority",
@@ -77,6 +84,7 @@ __all__ = [
     "sum_tree",
     "train",
     "types",
+    "wrappers",
 ]
 
 

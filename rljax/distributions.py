@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from rljax import prng
-from rljax.types import Box, Spec
+from rljax.types import Box, Discrete, Spec
 
 
 def sample(distribution: distrax.Distribution, key: jax.Array) -> jax.Array:
@@ -21,6 +21,26 @@ def sample(distribution: distrax.Distribution, key: jax.Array) -> jax.Array:
     if isinstance(distribution, distrax.Categorical):
         return jax.random.categorical(key, distribution.logits).astype(jnp.int32)
     return distribution.sample(seed=key)
+
+
+def masked(logits: jax.Array, legal: jax.Array) -> distrax.Categorical:
+    """A policy without illegal actions; both arguments are `[..., num_actions]`.
+
+    They have probability 0, and their logits no derivative. Huang and Ontanon (2020),
+    https://arxiv.org/abs/2006.14171.
+
+    Example:
+      >>> masked(jnp.zeros(3), jnp.array([True, False, True])).probs.tolist()
+      [0.5, 0.0, 0.5]
+    """
+    # Not minus infinity: 0 times that, in an entropy, is NaN.
+    return distrax.Categorical(jnp.where(legal, logits, -1e9))
+
+
+def check_unmasked(name: str, spec: Spec) -> None:
+    """Raise ValueError if the agent `name` would take illegal actions."""
+    if isinstance(spec.action, Discrete) and spec.action.masked:
+        raise ValueError(f"{name} cannot mask actions, and some of {spec.action} are")
 
 
 def epsilon_greedy(q: jax.Array, epsilon: ArrayLike, key: jax.Array) -> jax.Array:

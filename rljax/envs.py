@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,37 +12,22 @@ from jax.core import Tracer
 from rljax._deferred import deferred
 from rljax.config import unknown
 from rljax.types import Box, Discrete, Spec, TimeStep
+from rljax.wrappers import (
+    BatchedEnv,
+    EpisodeStatistics,
+    NormalizeObservations,
+    NormalizeRewards,
+    StackFrames,
+    StickyActions,
+    TimeAware,
+    num_masked,
+    where,
+)
 
 with deferred("seaborn"):  # only to draw Pong, and a third of all import time
     import gymnax
     from gymnax.environments import environment as gymnax_environment
     from gymnax.environments import spaces
-
-
-class BatchedEnv(Protocol):
-    """What rollouts need: N environments that reset themselves."""
-
-    @property
-    def spec(self) -> Spec:
-        """Observations and actions of one environment."""
-        ...
-
-    @property
-    def max_steps(self) -> Any:
-        """Time limit of an episode, in steps."""
-        ...
-
-    def reset(self, key: jax.Array, num_envs: int) -> tuple[Any, Any]:
-        """Return `(state, obs[N, ...])`."""
-        ...
-
-    def draw(self, key: jax.Array, length: int, num_envs: int) -> Any:
-        """Randomness of `length` steps, `[T, N, ...]`, drawn in bulk."""
-        ...
-
-    def step(self, noise: Any, state: Any, action: jax.Array) -> tuple[Any, TimeStep]:
-        """One step with one row of `draw`: `(state, TimeStep)`."""
-        ...
 
 
 class Noise(NamedTuple):
@@ -77,7 +62,7 @@ class Env:
         """First states and observations of `num_envs` episodes."""
         keys = jax.random.split(key, num_envs)
         obs, state = jax.vmap(self.gym.reset, in_axes=(0, None))(keys, self.params)
-        return _strong(state), self._observe(obs)
+        return _strong(state), jax.vmap(self._observe)(obs, state)
 
     def draw(self, key: jax.Array, length: int, num_envs: int) -> Noise:
         """Draw `length` steps' randomness at once, and the resets they may need.
@@ -86,11 +71,10 @@ class Env:
         one batched program. Environments with a `step` of their own keep it.
         """
         step_key, reset_key = jax.random.split(key, (2, length, num_envs))
-        if not self._has_gymnax_step:
+        if not _has_gymnax_step(self.gym):
             return Noise(step_key, None, None)
-        reset = _vmap2(lambda k: self.gym.reset_env(k, self.params))
-        reset_obs, reset_state = reset(reset_key)
-        return Noise(step_key, self._observe(reset_obs), reset_state)
+        reset_obs, reset_state = jax.vmap(jax.vmap(self._reset))(reset_key)
+        return Noise(step_key, reset_obs, reset_state)
 
     def step(self, noise: Noise, state: Any, action: jax.Array) -> tuple[Any, TimeStep]:
         """Step every environment; one whose episode ended starts the next."""
@@ -105,19 +89,29 @@ class Env:
             obs, state, reward, terminated, truncated, info = step(
                 noise.key, state, action, self.params
             )
-            obs, next_obs = self._observe(obs), self._observe(info["final_observation"])
+            observe = jax.vmap(self._observe)
+            obs, next_obs = (
+                observe(x, state) for x in (obs, info["final_observation"])
+            )
         else:
             step = jax.vmap(self._transition)
             next_obs, state, reward, terminated, truncated = step(
                 noise.key, state, action
             )
-            next_obs, done = self._observe(next_obs), terminated | truncated
-            obs, state = where(
-                done, (noise.reset_obs, noise.reset_state), (next_obs, state)
-            )
+            fresh = (noise.reset_obs, noise.reset_state)
+            obs, state = where(terminated | truncated, fresh, (next_obs, state))
         reward = jnp.asarray(reward, jnp.float32).reshape(terminated.shape)
         timestep = TimeStep(obs, reward, terminated, truncated, next_obs, {})
         return _strong(state), timestep
+
+    def for_evaluation(self, state: Any) -> "Env":
+        """The same: nothing here is learned."""
+        return self
+
+    def _reset(self, key: jax.Array) -> tuple[jax.Array, Any]:
+        """First observation and state of one environment."""
+        obs, state = self.gym.reset_env(key, self.params)
+        return self._observe(obs, state), state
 
     def _transition(self, key: jax.Array, state: Any, action: jax.Array) -> tuple:
         """`gymnax.Environment.step` without its reset; one environment."""
@@ -125,79 +119,23 @@ class Env:
             key, state, action, self.params
         )
         truncated = self.gym.is_truncated(state, self.params)
-        return obs, state, reward, jnp.asarray(terminated), jnp.asarray(truncated)
+        terminated, truncated = jnp.asarray(terminated), jnp.asarray(truncated)
+        return self._observe(obs, state), state, reward, terminated, truncated
 
-    @property
-    def _has_gymnax_step(self) -> bool:
-        step = getattr(type(self.gym), "step", None)
-        return step is gymnax_environment.Environment.step
-
-    def _observe(self, obs: jax.Array) -> jax.Array:
-        """What agents see of gymnax's observation."""
+    def _observe(self, obs: jax.Array, state: Any) -> jax.Array:
+        """What agents see of gymnax's observation; one environment."""
         if self.obs_bounds is not None:
             low, high = (
-                np.reshape(np.array(bound, np.float32), self.spec.obs_shape)
+                np.reshape(np.array(bound, np.float32), self.obs_bounds.shape)
                 for bound in (self.obs_bounds.low, self.obs_bounds.high)
             )
             obs = (obs - (high + low) / 2) / ((high - low) / 2)
-        return obs.astype(self.spec.obs_dtype)
-
-
-class EpisodeState(NamedTuple):
-    """State of `EpisodeStatistics`."""
-
-    env: Any
-    episode_return: jax.Array  # [N] float32, of the running episode
-    episode_length: jax.Array  # [N] int32
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class EpisodeStatistics:
-    """Adds `episode_return` and `episode_length`, undiscounted, to `TimeStep.info`.
-
-    They count the running episode up to this step: read them where
-    `terminated | truncated`. Wrappers that change rewards go around this one.
-    """
-
-    env: Any
-
-    @property
-    def spec(self) -> Spec:
-        """Observations and actions of one environment."""
-        return self.env.spec
-
-    @property
-    def max_steps(self) -> Any:
-        """Time limit of an episode, in steps."""
-        return self.env.max_steps
-
-    def reset(self, key: jax.Array, num_envs: int) -> tuple[EpisodeState, Any]:
-        """Reset the inner environments and the counters."""
-        state, obs = self.env.reset(key, num_envs)
-        zeros = jnp.zeros(num_envs)
-        return EpisodeState(state, zeros, zeros.astype(jnp.int32)), obs
-
-    def draw(self, key: jax.Array, length: int, num_envs: int) -> Any:
-        """Randomness of the inner environments."""
-        return self.env.draw(key, length, num_envs)
-
-    def step(
-        self, noise: Any, state: EpisodeState, action: jax.Array
-    ) -> tuple[EpisodeState, TimeStep]:
-        """Step and count."""
-        env_state, ts = self.env.step(noise, state.env, action)
-        episode_return = state.episode_return + ts.reward
-        episode_length = state.episode_length + 1
-        info = ts.info | {
-            "episode_return": episode_return,
-            "episode_length": episode_length,
-        }
-        going_on = ~(ts.terminated | ts.truncated)
-        state = EpisodeState(
-            env_state, episode_return * going_on, episode_length * going_on
-        )
-        return state, ts._replace(info=info)
+        obs = obs.astype(self.spec.obs_dtype)
+        if not num_masked(self.spec):
+            return obs
+        legal = self.gym.action_mask(state, self.params).astype(obs.dtype)
+        planes = jnp.broadcast_to(legal, (*obs.shape[:-1], len(legal)))
+        return jnp.concatenate([obs, planes], axis=-1)
 
 
 def names() -> list[str]:
@@ -205,76 +143,157 @@ def names() -> list[str]:
     return list(gymnax.registered_envs)
 
 
-def make(name: str, *, scale_obs: bool = False, **params: Any) -> EpisodeStatistics:
+def make(name: str, **params: Any) -> BatchedEnv:
     """Make a batched environment by its gymnax name.
 
     Args:
       name: one of `names()`.
-      scale_obs: scale observations to [-1, 1] by the bounds of their space. Networks
-        learn little from features as small as MountainCar's velocity, at most 0.07.
-      **params: fields of the environment's `EnvParams` (`gravity=12.0`) or
-        arguments of its constructor (`use_minimal_action_set=False`).
+      **params: the options of `wrap` (`normalize_obs=True`), fields of the
+        environment's `EnvParams` (`gravity=12.0`) or arguments of its constructor
+        (`use_minimal_action_set=False`).
 
     Returns:
       The environment, with episode statistics.
 
     Raises:
-      ValueError: unknown name or parameter; the near matches are listed. Bounds of
-        observations to be scaled that are not finite, or not numbers.
+      ValueError: unknown name or parameter; the near matches are listed. What `wrap`
+        raises.
 
     Example:
-      >>> env = make("CartPole-v1", gravity=12.0)
+      >>> env = make("CartPole-v1", gravity=12.0, time_aware=True)
       >>> env.spec.obs_shape, env.spec.action
-      ((4,), Discrete(num_actions=2))
+      ((5,), Discrete(num_actions=2, masked=False))
     """
     if name not in names():
         raise ValueError(unknown("environment", name, names()))
-    if not isinstance(scale_obs, bool):
-        raise ValueError(f"scale_obs={scale_obs!r} of {name}: must be True or False")
     factory = gymnax.registration._registry[name]
     arguments = inspect.signature(factory).parameters
+    options = inspect.signature(wrap).parameters.keys() - {"gym", "params"}
     gym, defaults = gymnax.make(
         name, **{k: v for k, v in params.items() if k in arguments}
     )
-    overrides = {k: v for k, v in params.items() if k not in arguments}
     fields = [field.name for field in dataclasses.fields(defaults)]
+    overrides = {k: v for k, v in params.items() if k not in {*arguments, *options}}
     for key, value in overrides.items():
         if key not in fields:
-            known = [*fields, *arguments, "scale_obs"]
+            known = [*fields, *arguments, *options]
             raise ValueError(unknown(f"parameter of {name}", key, known))
         if np.ndim(value) or np.asarray(value).dtype.kind not in "iuf":
             raise ValueError(f"{key}={value!r} of {name}: expected a number")
-    return wrap(gym, dataclasses.replace(defaults, **overrides), scale_obs)
+    chosen = {k: v for k, v in params.items() if k in options}
+    return wrap(gym, dataclasses.replace(defaults, **overrides), **chosen)
 
 
-def wrap(gym: Any, params: Any = None, scale_obs: bool = False) -> EpisodeStatistics:
+def wrap(
+    gym: Any,
+    params: Any = None,
+    *,
+    scale_obs: bool = False,
+    sticky_actions: float = 0.0,
+    normalize_rewards: float | None = None,
+    normalize_obs: bool = False,
+    stack_frames: int = 1,
+    time_aware: bool = False,
+) -> BatchedEnv:
     """Make a batched environment from any object with gymnax's API.
+
+    Has it a method `action_mask(state, params) -> bool[A]`, the illegal actions' policy
+    is 0: the mask goes with the observations, as the last entries of their last axis.
 
     Args:
       gym: an object with gymnax 1.x's `reset`, six-value `step`, `action_space`
         and `default_params`; build it once, jit caches by its identity.
       params: its parameters, `gym.default_params` unless given.
-      scale_obs: as of `make`.
+      scale_obs: scale observations to [-1, 1] by the bounds of their space. Networks
+        learn little from features as small as MountainCar's velocity, at most 0.07.
+      sticky_actions: probability that the last action is repeated: `StickyActions`.
+      normalize_rewards: discount of the returns that rewards are scaled by, usually
+        the agent's; None: as they come. See `NormalizeRewards`.
+      normalize_obs: by running mean and variance: `NormalizeObservations`.
+      stack_frames: observations side by side: `StackFrames`.
+      time_aware: observations end with the time: `TimeAware`.
 
     Returns:
-      The environment, with episode statistics.
+      The environment, with episode statistics, in wrappers of `rljax.wrappers`.
 
     Raises:
       ValueError: an observation that is not one array, an action space other than
-        Discrete and Box, or `scale_obs` without finite bounds.
+        Discrete and Box, `scale_obs` without finite bounds, an option out of range.
+
+    Example:
+      >>> env = wrap(gymnax.make("Pendulum-v1")[0], normalize_obs=True, stack_frames=2)
+      >>> state, obs = env.reset(jax.random.key(0), 3)
+      >>> obs.shape
+      (3, 6)
     """
+    _check_switches(scale_obs=scale_obs, normalize_obs=normalize_obs)
+    _check_switches(time_aware=time_aware)
+    _check_fraction("sticky_actions", sticky_actions)
+    if type(stack_frames) is not int or stack_frames < 1:
+        raise ValueError(f"stack_frames={stack_frames!r}: must be an integer >= 1")
+    env: Any = EpisodeStatistics(_env(gym, params, scale_obs))
+    if not env.spec.obs_shape and (stack_frames > 1 or time_aware):
+        raise ValueError(f"{gym.name}: its observations are numbers, without an axis")
+    if sticky_actions:
+        env = StickyActions(env, sticky_actions)
+    if normalize_rewards is not None:
+        _check_fraction("normalize_rewards", normalize_rewards)
+        env = NormalizeRewards(env, normalize_rewards)
+    env = NormalizeObservations(env) if normalize_obs else env
+    env = StackFrames(env, stack_frames) if stack_frames > 1 else env
+    return TimeAware(env) if time_aware else env
+
+
+def _check_switches(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r}: must be True or False")
+
+
+def _check_fraction(name: str, value: Any) -> None:
+    is_number = not isinstance(value, bool) and isinstance(value, int | float)
+    if not (is_number and 0 <= value <= 1):
+        raise ValueError(f"{name}={value!r}: must be in [0, 1]")
+
+
+def _env(gym: Any, params: Any, scale_obs: bool) -> Env:
+    """The bare environment, with its spec."""
     params = gym.default_params if params is None else params
     gym = _with_gradients(gym)
-    obs, _ = jax.eval_shape(gym.reset, jax.random.key(0), params)
+    obs, state = jax.eval_shape(gym.reset, jax.random.key(0), params)
     if not isinstance(obs, jax.ShapeDtypeStruct):
         raise ValueError(f"{gym.name}: observations must be one array, not {obs}")
     dtype = "bool" if _is_minatar(gym) else np.dtype(obs.dtype).name
+    action = _action_spec(gym, params)
     limit = getattr(params, "max_steps_in_episode", 1)
     max_steps = 1 if isinstance(limit, Tracer) else max(1, int(limit))
     differentiable = bool(getattr(gym, "transition_gradients_enabled", False))
-    spec = Spec(obs.shape, dtype, _action_spec(gym, params), max_steps, differentiable)
+    spec = Spec(obs.shape, dtype, action, max_steps, differentiable)
     bounds = _obs_bounds(gym, params, spec) if scale_obs else None
-    return EpisodeStatistics(Env(gym, params, spec, bounds))
+    if hasattr(gym, "action_mask"):
+        spec = _masked(gym, params, spec, state)
+    return Env(gym, params, spec, bounds)
+
+
+def _masked(gym: Any, params: Any, spec: Spec, state: Any) -> Spec:
+    """The spec with the mask of legal actions in its observations."""
+    if not (isinstance(spec.action, Discrete) and spec.obs_shape):
+        raise ValueError(
+            f"{gym.name}: action_mask needs Discrete actions and observations with an "
+            f"axis, not {spec.action} and shape {spec.obs_shape}"
+        )
+    if not _has_gymnax_step(gym):
+        raise ValueError(
+            f"{gym.name}: action_mask needs gymnax's own step, from which the state at "
+            "the end of an episode is known"
+        )
+    mask = jax.eval_shape(gym.action_mask, state, params)
+    number = spec.action.num_actions
+    if (mask.shape, mask.dtype) != ((number,), bool):
+        raise ValueError(f"{gym.name}: action_mask is {mask}, expected bool[{number}]")
+    *shape, last = spec.obs_shape
+    action = spec.action._replace(masked=True)
+    return spec._replace(obs_shape=(*shape, last + number), action=action)
 
 
 def _action_spec(gym: Any, params: Any) -> Discrete | Box:
@@ -323,8 +342,9 @@ def _is_minatar(gym: Any) -> bool:
     return any("gymnax.environments.minatar" in c.__module__ for c in type(gym).__mro__)
 
 
-def _vmap2(fn: Any) -> Any:
-    return jax.vmap(jax.vmap(fn))
+def _has_gymnax_step(gym: Any) -> bool:
+    step = getattr(type(gym), "step", None)
+    return step is gymnax_environment.Environment.step
 
 
 def _strong(tree: Any) -> Any:
@@ -337,12 +357,3 @@ def _strong(tree: Any) -> Any:
         ),
         tree,
     )
-
-
-def where(mask: jax.Array, on_true: Any, on_false: Any) -> Any:
-    """`jnp.where` over trees, with `mask` `[N]` against leaves `[N, ...]`."""
-
-    def select(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 1)), x, y)
-
-    return jax.tree.map(select, on_true, on_false)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from rljax import prng
 from rljax.config import as_arrays
-from rljax.envs import BatchedEnv
-from rljax.types import Agent
+from rljax.types import Agent, TrainState
+from rljax.wrappers import BatchedEnv
 
 
 class Episodes(NamedTuple):
@@ -22,7 +22,7 @@ def evaluate(
     agent: Agent,
     env: BatchedEnv,
     config: Any,
-    state: Any,
+    ts: TrainState,
     key: jax.Array,
     episodes: int = 128,
     *,
@@ -35,17 +35,19 @@ def evaluate(
 
     Args:
       agent: its `act` is used.
-      env: batched environment.
+      env: batched environment, as in training.
       config: the agent's config.
-      state: the agent's state, `ts.agent`.
+      ts: what to evaluate: the agent in it, with what its environments learned in
+        training (statistics of observations), which stays as it is.
       key: `[]` typed key, consumed here.
       episodes: how many.
       explore: act as in training instead of greedily.
 
     Returns:
-      Returns and lengths, `[episodes]` each.
+      Returns, of true rewards, and lengths, `[episodes]` each.
     """
     config = as_arrays(config)
+    env = env.for_evaluation(ts.env)
     reset_key, key = jax.random.split(prng.unrolled(key))
     env_state, obs = env.reset(reset_key, episodes)
     memory = agent.memory(config, episodes)
@@ -60,7 +62,7 @@ def evaluate(
         step, running, result, env_state, obs, memory, key = carry
         key, act_key, env_key = jax.random.split(key, 3)
         action, memory, _ = agent.act(
-            config, state, memory, obs, act_key, explore=explore
+            config, ts.agent, memory, obs, act_key, explore=explore
         )
         noise = jax.tree.map(lambda x: x[0], env.draw(env_key, 1, episodes))
         env_state, timestep = env.step(noise, env_state, action)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import distrax
 import flax.linen as nn
@@ -52,7 +53,12 @@ class Actor(nn.Module):
         """Map `[..., *obs_shape]` to a distribution of batch shape `[...]`."""
         x = Encoder(self.obs_ndim, convolution=self.convolution)(obs)
         x = MLP(self.hidden_sizes, self.activation)(x)
-        return PolicyHead(self.action)(x)
+        policy: Any = PolicyHead(self.action)(x)
+        if not (isinstance(self.action, Discrete) and self.action.masked):
+            return policy
+        flags = slice(-self.action.num_actions, None)  # the same at every pixel
+        legal = obs[(..., *[0] * (self.obs_ndim - 1), flags)] > 0
+        return distributions.masked(policy.logits, legal)
 
 
 class Critic(nn.Module):
@@ -69,6 +75,21 @@ class Critic(nn.Module):
         x = Encoder(self.obs_ndim, convolution=self.convolution)(obs)
         x = MLP(self.hidden_sizes, self.activation)(x)
         return dense(1, 1.0)(x)[..., 0]
+
+
+class ActorCritic(nn.Module):
+    """Observations to a policy and a value, from features that both share."""
+
+    obs_ndim: int
+    action: Discrete | Box
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> tuple[distrax.Distribution, jax.Array]:
+        """Map `[..., *obs_shape]` to a distribution and a value of shape `[...]`."""
+        x = MLP(self.hidden_sizes, self.activation)(Encoder(self.obs_ndim)(obs))
+        return PolicyHead(self.action)(x), ValueHead()(x)
 
 
 class QNetwork(nn.Module):

@@ -45,16 +45,11 @@ def validate(config: Any) -> None:
     """Raise ValueError naming a field out of range, its value and what is allowed."""
     cfg.check_choice(config, "priority", PRIORITIES)
     cfg.check_choice(config, "sampler", SAMPLERS)
-    cfg.check_count(config, "batch_size", "capacity", "warmup_steps", "n_step")
+    replay.validate(config)
+    cfg.check_count(config, "batch_size", "warmup_steps", "n_step")
     cfg.check_count(config, "large_batch_factor")
     exponents = ("priority_exponent", "importance_exponent")
     cfg.check_range(config, *exponents, low=0.0, high=1.0)
-    steps = config.num_envs * config.rollout_length
-    if config.capacity % steps:
-        raise ValueError(
-            f"capacity={config.capacity}: must be a multiple of "
-            f"num_envs * rollout_length = {steps}"
-        )
     if config.n_step > config.capacity // config.num_envs:
         raise ValueError(
             f"n_step={config.n_step}: must be at most capacity / num_envs = "

@@ -13,7 +13,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import layers, optimizers, priority, replay
+from rljax import distributions, layers, optimizers, priority, replay
 from rljax.types import Discrete, Metrics, Params, Rollout, Spec
 
 # (params, bootstrap_params, window or sequence, key) -> (loss [], absolute TD error [])
@@ -35,10 +35,11 @@ def check_discrete(name: str, spec: Spec) -> int:
     """The number of actions.
 
     Raises:
-      ValueError: the actions are not discrete; names the agent `name`.
+      ValueError: the actions are not discrete, or masked; names the agent `name`.
     """
     if not isinstance(spec.action, Discrete):
         raise ValueError(f"{name} needs discrete actions, not {spec.action}")
+    distributions.check_unmasked(name, spec)
     return spec.action.num_actions
 
 

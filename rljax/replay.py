@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from rljax import config as cfg
 from rljax import prng, sum_tree
 from rljax.types import Box, Rollout, Spec
 
@@ -56,6 +57,17 @@ class Sample(NamedTuple):
     index: jax.Array  # [B] int32, for `update_priorities`
     windows: Windows
     probability: jax.Array  # [B] of each draw
+
+
+def validate(config: Any) -> None:
+    """Raise ValueError if the config's capacity does not suit its rollouts."""
+    cfg.check_count(config, "capacity")
+    steps = config.num_envs * config.rollout_length
+    if config.capacity % steps:
+        raise ValueError(
+            f"capacity={config.capacity}: must be a multiple of "
+            f"num_envs * rollout_length = {steps}"
+        )
 
 
 def init(

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from rljax.envs import BatchedEnv, where
 from rljax.types import Agent, Rollout, Simulation, TrainState
+from rljax.wrappers import BatchedEnv, Statistics, where
 
 _CACHED = 2**16  # numbers; networks on CPU are slower on more of them at once
 _SMALL = 4096  # elements; copying larger arrays costs more than a kernel
@@ -99,14 +99,21 @@ def simulate(rollout: Rollout, policy: Callable[[Any, Any], jax.Array]) -> Rollo
     env, start, noises = rollout.simulation
     start, noises = _fresh_keys((start, noises))
 
+    def is_shared(x: Any) -> bool:  # by all environments, and without derivative
+        return isinstance(x, Statistics)
+
     def step(carry: Any, inputs: Any) -> Any:
         env_state, obs = carry
         extras, noise = inputs
         action = policy(obs, extras)
         env_state, new = env.step(noise, env_state, action)
         carry = (env_state, new.obs)
-        ended = jax.lax.stop_gradient(carry)
-        carry = where(new.terminated | new.truncated, ended, carry)
+        done = new.terminated | new.truncated
+        carry = jax.tree.map(
+            lambda x: x if is_shared(x) else where(done, jax.lax.stop_gradient(x), x),
+            carry,
+            is_leaf=is_shared,
+        )
         steps = (obs, action, new.reward, new.terminated, new.truncated, new.next_obs)
         return carry, steps
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from rljax import prng
 from rljax.config import as_arrays
-from rljax.envs import BatchedEnv
 from rljax.rollout import unroll
 from rljax.types import Agent, Metrics, TrainState
+from rljax.wrappers import BatchedEnv
 
 _MAX_ROWS = 1000  # of metrics that `train` returns, however long it runs
 

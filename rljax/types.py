@@ -13,6 +13,7 @@ class Discrete(NamedTuple):
     """Actions 0, 1, ..., num_actions - 1, as int32."""
 
     num_actions: int
+    masked: bool = False  # observations end with so many flags: which are legal
 
 
 class Box(NamedTuple):

@@ -4,11 +4,12 @@
     python scripts/benchmark.py --only ppo-4 dqn-10k --repeats 3
     python scripts/benchmark.py --no-peers
     python scripts/benchmark.py --suite td
+    python scripts/benchmark.py --suite pg
     python scripts/benchmark.py --suite autodiff
 
 Every measurement is a fresh process (`benchmarks/*_worker.py`). What is compared takes
 turns, A B A B, so that a machine that drifts slows both; ratios are taken pair by
-pair. In the suites `speed` and `td` all libraries do the same work with the same
+pair. In the suites `speed`, `td` and `pg` all libraries do the same work with the same
 hyperparameters; the peers live in a virtual environment of their own, built on first
 use. Their works are in benchmarks/works.py, the suite `autodiff` in
 benchmarks/autodiff.py.
@@ -26,7 +27,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from benchmarks import autodiff, report
 from benchmarks.protocol import run_worker
-from benchmarks.works import RLJAX, SPEED, TD, Work
+from benchmarks.works import PG, RLJAX, SPEED, TD, Work
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 WORKERS = pathlib.Path(__file__).resolve().parent / "benchmarks"
@@ -38,16 +39,21 @@ REQUIREMENTS = (  # what the peers' environment holds, beside jax and torch
     "gymnasium",
 )
 
-SUITES: dict[str, Any] = {"speed": SPEED, "td": TD, "autodiff": autodiff.WORKS}
+SUITES: dict[str, Any] = {
+    "speed": SPEED,
+    "td": TD,
+    "pg": PG,
+    "autodiff": autodiff.WORKS,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
     """Measure rljax, one table and one CSV per call."""
 
-    suite: Literal["speed", "td", "autodiff"] = "speed"
-    """What to measure: training beside peers (td: with a replay or TD targets), or
-    gradients beside ordinary ones."""
+    suite: Literal["speed", "td", "pg", "autodiff"] = "speed"
+    """What to measure: training beside peers (td: with a replay or TD targets, pg:
+    policy gradients), or gradients beside ordinary ones."""
     only: tuple[str, ...] = ()
     """Names of works, as in --list; all of them unless given."""
     repeats: int = 5
@@ -271,7 +277,7 @@ def worker(work: Work, library: str) -> pathlib.Path:
 
 
 def training_rows(args: Args, works: Sequence[Work]) -> Iterator[Row]:
-    """Returns the rows of the suites speed and td, measured as they are asked for."""
+    """Returns the rows of the suites of training, measured as they are asked for."""
     pythons = {RLJAX: pathlib.Path(sys.executable)}
     if args.peers:
         peers = {peer for work in works for peer in work.peers}

@@ -148,18 +148,18 @@ def latest_step(folder: Path) -> int | None:
 
 
 def evaluate_run(
-    run: Run, agent_states: Any, episodes: int, explore: bool = False
+    run: Run, states: TrainState, episodes: int, explore: bool = False
 ) -> np.ndarray:
     """Returns `[S, episodes]` of final policies, on keys of their own."""
     agent, env = run.build()
 
-    def returns(state: Any, key: jax.Array) -> jax.Array:
+    def returns(ts: TrainState, key: jax.Array) -> jax.Array:
         key = jax.random.fold_in(key, EVALUATION)
         return evaluate(
-            agent, env, run.config, state, key, episodes, explore=explore
+            agent, env, run.config, ts, key, episodes, explore=explore
         ).returns
 
-    return np.asarray(run.map_runs(returns)(agent_states, run.keys()))
+    return np.asarray(run.map_runs(returns)(states, run.keys()))
 
 
 def summary(returns: np.ndarray) -> str:

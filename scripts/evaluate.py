@@ -13,7 +13,8 @@ import numpy as np
 import tyro
 
 from rljax import prng
-from rljax.types import Agent
+from rljax.types import Agent, TrainState
+from rljax.wrappers import unwrap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Options:
 def play(
     agent: Agent, env: Any, config: Any, state: Any, key: jax.Array, length: int
 ) -> tuple[Any, jax.Array, jax.Array]:
-    """One greedy episode: environment states and rewards `[T]`, and where it ended."""
+    """One greedy episode: gymnax's states and rewards `[T]`, and where it ended."""
     key, reset_key = jax.random.split(prng.unrolled(key))
     env_state, obs = env.reset(reset_key, 1)
 
@@ -44,7 +45,8 @@ def play(
         noise = jax.tree.map(lambda x: x[0], env.draw(env_key, 1, 1))
         next_state, ts = env.step(noise, env_state, action)
         done = ts.terminated | ts.truncated
-        return (next_state, ts.obs, memory), (env_state.env, ts.reward, done)
+        gym_state = unwrap(env, env_state)[1]
+        return (next_state, ts.obs, memory), (gym_state, ts.reward, done)
 
     start = (env_state, obs, agent.memory(config, 1))
     _, (states, rewards, done) = jax.lax.scan(
@@ -53,7 +55,7 @@ def play(
     return jax.tree.map(lambda x: x[:, 0], states), rewards[:, 0], done[:, 0]
 
 
-def draw(path: Path, run: common.Run, state: Any) -> None:
+def draw(path: Path, run: common.Run, ts: TrainState) -> None:
     """Write an animation of one episode.
 
     Raises:
@@ -64,14 +66,15 @@ def draw(path: Path, run: common.Run, state: Any) -> None:
     from gymnax.visualize import Visualizer
 
     agent, env = run.build()
-    arguments = (agent, env, run.config, state, jax.random.key(run.seed))
+    bare, _ = unwrap(env, ts.env)
+    env = env.for_evaluation(ts.env)
+    arguments = (agent, env, run.config, ts.agent, jax.random.key(run.seed))
     states, rewards, done = play(*arguments, int(env.max_steps))
     length = int(jnp.argmax(done)) + 1 if bool(done.any()) else len(done)
     frames = [jax.tree.map(lambda x, i=i: x[i], states) for i in range(length)]
     total = np.cumsum(np.asarray(rewards[:length]))
-    gym, params = env.env.gym, env.env.params
     try:
-        drawing = Visualizer(gym, params, frames, total)
+        drawing = Visualizer(bare.gym, bare.params, frames, total)
         drawing.init()  # matplotlib hides what goes wrong here later
         drawing.animate(str(path))
     except Exception as error:  # of gymnax, gymnasium, pygame, matplotlib
@@ -87,7 +90,7 @@ def main() -> None:
     if options.episodes < 1:
         raise ValueError(f"episodes={options.episodes}: must be >= 1")
     run = common.read_run(options.run)
-    states = common.restore_state(options.run, run).agent
+    states = common.restore_state(options.run, run)
     print(
         common.summary(
             common.evaluate_run(run, states, options.episodes, options.explore)

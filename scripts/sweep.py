@@ -112,7 +112,7 @@ def main() -> None:
         varied = dataclasses.replace(as_arrays(config), **fields)
         ts, _ = train.train(agent, env, varied, key)
         key = jax.random.fold_in(key, common.EVALUATION)
-        return evaluate(agent, env, varied, ts.agent, key, options.episodes).returns
+        return evaluate(agent, env, varied, ts, key, options.episodes).returns
 
     begin = time.monotonic()
     values = jnp.repeat(jnp.asarray(grid, jnp.float32), options.seeds, axis=0)

@@ -231,7 +231,7 @@ def finish(run: common.Run, options: Any, folder: Path, ts: Any) -> None:
         {run.agent: (steps, values)}, folder / common.CURVE_FILE, title=title
     )
     if options.episodes:
-        returns = common.evaluate_run(run, ts.agent, options.episodes)
+        returns = common.evaluate_run(run, ts, options.episodes)
         result = {
             "episodes": options.episodes,
             "mean_return": float(returns.mean()),

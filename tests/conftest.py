@@ -53,6 +53,14 @@ def x64():
 SMALL: dict[str, dict[str, Any]] = {
     "a2c": dict(total_steps=6 * 32),
     "apg": dict(total_steps=6 * 32, num_epochs=2, num_minibatches=2),
+    "awr": dict(
+        total_steps=6 * 32,
+        capacity=128,
+        batch_size=12,
+        sequence_length=5,
+        num_epochs=2,
+        num_minibatches=3,
+    ),
     "c51": dict(
         total_steps=6 * 32 + 64,
         warmup_steps=50,

@@ -195,3 +195,97 @@ class SlideOn(Slide):
         time = jnp.where(terminated | truncated, 0, state.time)
         info = {"final_observation": obs}
         return obs, state.replace(time=time), reward, terminated, truncated, info
+
+
+@struct.dataclass
+class TableParams(EnvParams):
+    """Places in rows; all of them leaves, so that one program serves many tables."""
+
+    max_steps_in_episode: int = 1000
+    starts: jax.Array = (0, 0, 0, 0)  # [4] places, equally likely
+    follows: jax.Array = (0, 1, 2, 3)  # [4] the next place
+    ends: jax.Array = (0, 0, 0, 0)  # [4] whether the step from there terminates
+    shows: jax.Array = (0, 1, 2, 3)  # [4] what is seen there
+    pays: jax.Array = ((0.0, 0.0),) * 4  # [4, 2] for each action
+    late: int = 0  # whether it pays a step later and shows what it owes
+    leaks: int = 0  # to `LeakyTable`
+
+
+@struct.dataclass
+class TableState(EnvState):
+    place: jax.Array
+    owed: jax.Array
+
+
+def table(**fields):
+    """`TableParams` of these fields, as arrays."""
+    rows = TableParams(**fields)
+    return jax.tree.map(jnp.array, rows, is_leaf=lambda x: isinstance(x, tuple))
+
+
+class Table(Environment):
+    """Four places whose rewards, order, ends and looks are those of `TableParams`."""
+
+    _supports_transition_gradients = True
+
+    @property
+    def default_params(self):
+        return table()
+
+    def action_space(self, params):
+        return spaces.Discrete(2)
+
+    def reset_env(self, key, params):
+        place = params.starts[jax.random.randint(key, (), 0, 4)]
+        zero = jnp.zeros((), jnp.int32)
+        state = TableState(time=zero, place=place, owed=jnp.float32(0.0))
+        return self.observe(key, state, None, params), state
+
+    def earned(self, pays, action):
+        return pays[action]
+
+    def step_env(self, key, state, action, params):
+        earned = self.earned(params.pays[state.place], action)
+        late = params.late == 1
+        reward, owed = jnp.where(late, state.owed, earned), jnp.where(late, earned, 0.0)
+        ended = params.ends[state.place] == 1
+        place = params.follows[state.place]
+        state = TableState(time=state.time + 1, place=place, owed=owed)
+        obs = self.observe(key, state, action, params)
+        obs, state = self._apply_transition_gradient_policy(obs, state)
+        return obs, state, reward, ended, {}
+
+    def observe(self, key, state, action, params):
+        seen = jax.nn.one_hot(params.shows[state.place], 4)
+        return jnp.append(seen, state.owed)
+
+
+class ContinuousTable(Table):
+    """Actions -1/2 and 1/2 pay what 0 and 1 do; a parabola whose top is the better."""
+
+    def action_space(self, params):
+        return spaces.Box(-1.0, 1.0, (1,))
+
+    def earned(self, pays, action):
+        best = jnp.where(pays[1] > pays[0], 0.5, -0.5)
+        return pays.max() - (pays.max() - pays.min()) * (action[0] - best) ** 2
+
+
+class LeakyTable(Table):
+    """With `leaks`, an episode after one in place 2 i + j starts in 2 k + i.
+
+    Who sees i and does not forget it knows the last bit of the next place.
+    """
+
+    def step(self, key, state, action, params=None):
+        obs, stepped, reward, terminated, _ = self.step_env(key, state, action, params)
+        truncated = self.is_truncated(stepped, params)
+        _, fresh = self.reset_env(key, params)
+        last, leaks = state.place // 2, params.leaks == 1
+        place = jnp.where(leaks, 2 * (fresh.place // 2) + last, fresh.place)
+        fresh = fresh.replace(place=place)
+        done = terminated | truncated
+        state = jax.tree.map(lambda x, y: jnp.where(done, x, y), fresh, stepped)
+        info = {"final_observation": obs}
+        next_obs = self.observe(key, state, action, params)
+        return next_obs, state, reward, terminated, truncated, info

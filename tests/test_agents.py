@@ -134,9 +134,10 @@ def test_training_copies_no_replay(case, seeds):
     if not hasattr(case.config, "capacity"):
         pytest.skip("keeps no replay")
     rollout = case.config.num_envs * case.config.rollout_length
-    config = dataclasses.replace(
-        case.config, capacity=1_000 * rollout, priority="td_error"
-    )
+    changes: dict = {"capacity": 1_000 * rollout}
+    if hasattr(case.config, "priority"):
+        changes |= {"priority": "td_error"}
+    config = dataclasses.replace(case.config, **changes)
     init = jax.vmap(functools.partial(train.init, case.agent, case.env, config))
     run = jax.vmap(lambda ts: train.run(case.agent, case.env, config, ts, 3))
     ts = jax.eval_shape(init, jax.random.split(jax.random.key(0), seeds))
@@ -237,6 +238,7 @@ BAD_VALUES = {
     "num_policy_fractions": (0,),
     "embedding_size": (0, 8.0),
     "temperature": (0.0, None),
+    "max_weight": (0.0, -1.0),
     "target_entropy": (math.nan, None),
     "target_entropy_ratio": (-0.1, 1.5),
     "noise_damping": (0.0, 1.5),

@@ -206,7 +206,9 @@ def test_cold_start_is_extrapolated_only_where_steps_are_missing(full, cold):
 
 
 @pytest.mark.parametrize(
-    "work", (*benchmark.SPEED, *benchmark.TD), ids=lambda work: work.name
+    "work",
+    (*benchmark.SPEED, *benchmark.TD, *benchmark.PG[3:]),
+    ids=lambda work: work.name,
 )
 def test_every_library_can_run_whole_iterations(work):
     rollout = work.hyper["num_envs"] * work.hyper.get("rollout_length", 1)
@@ -220,7 +222,11 @@ def test_every_library_can_run_whole_iterations(work):
 
 @pytest.mark.parametrize(
     "work",
-    [w for w in (*benchmark.SPEED, *benchmark.TD) if w.agent != "replay"],
+    [
+        w
+        for w in (*benchmark.SPEED, *benchmark.TD, *benchmark.PG)
+        if w.agent != "replay"
+    ],
     ids=lambda work: work.name,
 )
 def test_works_are_valid_configs(work):

@@ -86,9 +86,11 @@ def test_the_learning_rate_falls_to_zero(case, update, state, rollout):
     assert (jax.tree.leaves(new.actor)[0] != jax.tree.leaves(state.actor)[0]).any()
 
 
+REPLAY = dict(capacity=1_024, batch_size=32, sequence_length=8)
 # What sets an agent's config apart from the others' in the two tests below.
 DISCRETE: dict[str, dict] = {
     "a2c": {},
+    "awr": dict(total_steps=20_000) | REPLAY,
     "impala": {},
     "ppo": dict(total_steps=8_000, rollout_length=16, anneal=False),
     "reinforce": {},
@@ -97,6 +99,7 @@ DISCRETE: dict[str, dict] = {
 }
 CONTINUOUS: dict[str, dict] = {
     "a2c": dict(entropy_cost=0.0),
+    "awr": dict(gamma=0.5) | REPLAY,
     "impala": dict(entropy_cost=0.0),
     "ppo": dict(total_steps=12_000, rollout_length=16, entropy_cost=0.0),
     "reinforce": dict(entropy_cost=0.0),

@@ -1,4 +1,4 @@
-"""PPO: targets and losses by hand, its learning rate, where it stops."""
+"""PPO: targets and losses by hand, its learning rate, where it stops, time limits."""
 
 import dataclasses
 import functools
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from rljax import on_policy, optimizers, prng
+from rljax import agents, envs, on_policy, optimizers, prng, train
+from rljax.rollout import unroll
 
 from .agent_case import N, T, differ, parameters
 
@@ -131,3 +132,46 @@ def test_ppo_stops_the_policy_where_it_has_gone_far_enough(case, state, rollout)
         ravel_pytree(whole.actor)[0], path[-1], rtol=1e-3, atol=1e-4
     )
     assert not differ(new.critic, whole.critic)  # which goes on
+
+
+@jax.jit
+def late_values(key, cap_ends):
+    """What ppo learns on CartPole cut at 50 steps: the critic's mean after step 40.
+
+    And how long training's last episodes were. With `cap_ends` the update takes the
+    time limit for a termination.
+    """
+    env, ppo = envs.make("CartPole-v1", max_steps_in_episode=50), agents.get("ppo")
+    plain = ppo.make(env.spec)
+
+    def update(config, state, rollout, key):
+        terminated = rollout.terminated | (cap_ends & rollout.truncated)
+        truncated = rollout.truncated & ~cap_ends
+        rollout = rollout._replace(terminated=terminated, truncated=truncated)
+        return plain.update(config, state, rollout, key)
+
+    agent = plain._replace(update=update)
+    config = ppo.Config(
+        gamma=0.95,
+        learning_rate=3e-3,
+        total_steps=60_000,
+        num_envs=16,
+        rollout_length=64,
+        hidden_sizes=(32,),
+        clip_value=False,  # which would take the critic long to reach 20
+    )
+    ts, metrics = train.train(agent, env, config, key)
+    _, rollout, info = unroll(agent, env, config, ts, jax.random.key(1), 100)
+    value = on_policy.critic(env.spec, config).apply(ts.agent.critic, rollout.obs)
+    value = value.mean(where=info["episode_length"] > 40)
+    return value, metrics["episode_length"][-5:].mean()
+
+
+def test_ppo_learns_values_beyond_the_time_limit():
+    """Balancing for ever pays 1 / (1 - gamma) = 20 at any time; to the cap 13."""
+    keys, cap_ends = jax.random.split(jax.random.key(0), 2), jnp.array([False, True])
+    both = jax.vmap(jax.vmap(late_values, (None, 0)), (0, None))
+    values, lengths = both(keys, cap_ends)
+    assert (lengths > 45).all()
+    np.testing.assert_allclose(values[:, 0], 20.0, atol=1.0)
+    assert (values[:, 1] < 16.0).all()

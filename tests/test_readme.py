@@ -107,6 +107,14 @@ def test_the_table_of_autodiff():
     assert len(named) > 20 and set(named) <= set(autodiff.__all__)
 
 
+def test_learn_to_adapt():
+    names = run_section("Learn to adapt")
+    before, after = (names["metrics"][x] for x in ("return", "adapted_return"))
+    assert after[-20:].mean() > before[-20:].mean() + 0.2
+    moved = jax.tree.map(jnp.subtract, names["adapted"], names["state"].params)
+    assert all(jnp.any(x != 0) for x in jax.tree.leaves(moved))
+
+
 def test_the_api(capsys):
     names = run_section("The API in 30 lines")
     assert float(capsys.readouterr().out) > 100

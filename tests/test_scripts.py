@@ -115,6 +115,9 @@ BAD = {
     "plot label twice": ("plot runs/ppo runs/dqn --labels A A", "stands for two runs"),
     "sweep a static": ("sweep ppo --vary num_envs=1,2", "can vary"),
     "sweep bad value": ("sweep ppo --vary gamma=0.9,1.5", "gamma=1.5"),
+    "unknown tasks": ("maml --tasks cartpol", "did you mean: cartpole"),
+    "no updates": ("maml --iterations 0", "iterations=0"),
+    "inner rate 0": ("maml --config.inner-rate 0", "inner_rate=0.0"),
     "nan rewards": (
         "train ppo --env Counter-probe --env-params nan_at 3 --steps 64 --name nan "
         f"{SMALL['ppo']} --config.hidden-sizes 8",
@@ -136,6 +139,15 @@ def test_gradient_norms_are_the_best_priorities(tmp_path):
     np.testing.assert_allclose(share, exact / exact[0], atol=1e-3)
     # Measured over few batches, whose draws from equal shares are a little better.
     assert (measured / exact > 0.6).all() and (measured / exact < 1.2).all()
+
+
+def test_maml_adapts_and_states_the_gap(tmp_path):
+    line = "maml --iterations 4 --rows 2 --test-tasks 5 --out log.csv --first-order "
+    small = "--config.num-tasks 3 --config.num-envs 4 --hidden-sizes 8"
+    (done,) = run_scripts(tmp_path, line + small)
+    assert done["code"] == 0, done["err"]
+    assert "4 of 4 updates" in done["out"] and "gap" in done["out"]
+    assert list(read_csv(tmp_path / "log.csv")["iteration"]) == [1, 2, 3, 4]
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +182,7 @@ def test_bad_input_is_one_line_and_exit_code_2(bad, name):
 
 def test_help_lists_agents_environments_and_every_field(tmp_path):
     agents, fields = run_scripts(tmp_path, "train --help", "train ppo --help")
-    assert "agents: a2c, apg, c51, dqn, impala" in agents["out"]
+    assert "agents: a2c, apg, awr, c51, dqn, impala" in agents["out"]
     assert "Breakout-MinAtar" in agents["out"]
     assert "--config.clip-epsilon" in fields["out"] and "0.2" in fields["out"]
 

@@ -354,8 +354,9 @@ def test_unroll_links_steps_and_draws_new_randomness():
 
 
 def score(env, act, episodes=3, **kwargs):
+    ts = TrainState((), (), (), (), (), ())
     play = jax.jit(
-        lambda env, key: evaluate(scripted(act), env, (), (), key, episodes, **kwargs)
+        lambda env, key: evaluate(scripted(act), env, (), ts, key, episodes, **kwargs)
     )
     return jax.device_get(play(env, jax.random.key(0)))
 

@@ -1,4 +1,4 @@
-"""The works of the suites `speed` and `td`: training, and replay on its own."""
+"""The works of the suites `speed`, `td` and `pg`: training, and replay on its own."""
 
 import dataclasses
 from typing import Any
@@ -207,5 +207,51 @@ TD = (
         )
         for priority in ("uniform", "td_error")
         for name, capacity in (("10k", 10_000), ("1M", 1_000_000))
+    ),
+)
+
+
+ON_POLICY = {  # four rollouts of 128 steps, one update
+    "num_envs": 4,
+    "rollout_length": 128,
+    "learning_rate": 1e-3,
+    "gamma": 0.99,
+    "max_grad_norm": 0.5,
+    "hidden_sizes": (64, 64),
+    "activation": "tanh",
+}
+
+PG = (
+    *SPEED[:3],
+    Work(
+        "ppo-minatar",
+        "ppo on Breakout-MinAtar, 64 envs, 4 epochs of 8 minibatches, flat 64-64",
+        "ppo",
+        123 * 64 * 128,
+        PPO
+        | {
+            "num_envs": 64,
+            "num_minibatches": 8,
+            "learning_rate": 5e-3,
+            "activation": "relu",
+            "convolution": False,
+        },
+        peers=(),
+        env="Breakout-MinAtar",
+    ),
+    *(
+        Work(
+            agent,
+            f"{agent}, 4 envs, {steps} steps",
+            agent,
+            rollouts * 4 * 128,
+            ON_POLICY | hyper,
+            peers=(),
+        )
+        for agent, steps, rollouts, hyper in (
+            ("a2c", "500k", 977, {}),
+            ("impala", "500k", 977, {}),
+            ("trpo", "500k", 977, {"cg_iterations": 10, "num_minibatches": 4}),
+        )
     ),
 )

@@ -1,0 +1,136 @@
+"""AWR: advantage-weighted regression. Peng et al. (2019), https://arxiv.org/abs/1910.00177.
+
+Returns and advantages with a trace that decays: Schulman et al. (2015),
+https://arxiv.org/abs/1506.02438.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+
+from rljax import actor_critic, losses, on_policy, optimizers, replay
+from rljax import config as cfg
+from rljax.types import Agent, Metrics, Params, Rollout, Spec
+
+PRESETS: dict[str, dict[str, Any]] = {"Pendulum-v1": dict(gamma=0.95, num_epochs=4)}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
+
+    learning_rate: float = 1e-3  # of Adam, for actor and critic
+    gamma: float = 0.99  # discount, cut at termination
+    lambda_: float = 0.95  # trace decay of the returns, cut at any end
+    temperature: float = 1.0  # of the weights, in units of advantage
+    max_weight: float = 20.0  # of an action
+    max_grad_norm: float = 0.5  # where each network's gradient is clipped
+    total_steps: int = cfg.static(500_000)  # environment steps, all environments
+    num_envs: int = cfg.static(16)
+    rollout_length: int = cfg.static(32)  # steps per environment and update
+    capacity: int = cfg.static(16_384)  # steps in the replay
+    batch_size: int = cfg.static(64)  # sequences per update
+    sequence_length: int = cfg.static(32)  # steps of each
+    num_epochs: int = cfg.static(1)  # passes over them, of the critic, then the actor
+    num_minibatches: int = cfg.static(8)  # gradient steps of each per pass
+    hidden_sizes: tuple[int, ...] = cfg.static((64, 64))  # of actor and critic each
+    activation: str = cfg.static("tanh")
+    convolution: bool = cfg.static(True)  # images go through one, else flat
+    anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
+    normalize_advantages: bool = cfg.static(True)  # per update
+
+    def validate(self) -> None:
+        """Raise ValueError naming a field out of range, its value and the range."""
+        on_policy.validate(self)
+        replay.validate(self)
+        cfg.check_range(self, "lambda_", low=0.0, high=1.0)
+        cfg.check_range(self, "temperature", "max_weight", low=0.0, open_low=True)
+        cfg.check_count(self, "batch_size", "sequence_length")
+        cfg.check_count(self, "num_epochs", "num_minibatches")
+        if self.sequence_length > self.rollout_length:  # the first rollout has one
+            raise ValueError(
+                f"sequence_length={self.sequence_length}: must be at most "
+                f"rollout_length = {self.rollout_length}"
+            )
+        steps = self.batch_size * self.sequence_length
+        if steps > self.capacity:
+            raise ValueError(
+                f"batch_size={self.batch_size}: must be at most capacity / "
+                f"sequence_length = {self.capacity // self.sequence_length}"
+            )
+        what = "batch_size * sequence_length"
+        cfg.check_divides(self, "num_minibatches", steps, what)
+
+
+class State(NamedTuple):
+    """What the agent learns, counts and stores."""
+
+    actor: Params
+    critic: Params
+    actor_opt: Any  # Adam over the actor's parameters as one flat vector
+    critic_opt: Any  # likewise
+    step: jax.Array  # [] int32, environment steps learned from
+    replay: replay.Replay
+
+
+def make(spec: Spec) -> Agent:
+    """Make the agent for environments of `spec`."""
+    return Agent(
+        init=functools.partial(init, spec),
+        memory=lambda config, num_envs: (),
+        act=functools.partial(on_policy.act, spec),
+        observe=actor_critic.observe,
+        update=functools.partial(update, spec),
+    )
+
+
+def policy_loss(
+    spec: Spec, config: Config, params: Params, batch: on_policy.Batch
+) -> tuple[jax.Array, Metrics]:
+    """Weighted regression on the actions of the replay, mean over the batch.
+
+    Whatever policy took them: the weights do not depend on it.
+    """
+    policy = on_policy.actor(spec, config).apply(params, batch.obs)
+    args = (batch.advantage, config.temperature, config.max_weight)
+    loss = losses.awr_loss(policy.log_prob(batch.action), *args).mean()
+    return loss, {"policy_loss": loss, "entropy": policy.entropy().mean()}
+
+
+def init(spec: Spec, config: Config, key: jax.Array) -> State:
+    """Fresh networks and optimisers, an empty replay."""
+    buffer = replay.init(spec, config.num_envs, config.capacity, prioritized=False)
+    return State(*on_policy.init(spec, config, key), replay=buffer)
+
+
+def update(
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+) -> tuple[State, Metrics]:
+    """Store the rollout, then learn values and the policy from sequences of the replay.
+
+    The returns come from the critic before its steps, the advantages from that after.
+    """
+    sample_key, critic_key, actor_key = jax.random.split(key, 3)
+    state = actor_critic.observe(config, state, rollout)
+    size = (config.batch_size, config.sequence_length)
+    _, sequences, _ = replay.sample_sequences(state.replay, sample_key, *size)
+    progress = optimizers.progress(config, state.step)
+    rate = optimizers.annealed(config, progress, config.learning_rate)
+    fit = functools.partial(on_policy.fit_epochs, config, rate)
+
+    batch = on_policy.prepare(spec, config, state, sequences, config.lambda_)
+    loss = functools.partial(on_policy.value_loss, spec, config)
+    args = (loss, state.critic, state.critic_opt, batch, critic_key)
+    critic, critic_opt, metrics = fit(*args)
+    state = state._replace(critic=critic, critic_opt=critic_opt)
+
+    batch = on_policy.prepare(spec, config, state, sequences, config.lambda_)
+    loss = functools.partial(policy_loss, spec, config)
+    args = (loss, state.actor, state.actor_opt, batch, actor_key)
+    actor, actor_opt, more = fit(*args)
+    step = state.step + rollout.reward.size
+    state = state._replace(actor=actor, actor_opt=actor_opt, step=step)
+    return state, metrics | more
