@@ -114,7 +114,9 @@ class LayerNorm(nn.Module):
 
         def mean(x: jax.Array) -> jax.Array:
             if by_product:
-                return x @ jnp.full((size, size), 1.0 / size, x.dtype)
+                average = jnp.full((size, size), 1.0 / size, x.dtype)
+                # Known to XLA as a constant, this gave wrong numbers in a vmapped loop.
+                return x @ jax.lax.optimization_barrier(average)
             return x.mean(axis=-1, keepdims=True)
 
         x = x - mean(x)

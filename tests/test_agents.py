@@ -190,6 +190,7 @@ BAD_VALUES = {
     "damping": (-0.1, 1.5),
     "backtracking": (0.0, 1.5),
     "cg_iterations": (0, 10.0),
+    "fisher_stride": (0, True),
     "max_backtracks": (0, True),
     "entropy_cost": (-0.01,),
     "epsilon_start": (1.5, -0.1),

@@ -168,7 +168,7 @@ def late_values(key, cap_ends):
 
 
 def test_ppo_learns_values_beyond_the_time_limit():
-    """Balancing for ever pays 1 / (1 - gamma) = 20 at any time; to the cap 13."""
+    """Balancing for ever pays 1 / (1 - gamma) = 20 at any time; to the cap far less."""
     keys, cap_ends = jax.random.split(jax.random.key(0), 2), jnp.array([False, True])
     both = jax.vmap(jax.vmap(late_values, (None, 0)), (0, None))
     values, lengths = both(keys, cap_ends)

@@ -42,9 +42,12 @@ def moved(params, scale, step):
 
 
 @only_trpo
-def test_trpo_step_is_that_of_the_dense_fisher_matrix(problem):
+@pytest.mark.parametrize("stride", [1, 3])
+def test_trpo_step_is_that_of_the_dense_fisher_matrix(problem, stride):
     trpo, spec, config, params, batch = problem
-    config = dataclasses.replace(config, damping=0.3, cg_iterations=100)
+    config = dataclasses.replace(
+        config, damping=0.3, cg_iterations=100, fisher_stride=stride
+    )
     flat, unravel = ravel_pytree(params)
     net = on_policy.actor(spec, config)
     probs = net.apply(params, batch.obs).probs
@@ -53,7 +56,8 @@ def test_trpo_step_is_that_of_the_dense_fisher_matrix(problem):
         return jax.nn.log_softmax(net.apply(unravel(flat), batch.obs).logits)
 
     jacobian = jax.jacobian(log_probs)(flat)  # of log-probabilities [B, A, P]
-    fisher = jnp.einsum("ba,bap,baq->pq", probs, jacobian, jacobian) / len(probs)
+    some = (probs[::stride], jacobian[::stride], jacobian[::stride])
+    fisher = jnp.einsum("ba,bap,baq->pq", *some) / len(some[0])
     chosen = jacobian[jnp.arange(len(probs)), batch.action]
     gradient = (batch.advantage[:, None] * chosen).mean(axis=0)
     matrix = np.array(fisher + 0.3 * jnp.eye(len(flat)), np.float64)
@@ -66,9 +70,9 @@ def test_trpo_step_is_that_of_the_dense_fisher_matrix(problem):
     # Without much damping the model's divergence is the limit.
     config = dataclasses.replace(config, damping=1e-4)
     step = trpo.natural_step(spec, config, params, batch, config.max_kl)
-    product = fisher_vp(lambda p: net.apply(p, batch.obs), params, step)
+    product = fisher_vp(lambda p: net.apply(p, batch.obs[::stride]), params, step)
     quadratic = 0.5 * optax.tree.vdot(step, product)
-    np.testing.assert_allclose(quadratic, config.max_kl, rtol=0.02)
+    np.testing.assert_allclose(quadratic, config.max_kl, rtol=0.05)
 
 
 @only_trpo

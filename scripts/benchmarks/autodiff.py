@@ -81,6 +81,11 @@ WORKS = (
         (Comparison("hvp", "grad", "<= 2.5"),),
     ),
     Work(
+        "natural-gradient",
+        "ten conjugate gradients of a quarter of the states' Fisher matrix, the same",
+        (Comparison("natural_gradient", "grad", "<= 12"),),
+    ),
+    Work(
         "curvature",
         "Gauss-Newton and Fisher matrix times vector, the same",
         (Comparison("gauss_newton_vp", "grad"), Comparison("fisher_vp", "grad")),

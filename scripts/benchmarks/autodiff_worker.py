@@ -69,6 +69,20 @@ def make(job: dict[str, Any]) -> tuple[QNetwork, Inputs]:
     return network, jax.tree.map(jnp.asarray, inputs)
 
 
+def natural_gradient(values: Callable[..., Any], x: Inputs, gradient: Any) -> Any:
+    """Returns the step of `agents/trpo.py`."""
+
+    def policy(params: Any) -> distrax.Categorical:
+        return distrax.Categorical(logits=values(params, x.obs[::4]))
+
+    return autodiff.natural_gradient(
+        lambda v: autodiff.fisher_vp(policy, x.params, v),
+        gradient,
+        damping=0.1,
+        iterations=10,
+    )
+
+
 def functions(network: QNetwork) -> dict[str, Function]:
     """Returns what can be compared, by name."""
 
@@ -121,6 +135,9 @@ def functions(network: QNetwork) -> dict[str, Function]:
         "hvp": lambda x: autodiff.hvp(mean_loss(x), x.params, x.direction),
         "gauss_newton_vp": gauss_newton_vp,
         "fisher_vp": fisher_vp,
+        "natural_gradient": lambda x: natural_gradient(
+            values, x, jax.grad(mean_loss(x))(x.params)
+        ),
     }
 
 
