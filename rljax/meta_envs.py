@@ -136,20 +136,7 @@ def cartpole() -> DrawTask:
     return draw
 
 
-def pendulum() -> DrawTask:
-    """Gravity of 5 to 15, masses of 0.5 to 1.5."""
-    env = envs.make("Pendulum-v1")
-
-    def draw(key: jax.Array) -> Any:
-        gravity_key, mass_key = jax.random.split(key)
-        gravity = jax.random.uniform(gravity_key, minval=5.0, maxval=15.0)
-        mass = jax.random.uniform(mass_key, minval=0.5, maxval=1.5)
-        return with_params(env, g=gravity, m=mass)
-
-    return draw
-
-
-TASKS = {"cartpole": cartpole, "pendulum": pendulum, "tabular": tabular}
+TASKS = {"cartpole": cartpole, "tabular": tabular}
 
 
 def tasks(name: str) -> DrawTask:

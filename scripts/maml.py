@@ -27,9 +27,6 @@ from rljax.logging import CsvSink
 
 PRESETS: dict[str, dict[str, Any]] = {
     "cartpole": dict(num_tasks=20, rollout_length=100),
-    "pendulum": dict(
-        num_tasks=20, rollout_length=200, reward_scale=0.01, inner_rate=0.01
-    ),
 }
 
 
@@ -40,7 +37,7 @@ def options_type(tasks_name: str) -> type:
     @dataclasses.dataclass(frozen=True)
     class Options:
         tasks: str = tasks_name
-        """distribution of tasks: cartpole, pendulum or tabular"""
+        """distribution of tasks: cartpole or tabular"""
         iterations: int = 500
         """updates of the initial parameters"""
         first_order: bool = False
