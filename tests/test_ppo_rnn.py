@@ -203,7 +203,7 @@ def test_ppo_rnn_remembers_what_it_saw():
     run = jax.jit(functools.partial(train.train, agent))
     ts, _ = run(env, config, jax.random.key(0))
     play = jax.jit(functools.partial(evaluate, agent, episodes=32))
-    returns = play(env, config, ts.agent, jax.random.key(1)).returns
+    returns = play(env, config, ts, jax.random.key(1)).returns
     np.testing.assert_array_equal(returns, 1.0)
 
 

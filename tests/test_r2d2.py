@@ -275,7 +275,7 @@ def test_r2d2_finds_the_values_that_only_memory_tells():
         env, config, jax.random.key(0)
     )
     play = jax.jit(functools.partial(evaluate, agent, episodes=32))
-    returns = play(env, config, ts.agent, jax.random.key(1)).returns
+    returns = play(env, config, ts, jax.random.key(1)).returns
     np.testing.assert_array_equal(returns, 1.0)
     # Observations are: time left, query, bit; gymnax shows the first one twice.
     net, bit = r2d2.network(env.spec, config), jnp.array([-1.0, 1.0])

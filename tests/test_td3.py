@@ -159,7 +159,7 @@ def test_td3_noise_falls_and_stays_inside(case, state):
 
 def test_td3_needs_bounded_continuous_actions(spec):
     discrete = envs.make("CartPole-v1").spec
-    message = r"td3 needs continuous actions, not Discrete\(num_actions=2\)"
+    message = r"td3 needs continuous actions, not Discrete\(num_actions=2, "
     with pytest.raises(ValueError, match=message):
         td3.make(discrete)
     action = Box((1,), (-1.0,), (np.inf,))

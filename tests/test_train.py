@@ -354,10 +354,11 @@ def test_unroll_links_steps_and_draws_new_randomness():
 
 
 def score(env, act, episodes=3, **kwargs):
-    ts = TrainState((), (), (), (), (), ())
-    play = jax.jit(
-        lambda env, key: evaluate(scripted(act), env, (), ts, key, episodes, **kwargs)
-    )
+    @jax.jit
+    def play(env, key):
+        ts = TrainState((), env.reset(key, 1)[0], (), (), (), ())
+        return evaluate(scripted(act), env, (), ts, key, episodes, **kwargs)
+
     return jax.device_get(play(env, jax.random.key(0)))
 
 
