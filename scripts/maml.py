@@ -1,7 +1,7 @@
 """MAML for policies: learn parameters that adapt to a new task in a few steps.
 
     python scripts/maml.py --tasks tabular
-    python scripts/maml.py --tasks cartpole --first-order
+    python scripts/maml.py --tasks cartpole --config.first-order
 
 Each update draws tasks, environments whose parameters differ, adapts the policy to
 each, and moves what they all started from so that the adapted policies get better. In
@@ -40,8 +40,6 @@ def options_type(tasks_name: str) -> type:
         """distribution of tasks: cartpole or tabular"""
         iterations: int = 500
         """updates of the initial parameters"""
-        first_order: bool = False
-        """leave out the derivatives of the adaptation's gradient"""
         hidden_sizes: tuple[int, ...] = (32, 32)
         """layers that policy and value share"""
         test_tasks: int = 200
@@ -121,9 +119,6 @@ def main() -> None:
     argv = sys.argv[1:]
     options_class = options_type(common.word(argv, "--tasks", "tabular"))
     options = common.parse(options_class, argv, __doc__ or "", "maml.py")
-    first_order = options.first_order or options.config.first_order
-    config = dataclasses.replace(options.config, first_order=first_order)
-    options = dataclasses.replace(options, config=config)
     options.validate()
     draw_task = meta_envs.tasks(options.tasks)
     spec = jax.eval_shape(draw_task, jax.random.key(0)).spec

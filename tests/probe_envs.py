@@ -65,8 +65,6 @@ class TwoPlaces(Environment):
     Q = [[1, 2], [2, 1]] in rows of places and columns of actions.
     """
 
-    q = ((1.0, 2.0), (2.0, 1.0))  # for discount 1/2
-
     @property
     def default_params(self):
         return EnvParams(max_steps_in_episode=4)

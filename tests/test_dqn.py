@@ -1,7 +1,6 @@
-"""DQN: targets by hand, its gradient, target network, exploration, what it learns."""
+"""DQN: targets by hand, its gradient, target network, exploration."""
 
 import dataclasses
-import functools
 
 import chex
 import jax
@@ -13,7 +12,6 @@ from rljax import agents, envs, layers, train
 from rljax.replay import Windows
 from rljax.rollout import unroll
 
-from . import probe_envs
 from .agent_case import N, T, differ
 
 STEPS = np.arange(16) % 3  # of each window, less 1
@@ -233,25 +231,3 @@ def test_dqn_flags_that_exclude_each_other(flags, words):
 def test_dqn_needs_discrete_actions():
     with pytest.raises(ValueError, match="dqn needs discrete actions, not Box"):
         agents.get("dqn").make(envs.make("Pendulum-v1").spec)
-
-
-def test_dqn_finds_the_action_values():
-    dqn, env = agents.get("dqn"), envs.wrap(probe_envs.TwoPlaces())
-    config = dqn.Config(
-        gamma=0.5,
-        learning_rate=3e-3,
-        epsilon_end=1.0,
-        n_step=1,  # more of them would be off-policy
-        total_steps=6_000,
-        num_envs=8,
-        capacity=1_000,
-        batch_size=32,
-        warmup_steps=200,
-        target_rate=0.1,
-        hidden_sizes=(16,),
-        dueling=True,
-    )
-    fn = jax.jit(functools.partial(train.train, dqn.make(env.spec)))
-    ts, _ = fn(env, config, jax.random.key(0))
-    q = dqn.network(env.spec, config).apply(ts.agent.params, jnp.eye(2))
-    np.testing.assert_allclose(q, env.env.gym.q, atol=0.05)

@@ -87,16 +87,7 @@ def test_the_learning_rate_falls_to_zero(case, update, state, rollout):
 
 
 REPLAY = dict(capacity=1_024, batch_size=32, sequence_length=8)
-# What sets an agent's config apart from the others' in the two tests below.
-DISCRETE: dict[str, dict] = {
-    "a2c": {},
-    "awr": dict(total_steps=20_000) | REPLAY,
-    "impala": {},
-    "ppo": dict(total_steps=8_000, rollout_length=16, anneal=False),
-    "reinforce": {},
-    "trpo": dict(total_steps=20_000, rollout_length=16, num_minibatches=4),
-    "vmpo": dict(total_steps=20_000),
-}
+# What sets an agent's config apart from the others' in the test below.
 CONTINUOUS: dict[str, dict] = {
     "a2c": dict(entropy_cost=0.0),
     "awr": dict(gamma=0.5) | REPLAY,
@@ -107,20 +98,6 @@ CONTINUOUS: dict[str, dict] = {
     "vmpo": dict(gamma=0.5, total_steps=20_000),
 }
 BOTH = dict(learning_rate=1e-2, num_envs=8, rollout_length=8, hidden_sizes=(16,))
-
-
-@pytest.mark.parametrize("name", DISCRETE)
-def test_finds_the_best_actions_and_their_values(name):
-    module, env = agents.get(name), envs.wrap(probe_envs.TwoPlaces())
-    fields = BOTH | dict(gamma=0.5, total_steps=16_000) | DISCRETE[name]
-    config = module.Config(**fields)
-    fn = jax.jit(functools.partial(train.train, module.make(env.spec)))
-    ts, metrics = fn(env, config, jax.random.key(0))
-    policy = on_policy.actor(env.spec, config).apply(ts.agent.actor, jnp.eye(2))
-    assert policy.probs[0, 1] > 0.95 and policy.probs[1, 0] > 0.95
-    value = on_policy.critic(env.spec, config).apply(ts.agent.critic, jnp.eye(2))
-    np.testing.assert_allclose(value, [2.0, 2.0], atol=0.15)
-    assert metrics["episode_return"][-1] > 3.7  # of 4 steps
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)

@@ -142,9 +142,9 @@ def test_gradient_norms_are_the_best_priorities(tmp_path):
 
 
 def test_maml_adapts_and_states_the_gap(tmp_path):
-    line = "maml --iterations 4 --rows 2 --test-tasks 5 --out log.csv --first-order "
-    small = "--config.num-tasks 3 --config.num-envs 4 --hidden-sizes 8"
-    (done,) = run_scripts(tmp_path, line + small)
+    line = "maml --iterations 4 --rows 2 --test-tasks 5 --out log.csv "
+    small = "--config.first-order --config.num-tasks 3 --config.num-envs 4 "
+    (done,) = run_scripts(tmp_path, line + small + "--hidden-sizes 8")
     assert done["code"] == 0, done["err"]
     assert "4 of 4 updates" in done["out"] and "gap" in done["out"]
     assert list(read_csv(tmp_path / "log.csv")["iteration"]) == [1, 2, 3, 4]
