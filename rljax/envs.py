@@ -1,4 +1,4 @@
-"""Batched environments over gymnax's six-value step. Only this file knows gymnax."""
+"""Batched environments over gymnax's six-value step, which only this file knows."""
 
 import dataclasses
 import inspect
@@ -197,8 +197,9 @@ def wrap(
 ) -> BatchedEnv:
     """Make a batched environment from any object with gymnax's API.
 
-    Has it a method `action_mask(state, params) -> bool[A]`, the illegal actions' policy
-    is 0: the mask goes with the observations, as the last entries of their last axis.
+    If it has a method `action_mask(state, params) -> bool[A]`, illegal actions have
+    probability 0: the mask ends the last axis of observations. Agents that cannot keep
+    to it refuse the environment.
 
     Args:
       gym: an object with gymnax 1.x's `reset`, six-value `step`, `action_space`
@@ -226,8 +227,8 @@ def wrap(
       >>> obs.shape
       (3, 6)
     """
-    _check_switches(scale_obs=scale_obs, normalize_obs=normalize_obs)
-    _check_switches(time_aware=time_aware)
+    switches = dict(normalize_obs=normalize_obs, time_aware=time_aware)
+    _check_switches(scale_obs=scale_obs, **switches)
     _check_fraction("sticky_actions", sticky_actions)
     if type(stack_frames) is not int or stack_frames < 1:
         raise ValueError(f"stack_frames={stack_frames!r}: must be an integer >= 1")

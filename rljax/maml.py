@@ -168,9 +168,10 @@ def adapt_policy(
 
 
 def init(network: Any, config: Config, draw_task: DrawTask, key: jax.Array) -> State:
-    """Fresh parameters and optimiser; consumes the key."""
+    """Fresh parameters and optimiser; ValueError if actions are masked."""
     params_key, key = jax.random.split(key)
     spec = jax.eval_shape(draw_task, key).spec
+    distributions.check_unmasked("maml", spec)
     params = network.init(params_key, jnp.zeros((1, *spec.obs_shape), spec.obs_dtype))
     optimizer = optimizers.clipped_adam(config, on_policy.EPS)
     return State(params, optimizer.init(ravel_pytree(params)[0]), key)

@@ -1,7 +1,6 @@
 """Distributions of tasks: functions of a key that draw an environment's parameters."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,12 +10,11 @@ from flax import struct
 from rljax import envs
 from rljax._deferred import deferred
 from rljax.config import unknown
+from rljax.maml import DrawTask
 
 with deferred("seaborn"):  # only to draw Pong, and a third of all import time
     from gymnax.environments import spaces
     from gymnax.environments.environment import Environment, EnvParams, EnvState
-
-DrawTask = Callable[[jax.Array], Any]  # key to a batched environment
 
 
 @struct.dataclass

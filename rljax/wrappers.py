@@ -183,10 +183,10 @@ class Statistics(NamedTuple):
         batch = jax.lax.stop_gradient(batch)
         total = self.count + len(batch)
         weight = len(batch) / total
-        apart = batch.mean(axis=0) - self.mean
+        moved = batch.mean(axis=0) - self.mean
         within = self.var + weight * (batch.var(axis=0) - self.var)
-        var = within + weight * (1.0 - weight) * apart**2
-        return Statistics(total, self.mean + weight * apart, var)
+        var = within + weight * (1.0 - weight) * moved**2
+        return Statistics(total, self.mean + weight * moved, var)
 
 
 class NormalizedObservations(NamedTuple):
@@ -411,7 +411,7 @@ def num_masked(spec: Spec) -> int:
 
 def apart(spec: Spec, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
     """An observation, and its mask of legal actions: `[..., A]`, or `[..., 0]`."""
-    at = obs.shape[-1] - num_masked(spec) if obs.ndim else 0
+    at = obs.shape[-1] - num_masked(spec)
     return obs[..., :at], obs[..., at:]
 
 

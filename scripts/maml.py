@@ -61,7 +61,7 @@ def options_type(tasks_name: str) -> type:
     return Options
 
 
-def learn(options: Any, network: Any, draw_task: meta_envs.DrawTask) -> maml.State:
+def learn(options: Any, network: Any, draw_task: maml.DrawTask) -> maml.State:
     """Update in chunks of one program; print and write down what comes out."""
     config, total = options.config, options.iterations
     state = maml.init(network, config, draw_task, jax.random.key(options.seed))
@@ -86,9 +86,7 @@ def learn(options: Any, network: Any, draw_task: meta_envs.DrawTask) -> maml.Sta
     return state
 
 
-def test(
-    options: Any, network: Any, draw_task: meta_envs.DrawTask, params: Any
-) -> None:
+def test(options: Any, network: Any, draw_task: maml.DrawTask, params: Any) -> None:
     """Adapt to unseen tasks and print the returns, with the standard errors."""
     key = jax.random.fold_in(jax.random.key(options.seed), common.EVALUATION)
     task_key, play_key = jax.random.split(key)

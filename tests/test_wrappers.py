@@ -10,7 +10,7 @@ from flax import struct
 from gymnax.environments import spaces
 from gymnax.environments.environment import Environment, EnvParams, EnvState
 
-from rljax import agents, distributions, envs, rollout, train, wrappers
+from rljax import agents, distributions, envs, maml, rollout, train, wrappers
 from rljax.evaluate import evaluate
 
 from . import probe_envs
@@ -231,6 +231,13 @@ def test_evaluation_takes_the_statistics_as_they_are(trained):
     np.testing.assert_array_equal(result.returns, result.lengths)  # true rewards
 
 
+def test_statistics_have_no_derivative():
+    def total(batch):
+        return sum(x.sum() for x in wrappers.Statistics.start((2,)).add(batch))
+
+    np.testing.assert_array_equal(jax.grad(total)(jnp.ones((N, 2)) * 3.0), 0.0)
+
+
 def test_normalized_runs_have_derivatives():
     env = envs.wrap(probe_envs.Slide(), normalize_obs=True, normalize_rewards=0.9)
 
@@ -302,6 +309,13 @@ def test_masks_go_with_observations(options):
     ):
         want = np.arange(4) <= place[..., None]
         np.testing.assert_array_equal(got[..., -4:], want)
+
+
+def test_maml_refuses_masked_actions():
+    with pytest.raises(ValueError, match="maml cannot mask actions"):
+        maml.init(
+            None, maml.Config(), lambda key: envs.wrap(Corner()), jax.random.key(0)
+        )
 
 
 MASKING = ("a2c", "awr", "impala", "mpo", "ppo", "reinforce", "sac", "trpo", "vmpo")

@@ -211,7 +211,7 @@ TD = (
 )
 
 
-ON_POLICY = {  # four rollouts of 128 steps, one update
+ON_POLICY = {  # one rollout, one update
     "num_envs": 4,
     "rollout_length": 128,
     "learning_rate": 1e-3,
@@ -242,16 +242,16 @@ PG = (
     *(
         Work(
             agent,
-            f"{agent}, 4 envs, {steps} steps",
+            f"{agent}, 4 envs, 500k steps",
             agent,
-            rollouts * 4 * 128,
+            977 * 4 * 128,
             ON_POLICY | hyper,
             peers=(),
         )
-        for agent, steps, rollouts, hyper in (
-            ("a2c", "500k", 977, {}),
-            ("impala", "500k", 977, {}),
-            ("trpo", "500k", 977, {"cg_iterations": 10, "num_minibatches": 4}),
+        for agent, hyper in (
+            ("a2c", {}),
+            ("impala", {}),
+            ("trpo", {"num_minibatches": 4}),
         )
     ),
 )
