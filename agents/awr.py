@@ -109,12 +109,11 @@ def init(spec: Spec, config: Config, key: jax.Array) -> State:
 def update(
     spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
 ) -> tuple[State, Metrics]:
-    """Store the rollout, then learn values and the policy from sequences of the replay.
+    """Learn values, then the policy, from sequences of the replay.
 
     The returns come from the critic before its steps, the advantages from that after.
     """
     sample_key, critic_key, actor_key = jax.random.split(key, 3)
-    state = actor_critic.observe(config, state, rollout)
     size = (config.batch_size, config.sequence_length)
     _, sequences, _ = replay.sample_sequences(state.replay, sample_key, *size)
     progress = optimizers.progress(config, state.step)

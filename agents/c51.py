@@ -88,6 +88,7 @@ def make(spec: Spec) -> Agent:
         act=functools.partial(act, spec),
         observe=q_learner.observe,
         update=functools.partial(update, spec),
+        q_values=functools.partial(q_values, spec),
     )
 
 
@@ -147,6 +148,11 @@ def loss(
     return total, total
 
 
+def q_values(spec: Spec, config: Config, state: State, obs: Any) -> jax.Array:
+    """Action values `[..., A]` of observations `[..., *obs_shape]`: mean returns."""
+    return means(config, network(spec, config).apply(state.params, obs))
+
+
 def act(
     spec: Spec,
     config: Config,
@@ -160,7 +166,7 @@ def act(
     key, noise_key = jax.random.split(key)
     noisy, params = explore and config.noisy, state.params
     params = layers.with_noise(params, noise_key) if noisy else params
-    q = means(config, network(spec, config).apply(params, obs))
+    q = q_values(spec, config, state._replace(params=params), obs)
     epsilon = q_learner.epsilon(config, state.step, explore)
     epsilon = 0.0 if noisy else epsilon
     return distributions.epsilon_greedy(q, epsilon, key), memory, ()
@@ -169,7 +175,7 @@ def act(
 def update(
     spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
 ) -> tuple[State, Metrics]:
-    """Store the rollout, then learn from samples of the replay."""
+    """Learn from samples of the replay."""
     return q_learner.update(
         functools.partial(loss, spec, config), config, state, rollout, key
     )

@@ -100,6 +100,7 @@ def make(spec: Spec) -> Agent:
         act=functools.partial(act, spec),
         observe=q_learner.observe,
         update=functools.partial(update, spec),
+        q_values=functools.partial(q_values, spec),
     )
 
 
@@ -151,6 +152,11 @@ def memory(config: Config, num_envs: int) -> Any:
     return jnp.zeros((num_envs, 2), jnp.int32) if repeats else ()
 
 
+def q_values(spec: Spec, config: Config, state: State, obs: Any) -> jax.Array:
+    """Action values `[..., A]` of observations `[..., *obs_shape]`."""
+    return network(spec, config).apply(state.params, obs)
+
+
 def act(
     spec: Spec,
     config: Config,
@@ -164,7 +170,7 @@ def act(
     key, noise_key = jax.random.split(key)
     noisy, params = explore and config.noisy, state.params
     params = layers.with_noise(params, noise_key) if noisy else params
-    q = network(spec, config).apply(params, obs)
+    q = q_values(spec, config, state._replace(params=params), obs)
     epsilon = q_learner.epsilon(config, state.step, explore)
     epsilon = 0.0 if noisy else epsilon
     if explore and config.max_repeats > 1:
@@ -176,7 +182,7 @@ def act(
 def update(
     spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
 ) -> tuple[State, Metrics]:
-    """Store the rollout, then learn from samples of the replay."""
+    """Learn from samples of the replay."""
 
     def loss(*args: Any) -> tuple[jax.Array, jax.Array]:
         error = td_error(spec, config, *args)

@@ -68,6 +68,8 @@ def make(spec: Spec) -> Agent:
         act=functools.partial(act, spec),
         observe=lambda config, state, rollout: state,
         update=functools.partial(update, spec),
+        policy=functools.partial(on_policy.policy, spec),
+        value=functools.partial(on_policy.value, spec),
     )
 
 

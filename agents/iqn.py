@@ -74,6 +74,7 @@ def make(spec: Spec) -> Agent:
         act=functools.partial(act, spec),
         observe=q_learner.observe,
         update=functools.partial(update, spec),
+        q_values=functools.partial(q_values, spec),
     )
 
 
@@ -137,6 +138,12 @@ def init(spec: Spec, config: Config, key: jax.Array) -> State:
     return q_learner.init(spec, config, net, key, policy_fractions(config))
 
 
+def q_values(spec: Spec, config: Config, state: State, obs: Any) -> jax.Array:
+    """Action values `[..., A]` of observations `[..., *obs_shape]`: mean returns."""
+    apply = network(spec, config).apply
+    return apply(state.params, obs, policy_fractions(config)).mean(axis=-2)
+
+
 def act(
     spec: Spec,
     config: Config,
@@ -147,8 +154,7 @@ def act(
     explore: bool,
 ) -> tuple[jax.Array, Any, Any]:
     """Epsilon-greedy in the mean return; an epsilon of its own in evaluation."""
-    apply = network(spec, config).apply
-    q = apply(state.params, obs, policy_fractions(config)).mean(axis=-2)
+    q = q_values(spec, config, state, obs)
     epsilon = q_learner.epsilon(config, state.step, explore)
     return distributions.epsilon_greedy(q, epsilon, key), memory, ()
 
@@ -156,7 +162,7 @@ def act(
 def update(
     spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
 ) -> tuple[State, Metrics]:
-    """Store the rollout, then learn from samples of the replay."""
+    """Learn from samples of the replay."""
 
     def loss(*args: Any) -> tuple[jax.Array, jax.Array]:
         value = quantile_loss(spec, config, *args)

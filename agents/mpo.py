@@ -204,7 +204,7 @@ def init(spec: Spec, config: Config, key: jax.Array) -> State:
 def update(
     spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
 ) -> tuple[State, Metrics]:
-    """Store the rollout, then learn from samples of the replay."""
+    """Learn from samples of the replay."""
     step, times = functools.partial(learn, spec, config), config.num_updates
     return actor_critic.update(step, config, state, rollout, key, times)
 

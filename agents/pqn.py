@@ -111,6 +111,7 @@ def make(spec: Spec) -> Agent:
         act=functools.partial(act, spec),
         observe=lambda config, state, rollout: state,
         update=functools.partial(update, spec),
+        q_values=functools.partial(q_values, spec),
     )
 
 
@@ -163,6 +164,11 @@ def init(spec: Spec, config: Config, key: jax.Array) -> State:
     return State(params, opt_state, jnp.zeros((), jnp.int32))
 
 
+def q_values(spec: Spec, config: Config, state: State, obs: Any) -> jax.Array:
+    """Action values `[..., A]` of observations `[..., *obs_shape]`."""
+    return network(spec, config).apply(state.params, obs)
+
+
 def act(
     spec: Spec,
     config: Config,
@@ -173,7 +179,7 @@ def act(
     explore: bool,
 ) -> tuple[jax.Array, Any, Any]:
     """Epsilon-greedy; an epsilon of its own in evaluation."""
-    q = network(spec, config).apply(state.params, obs)
+    q = q_values(spec, config, state, obs)
     epsilon = q_learner.epsilon(config, state.step, explore)
     return distributions.epsilon_greedy(q, epsilon, key), memory, ()
 

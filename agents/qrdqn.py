@@ -80,6 +80,7 @@ def make(spec: Spec) -> Agent:
         act=functools.partial(act, spec),
         observe=q_learner.observe,
         update=functools.partial(update, spec),
+        q_values=functools.partial(q_values, spec),
     )
 
 
@@ -131,6 +132,11 @@ def loss(
     return total, jnp.abs(error)
 
 
+def q_values(spec: Spec, config: Config, state: State, obs: Any) -> jax.Array:
+    """Action values `[..., A]` of observations `[..., *obs_shape]`: mean returns."""
+    return network(spec, config).apply(state.params, obs).mean(axis=-1)
+
+
 def act(
     spec: Spec,
     config: Config,
@@ -144,7 +150,7 @@ def act(
     key, noise_key = jax.random.split(key)
     noisy, params = explore and config.noisy, state.params
     params = layers.with_noise(params, noise_key) if noisy else params
-    q = network(spec, config).apply(params, obs).mean(axis=-1)
+    q = q_values(spec, config, state._replace(params=params), obs)
     epsilon = q_learner.epsilon(config, state.step, explore)
     epsilon = 0.0 if noisy else epsilon
     return distributions.epsilon_greedy(q, epsilon, key), memory, ()
@@ -153,7 +159,7 @@ def act(
 def update(
     spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
 ) -> tuple[State, Metrics]:
-    """Store the rollout, then learn from samples of the replay."""
+    """Learn from samples of the replay."""
     return q_learner.update(
         functools.partial(loss, spec, config), config, state, rollout, key
     )

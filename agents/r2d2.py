@@ -198,7 +198,7 @@ def act(
 def update(
     spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
 ) -> tuple[State, Metrics]:
-    """Store the rollout, then learn from sequences of the replay."""
+    """Learn from sequences of the replay."""
 
     def loss(
         params: Params, bootstrap_params: Params, sequence: Rollout, _: jax.Array

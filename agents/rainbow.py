@@ -79,6 +79,7 @@ def make(spec: Spec) -> Agent:
         act=functools.partial(act, spec),
         observe=q_learner.observe,
         update=functools.partial(update, spec),
+        q_values=functools.partial(q_values, spec),
     )
 
 
@@ -132,6 +133,11 @@ def cross_entropy(
     )
 
 
+def q_values(spec: Spec, config: Config, state: State, obs: Any) -> jax.Array:
+    """Action values `[..., A]` of observations `[..., *obs_shape]`: mean returns."""
+    return means(config, network(spec, config).apply(state.params, obs))
+
+
 def act(
     spec: Spec,
     config: Config,
@@ -143,14 +149,14 @@ def act(
 ) -> tuple[jax.Array, Any, Any]:
     """Greedy in the mean return: by noisy weights, in evaluation by their means."""
     params = layers.with_noise(state.params, key) if explore else state.params
-    q = means(config, network(spec, config).apply(params, obs))
+    q = q_values(spec, config, state._replace(params=params), obs)
     return q.argmax(axis=-1).astype(jnp.int32), memory, ()
 
 
 def update(
     spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
 ) -> tuple[State, Metrics]:
-    """Store the rollout, then learn from samples of the replay."""
+    """Learn from samples of the replay."""
 
     def loss(*args: Any) -> tuple[jax.Array, jax.Array]:
         value = cross_entropy(spec, config, *args)

@@ -199,7 +199,7 @@ def act(
 def update(
     spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
 ) -> tuple[State, Metrics]:
-    """Store the rollout, then learn from samples of the replay."""
+    """Learn from samples of the replay."""
     step, times = functools.partial(learn, spec, config), config.num_updates
     times //= config.policy_delay
     return actor_critic.update(step, config, state, rollout, key, times)

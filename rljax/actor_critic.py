@@ -125,7 +125,7 @@ def update(
     key: jax.Array,
     times: int,
 ) -> tuple[Any, Metrics]:
-    """Store the rollout, then learn from samples of the replay.
+    """Learn from samples of the replay, which holds the rollout already.
 
     Args:
       learn: `(progress, state, key) -> (state, metrics)`, `progress` of training from
@@ -140,7 +140,6 @@ def update(
     Returns:
       The new state, and the mean of the metrics.
     """
-    state = observe(config, state, rollout)
     progress = optimizers.progress(config, state.step)
     step = functools.partial(learn, progress)
     state, metrics = jax.lax.scan(step, state, jax.random.split(key, times))

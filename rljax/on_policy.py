@@ -96,6 +96,16 @@ def act(
     return action, memory, distribution.log_prob(action)
 
 
+def policy(spec: Spec, config: Any, state: Any, obs: Any) -> Any:
+    """The policy at observations `[..., *obs_shape]`: an agent's `policy`."""
+    return actor(spec, config).apply(state.actor, obs)
+
+
+def value(spec: Spec, config: Any, state: Any, obs: Any) -> jax.Array:
+    """Values `[...]` of observations `[..., *obs_shape]`: an agent's `value`."""
+    return critic(spec, config).apply(state.critic, obs)
+
+
 def cut(gamma: Any, lambda_: Any, rollout: Rollout) -> tuple[jax.Array, jax.Array]:
     """Discounts, 0 where it terminated; trace decays, 0 where it ended; `[T, N]`."""
     going_on = 1.0 - (rollout.terminated | rollout.truncated)

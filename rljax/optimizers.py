@@ -1,19 +1,122 @@
 """How parameters move: the optimiser that agents share, and its learning rate.
 
+Its pieces have the values of optax's, and a finite derivative also where a gradient is
+exactly 0, as those of weights behind an input that is never active are. The root of 0
+in optax's Adam and in its norms has none: a meta-gradient through them is NaN.
+
 Configs have the fields `max_grad_norm`, `total_steps` and `anneal`.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+
+
+class ClipState(NamedTuple):
+    """What `clip_by_global_norm` counts."""
+
+    steps: jax.Array  # [] int32
+    saturated: jax.Array  # [] int32, of them with a gradient that was cut
+
+
+@jax.custom_jvp
+def safe_sqrt(x: jax.Array) -> jax.Array:
+    """The square root, whose derivative at 0 is 0 instead of infinite."""
+    return jnp.sqrt(x)
+
+
+@safe_sqrt.defjvp
+def _safe_sqrt_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (x,), (x_dot,) = primals, tangents
+    root = safe_sqrt(x)
+    positive = root > 0
+    slope = jnp.where(positive, 0.5 / jnp.where(positive, root, 1.0), 0.0)
+    return root, slope * x_dot
+
+
+def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm`, safe at the zero gradient, and counting.
+
+    A cut gradient has a fixed length: what only scales it has no derivative. The
+    state tells how often that was so.
+    """
+
+    def init(params: Any) -> ClipState:
+        del params
+        return ClipState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, ClipState]:
+        del params
+        norm = safe_sqrt(optax.tree.norm(updates, squared=True))
+        inside = norm < max_norm
+        divisor = jnp.where(inside, 1.0, norm)
+
+        def clip(x: jax.Array) -> jax.Array:
+            return jax.lax.select(
+                jnp.broadcast_to(inside, x.shape),
+                x,
+                (x / divisor.astype(x.dtype)) * max_norm,
+            )
+
+        cut = (~inside).astype(jnp.int32)
+        state = ClipState(state.steps + 1, state.saturated + cut)
+        return jax.tree.map(clip, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_by_adam(
+    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """`optax.scale_by_adam`, safe where the second moment is 0.
+
+    There every gradient so far was 0, and the derivative is that of the first moment
+    over `eps`.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+        count = optax.safe_increment(state.count)
+        mu_hat = optax.tree.bias_correction(mu, b1, count)
+        nu_hat = optax.tree.bias_correction(nu, b2, count)
+        updates = jax.tree.map(lambda m, v: m / (safe_sqrt(v) + eps), mu_hat, nu_hat)
+        return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+    init = optax.scale_by_adam(b1, b2, eps).init
+    return optax.GradientTransformation(init, update)
+
+
+def adam(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+    """`optax.adam`, safe inside a meta-gradient.
+
+    Kingma and Ba (2015), https://arxiv.org/abs/1412.6980.
+
+    Example:
+      >>> optimizer = adam(0.5)
+      >>> def step(x):
+      ...     updates, _ = optimizer.update(x, optimizer.init(x))
+      ...     return updates
+      >>> f"{jax.grad(step)(0.0):.1e}"  # -0.5 / eps
+      '-5.0e+07'
+    """
+    rate = optax.scale_by_learning_rate(learning_rate)
+    return optax.chain(scale_by_adam(b1, b2, eps), rate)
 
 
 def clipped_adam(config: Any, eps: float = 1e-8) -> optax.GradientTransformation:
     """Direction of the step; the learning rate comes on top."""
-    clip = optax.clip_by_global_norm(config.max_grad_norm)
-    return optax.chain(clip, optax.scale_by_adam(eps=eps))
+    clip = clip_by_global_norm(config.max_grad_norm)
+    return optax.chain(clip, scale_by_adam(eps=eps))
 
 
 def progress(config: Any, step: jax.Array) -> jax.Array:

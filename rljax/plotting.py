@@ -8,6 +8,8 @@ import numpy as np
 
 __all__ = ["interval", "learning_curve", "learning_curves"]
 
+Runs = dict[str, tuple[np.ndarray, np.ndarray]]  # by label: steps [R], values [S, R]
+
 # Okabe and Ito's colours, told apart by the colour-blind too.
 _COLORS = (
     "#0072B2",
@@ -82,12 +84,13 @@ def interval(
 
 
 def learning_curve(
-    runs: dict[str, tuple[np.ndarray, np.ndarray]],
+    runs: Runs,
     path: str | os.PathLike,
     *,
     title: str,
     ylabel: str = "Episode return",
     statistic: str = "iqm",
+    below: dict[str, Runs] | None = None,
 ) -> Path:
     """Draws learning curves with 95 % bands over seeds into a PNG.
 
@@ -98,6 +101,8 @@ def learning_curve(
       title: above the picture.
       ylabel: what the values are.
       statistic: "iqm" or "mean", over seeds.
+      below: by label of its vertical axis, what is drawn under the first picture:
+        `runs` of their own, say a tuned discount's.
 
     Returns: `path`.
 
@@ -111,15 +116,22 @@ def learning_curve(
       ...     learning_curve({"ppo": (steps, values)}, path, title="PPO").name
       'ppo.png'
     """
-    return learning_curves({title: runs}, path, ylabel=ylabel, statistic=statistic)
+    return learning_curves(
+        {title: runs},
+        path,
+        ylabel=ylabel,
+        statistic=statistic,
+        below={name: {title: under} for name, under in (below or {}).items()},
+    )
 
 
 def learning_curves(
-    panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]],
+    panels: dict[str, Runs],
     path: str | os.PathLike,
     *,
     ylabel: str = "Episode return",
     statistic: str = "iqm",
+    below: dict[str, dict[str, Runs]] | None = None,
 ) -> Path:
     """Draws learning curves side by side, a panel for each environment, say.
 
@@ -128,6 +140,7 @@ def learning_curves(
       path: likewise.
       ylabel: likewise.
       statistic: likewise.
+      below: likewise, with one of `runs` for each panel, by its title.
 
     Returns: `path`.
 
@@ -137,16 +150,29 @@ def learning_curves(
 
     if not panels:
         raise ValueError("panels is empty: nothing to draw")
-    size = (7.5, 4.5) if len(panels) == 1 else (4.4 * len(panels), 3.8)
+    rows = {ylabel: panels} | (below or {})
+    width, height = (7.5, 4.5) if len(panels) == 1 else (4.4 * len(panels), 3.8)
+    size = (width, height + 0.6 * height * (len(rows) - 1))
     figure = Figure(figsize=size, dpi=160, layout="constrained")
-    every = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (title, runs) in zip(every, panels.items(), strict=True):
-        note = _draw(axes, runs, statistic)
-        _decorate(axes, title, note, ylabel if axes is every[0] else "")
-        beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
-        place = beside if len(panels) == 1 else {"loc": "best", "fontsize": 8.5}
-        if len(runs) > 1:
-            axes.legend(frameon=False, **place)
+    every = figure.subplots(
+        len(rows),
+        len(panels),
+        squeeze=False,
+        sharex="col",
+        height_ratios=[1.0] + [0.6] * (len(rows) - 1),
+    )
+    for i, (name, row) in enumerate(rows.items()):
+        for j, (title, runs) in enumerate(row.items()):
+            axes = every[i][j]
+            note = _draw(axes, runs, statistic)
+            heading = (title, note) if i == 0 else ("", "")
+            _decorate(axes, *heading, "" if j else name)
+            if i + 1 < len(rows):
+                axes.set_xlabel("")
+            beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
+            place = beside if len(panels) == 1 else {"loc": "best", "fontsize": 8.5}
+            if len(runs) > 1 and i == 0:
+                axes.legend(frameon=False, **place)
     return _write(figure, Path(path))
 
 

@@ -109,7 +109,7 @@ def update(
     key: jax.Array,
     length: int | None = None,
 ) -> tuple[State, Metrics]:
-    """Store the rollout, then learn from samples of the replay.
+    """Learn from samples of the replay, which holds the rollout already.
 
     Args:
       loss: of one transition or sequence. The gradient is the one with respect to its
@@ -124,7 +124,6 @@ def update(
     Returns:
       The new state, and the mean loss before weighting.
     """
-    state = observe(config, state, rollout, length or 1)
     flat, unravel = ravel_pytree(state.params)  # one vector: one kernel in Adam
     target_flat, _ = ravel_pytree(state.target_params)
     progress = optimizers.progress(config, state.step)

@@ -110,7 +110,8 @@ def run(
         ts, rollout, info = unroll(
             agent, env, config, ts, rollout_key, config.rollout_length
         )
-        agent_state, metrics = agent.update(config, ts.agent, rollout, update_key)
+        agent_state = agent.observe(config, ts.agent, rollout)
+        agent_state, metrics = agent.update(config, agent_state, rollout, update_key)
         done = rollout.terminated | rollout.truncated
         sums = {
             "episodes": done.sum(dtype=jnp.float32),

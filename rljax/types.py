@@ -85,9 +85,13 @@ class Agent(NamedTuple):
     memory:  `(config, num_envs) -> memory`, `()` for feed-forward agents
     act:     `(config, state, memory, obs[N, ...], key, explore)
              -> (action[N, ...], memory, extras)`
-    observe: `(config, state, rollout) -> state`, store only (warm-up)
-    update:  `(config, state, rollout, key) -> (state, metrics)`
+    observe: `(config, state, rollout) -> state`, store only
+    update:  `(config, state, rollout, key) -> (state, metrics)`, of a state that has
+             observed the rollout
     parts:   how many functions `update` gives to `sharding.side_by_side`
+    policy:  `(config, state, obs[..., *obs_shape]) -> distribution` over actions
+    q_values: `(config, state, obs) -> [..., A]`, the action values
+    value:   `(config, state, obs) -> [...]`, the state's value
     simulates: whether `update` runs the environments again: its rollouts then have
              their `simulation`
     """
@@ -99,6 +103,9 @@ class Agent(NamedTuple):
     update: Callable[..., tuple[Any, Metrics]]
     parts: int = 1
     simulates: bool = False
+    policy: Callable[..., Any] | None = None
+    q_values: Callable[..., jax.Array] | None = None
+    value: Callable[..., jax.Array] | None = None
 
 
 class TrainState(NamedTuple):

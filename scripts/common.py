@@ -27,6 +27,7 @@ from rljax import agents, envs, train
 from rljax.checkpoint import latest, restore
 from rljax.config import unknown
 from rljax.evaluate import evaluate
+from rljax.meta import Parameter, Settings, conditioned, parse_parameter, tune, validate
 from rljax.types import Agent, TrainState
 
 CONFIG_FILE, METRICS_FILE, CURVE_FILE = "config.json", "metrics.csv", "curve.png"
@@ -45,6 +46,8 @@ class Run:
     seed: int
     rows: int  # lines of metrics per seed
     config: Any  # the agent's Config
+    meta: tuple[str, ...] = ()  # floats of the config to tune: `rljax.meta.parse`
+    meta_settings: Settings = Settings()
 
     def build(self) -> tuple[Agent, Any]:
         """The agent and its environment.
@@ -56,7 +59,18 @@ class Run:
             raise ValueError(f"seeds={self.seeds}, rows={self.rows}: must be >= 1")
         self.config.validate()
         env = envs.make(self.env, **self.env_params)
-        return agents.get(self.agent).make(env.spec), env
+        make = agents.get(self.agent).make
+        if not self.meta:
+            return make(env.spec), env
+        tuned, settings, spec = self.tuned(), self.meta_settings, env.spec
+        validate(tuned, self.config)
+        if settings.condition:
+            spec = conditioned(spec, len(tuned))
+        return tune(make(spec), spec, tuned, settings), env
+
+    def tuned(self) -> dict[str, Parameter]:
+        """What is tuned, and how it hangs on the raw numbers."""
+        return dict(parse_parameter(text, self.config) for text in self.meta)
 
     def keys(self) -> jax.Array:
         """A key per seed, the one that `--seed` with its number alone gives."""
@@ -97,7 +111,9 @@ class Run:
             for name, value in data["config"].items()
         }
         config = dataclasses.replace(config, **values)
-        return cls(**{**data, "config": config})
+        settings = Settings(**data["meta_settings"])
+        given = dict(config=config, meta=tuple(data["meta"]), meta_settings=settings)
+        return cls(**{**data, **given})
 
 
 def write_run(folder: Path, run: Run) -> None:
@@ -172,10 +188,12 @@ def summary(returns: np.ndarray) -> str:
     )
 
 
-def curve(table: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps `[R]` and episode returns `[S, R]` from a table of metrics."""
+def curve(
+    table: dict[str, np.ndarray], name: str = "episode_return"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Steps `[R]` and a metric `[S, R]` from a table of metrics."""
     steps, seeds = np.unique(table["step"]), np.unique(table["seed"])
-    values = table["episode_return"].reshape(len(steps), len(seeds)).T
+    values = table[name].reshape(len(steps), len(seeds)).T
     return steps, np.asarray(values, float)
 
 

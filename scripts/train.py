@@ -24,6 +24,7 @@ from rljax.logging import (
     WandbSink,
     read_csv,
 )
+from rljax.meta import Settings
 from rljax.plotting import learning_curve
 
 
@@ -62,6 +63,11 @@ def options_type(agent: str, env_name: str, stored: common.Run | None) -> type:
         """also log to this Weights & Biases project"""
         allow_nan: bool = False
         """go on when a metric is NaN or infinite"""
+        meta: tuple[str, ...] = stored.meta if stored else ()
+        """floats of the config to tune online: NAME or NAME=KIND,LOW,HIGH with KIND
+        bounded, log_horizon, state_dependent or contextual"""
+        meta_settings: Settings = stored.meta_settings if stored else Settings()
+        """of the tuning"""
         config: type(defaults) = defaults  # pyright: ignore[reportInvalidTypeForm]
         """the agent's hyperparameters"""
 
@@ -91,6 +97,8 @@ def parse_command_line(argv: list[str]) -> tuple[common.Run, Any]:
         seed=options.seed,
         rows=options.rows,
         config=config,
+        meta=options.meta,
+        meta_settings=options.meta_settings,
     )
     if stored:
         refuse_other_run(stored, run)
@@ -102,8 +110,10 @@ def refuse_other_run(stored: common.Run, run: common.Run) -> None:
 
     def flat(run: common.Run) -> dict[str, Any]:
         data = run.to_json()
-        config = data.pop("config")
-        return data | {f"config.{name}": value for name, value in config.items()}
+        for part in ("config", "meta_settings"):
+            fields = data.pop(part).items()
+            data |= {f"{part}.{name}": value for name, value in fields}
+        return data
 
     old, new = flat(stored), flat(run)
     for name in old | new:
@@ -227,9 +237,11 @@ def finish(run: common.Run, options: Any, folder: Path, ts: Any) -> None:
     table = read_csv(folder / common.METRICS_FILE)
     steps, values = common.curve(table)
     title = f"{run.agent} on {run.env}"
-    learning_curve(
-        {run.agent: (steps, values)}, folder / common.CURVE_FILE, title=title
-    )
+    tuned = {
+        name: {run.agent: common.curve(table, f"meta_{name}")} for name in run.tuned()
+    }
+    curves, path = {run.agent: (steps, values)}, folder / common.CURVE_FILE
+    learning_curve(curves, path, title=title, below=tuned)
     if options.episodes:
         returns = common.evaluate_run(run, ts, options.episodes)
         result = {

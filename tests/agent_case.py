@@ -26,3 +26,9 @@ def learned(state):
 def differ(x, y):
     pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
     return any((a != b).any() for a, b in pairs)
+
+
+def observe_and_update(agent, config, state, rollout, key):
+    """What training does with a rollout."""
+    state = agent.observe(config, state, rollout)
+    return agent.update(config, state, rollout, key)

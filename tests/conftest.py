@@ -14,7 +14,7 @@ import pytest
 from rljax import agents, envs
 from rljax.types import Agent, Box, Rollout, Simulation, Spec
 
-from .agent_case import CONTINUOUS_ONLY, N, T
+from .agent_case import CONTINUOUS_ONLY, N, T, observe_and_update
 
 # The tests' time is that of compiling: a third less without LLVM's optimisations.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
@@ -158,7 +158,7 @@ def case(request):
 
 @pytest.fixture(scope="module")
 def update(case):
-    return jax.jit(case.agent.update)
+    return jax.jit(functools.partial(observe_and_update, case.agent))
 
 
 @pytest.fixture(scope="module")

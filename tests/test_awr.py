@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from rljax import agents, envs, on_policy, replay
 from rljax.types import Box, Spec
 
-from .agent_case import N, T, differ, learned, parameters
+from .agent_case import N, T, differ, learned, observe_and_update, parameters
 
 awr = agents.get("awr")
 only_awr = pytest.mark.parametrize("case", ["awr"], indirect=True)
@@ -66,7 +66,9 @@ def returns_by_hand(case, config, critic, steps):
 
 @only_awr
 @pytest.mark.parametrize("normalized", [False, True])
-def test_awr_steps_along_the_gradients_by_hand(case, state, rollout, normalized):
+def test_awr_steps_along_the_gradients_by_hand(
+    case, update, state, rollout, normalized
+):
     """Returns by the critic before its step, advantages by the critic after it."""
     config = dataclasses.replace(
         case.config,
@@ -113,7 +115,7 @@ def test_awr_steps_along_the_gradients_by_hand(case, state, rollout, normalized)
         return -jnp.mean(weights * policy.log_prob(steps.action))
 
     actor = jax.jit(stepped, static_argnums=0)(policy_loss, state.actor)
-    new, metrics = jax.jit(case.agent.update)(config, state, later, key)
+    new, metrics = update(config, state, later, key)
     chex.assert_trees_all_close(new.critic, critic, rtol=1e-3, atol=1e-5)
     chex.assert_trees_all_close(new.actor, actor, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(metrics["policy_loss"], policy_loss(state.actor), 1e-4)
@@ -173,7 +175,9 @@ def test_awr_is_differentiable_in_its_config(case, state, rollout, x64):
     )
 
     def change(config):
-        new, _ = case.agent.update(config, state, rollout, jax.random.key(0))
+        new, _ = observe_and_update(
+            case.agent, config, state, rollout, jax.random.key(0)
+        )
         flat, old = (ravel_pytree(parameters(x))[0] for x in (new, state))
         return 1e3 * jnp.sum(jnp.sin(flat - old))
 

@@ -14,7 +14,7 @@ from rljax.replay import Windows
 from rljax.types import Box
 
 from . import probe_envs
-from .agent_case import differ
+from .agent_case import differ, observe_and_update
 
 mpo = agents.get("mpo")
 KEY = jax.random.key(9)
@@ -257,7 +257,9 @@ def test_mpo_is_differentiable_in_its_config(case, rollout, state):
 
     def score(config):
         start = case.module.init(case.spec, config, jax.random.key(0))
-        new, _ = case.agent.update(config, start, rollout, jax.random.key(1))
+        new, _ = observe_and_update(
+            case.agent, config, start, rollout, jax.random.key(1)
+        )
         leaves = jax.tree.leaves((new.actor, new.critic, new.duals))
         return sum(jnp.sum(jnp.sin(x)) for x in leaves)
 

@@ -148,7 +148,7 @@ def test_r2d2_priorities_equal_a_loop(two_networks, kind):
     state = jax.jit(AGENT.init)(config, jax.random.key(0))
     state = state._replace(params=params, target_params=target_params)
     observe = jax.jit(AGENT.observe)
-    for rollout in rollouts[:-1]:
+    for rollout in rollouts:
         state = observe(config, state, rollout)
     new, _ = jax.jit(AGENT.update)(config, state, rollouts[-1], jax.random.key(2))
 

@@ -118,11 +118,11 @@ def test_td3_policy_gradient_ascends_the_first_value(spec, window):
 
 @only_td3
 @pytest.mark.parametrize("delay", [1, 2])
-def test_td3_delays_actor_and_targets(case, state, rollout, delay):
+def test_td3_delays_actor_and_targets(case, update, state, rollout, delay):
     config = dataclasses.replace(
         case.config, policy_delay=delay, target_rate=0.25, learning_rate=0.1
     )
-    new, _ = jax.jit(case.agent.update)(config, state, rollout, jax.random.key(1))
+    new, _ = update(config, state, rollout, jax.random.key(1))
     actor_opt, critic_opt = (opt[1].count for opt in new.opt_states)
     assert (actor_opt, critic_opt) == (2 // delay, 2)
     if delay == 2:

@@ -1,4 +1,4 @@
-"""Gradients through learning: adaptation as a differentiable step."""
+"""Adaptation by gradient steps as a differentiable function."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,0 +1,179 @@
+"""Whether a meta-gradient is what it claims to be, and what cuts it if not."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+from jax.interpreters import partial_eval
+
+from rljax.autodiff._checks import floats
+from rljax.meta.gradients import finite_differences, meta_gradient
+from rljax.optimizers import ClipState
+
+Tree = Any
+
+
+def paths(objective: Callable[[Tree], jax.Array], eta: Tree) -> Tree:
+    """Which arrays of `eta` the derivative depends on, whatever the data: bools.
+
+    False where every path to the objective is behind a `stop_gradient`, a comparison
+    or an integer, or there is none.
+    """
+
+    def slope(eta: Tree, direction: Tree) -> jax.Array:
+        return jax.jvp(objective, (eta,), (direction,))[1]
+
+    jaxpr = jax.make_jaxpr(slope)(eta, eta).jaxpr
+    _, used = partial_eval.dce_jaxpr(jaxpr, [True])
+    leaves, structure = jax.tree.flatten(eta)
+    return structure.unflatten(used[len(used) - len(leaves) :])
+
+
+def check_paths(objective: Callable[[Tree], jax.Array], eta: dict[str, Tree]) -> None:
+    """Raise ValueError naming what the objective's derivative does not depend on."""
+    for name, used in paths(objective, eta).items():
+        if not any(jax.tree.leaves(used)):
+            raise ValueError(
+                f"{name}: the meta-gradient is zero whatever the data: the update does "
+                "not depend on it, or only behind a stop_gradient or a comparison"
+            )
+
+
+def saturated_fraction(start: Tree, end: Tree) -> jax.Array:
+    """Share `[]` of the steps between two states whose gradient norm was clipped."""
+
+    def totals(tree: Tree) -> tuple[Any, ...]:
+        leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, ClipState))
+        clips = [x for x in leaves if isinstance(x, ClipState)]
+        return tuple(sum((x[i] for x in clips), jnp.int32(0)) for i in (0, 1))
+
+    before, after = totals(start), totals(end)
+    steps, saturated = (y - x for x, y in zip(before, after, strict=True))
+    return saturated / jnp.maximum(steps, 1)
+
+
+def cosine(x: Tree, y: Tree) -> jax.Array:
+    """Cosine `[]` of the angle between two trees, 0 where one of them is 0."""
+    (x, _), (y, _) = ravel_pytree(x), ravel_pytree(y)
+    sizes = jnp.linalg.norm(x) * jnp.linalg.norm(y)
+    return jnp.vdot(x, y) / jnp.where(sizes > 0, sizes, 1.0)
+
+
+class Check(NamedTuple):
+    """What `check_meta_gradient` found, each like `eta`."""
+
+    reverse: Tree  # gradient in reverse mode
+    forward: Tree  # in forward mode
+    differences: Tree  # central finite differences
+    causes: tuple[str, ...]  # what is wrong, in words; nothing if they agree
+
+
+def check_meta_gradient(
+    inner: Callable[[Tree], Any],
+    outer: Callable[[Any], Any],
+    eta: Tree,
+    *,
+    step: float = 1e-3,
+    rtol: float = 0.02,
+) -> Check:
+    """Compare a meta-gradient with finite differences, and say what cuts it.
+
+    Run it with fixed keys, in float64 if possible (`jax.enable_x64`, `step=1e-6`): what
+    float32 resolves of a difference is allowed for.
+
+    Args:
+      inner: `eta -> state`, as of `meta_gradient`. An agent's state says more: its
+        optimisers show what Adam cancels and what is clipped.
+      outer: `state -> []`.
+      eta: a tree of floating arrays.
+      step: of the finite differences.
+      rtol: by how much they may differ, relative to the greatest entry.
+
+    Returns:
+      The three gradients, and the causes of what is wrong.
+
+    Raises:
+      ValueError: as `meta_gradient`.
+
+    Example:
+      >>> import jax
+      >>> from rljax.meta import check_meta_gradient
+      >>> def inner(discount):
+      ...     return 0.5 * jax.lax.stop_gradient(1.0 + discount * 2.0)
+      >>> check = check_meta_gradient(inner, lambda v: (v - 3.0) ** 2, 0.5)
+      >>> print(check.causes[0])
+      eta: no path: everything between it and the outer loss is behind a ...
+    """
+    eta = floats("eta", eta)
+
+    def objective(eta: Tree) -> jax.Array:
+        return outer(inner(eta))
+
+    value, reverse = jax.jit(lambda e: meta_gradient(inner, outer, e))(eta)
+    forward = jax.jit(lambda e: meta_gradient(inner, outer, e, mode="forward")[1])(eta)
+    differences = jax.jit(lambda e: finite_differences(objective, e, step))(eta)
+    end, moves = jax.jit(
+        lambda e: jax.jvp(inner, (e,), (jax.tree.map(jnp.ones_like, e),))
+    )(eta)
+    noise = 10 * jnp.finfo(value.dtype).eps * float(jnp.abs(value)) / step
+
+    def agree(x: Tree, y: Tree) -> bool:
+        (x, _), (y, _) = ravel_pytree(x), ravel_pytree(y)
+        size = max(float(jnp.abs(x).max()), float(jnp.abs(y).max()))
+        return bool(jnp.abs(x - y).max() <= rtol * size + noise)
+
+    flat = ravel_pytree(reverse)[0]
+    causes = _no_path(paths(objective, eta))
+    if not jnp.isfinite(flat).all():
+        causes += [
+            "not finite: something has an infinite derivative where a gradient is 0, "
+            "such as the root in Adam without eps_root or in a norm; "
+            "rljax.optimizers has safe ones"
+        ]
+    elif not agree(reverse, forward):
+        causes += ["reverse and forward mode differ: a rule of a custom_vjp is wrong"]
+    elif not agree(reverse, differences):
+        causes += [
+            "differs from finite differences: a stop_gradient cuts one of several "
+            "paths, say a stopped bootstrap in the second of several updates"
+        ]
+    if not jnp.any(flat != 0) or agree(reverse, jnp.zeros_like(flat)):
+        causes += _vanishing(end, moves)
+    return Check(reverse, forward, differences, tuple(causes))
+
+
+def _no_path(used: Tree) -> list[str]:
+    return [
+        f"eta{jax.tree_util.keystr(path)}: no path: everything between it and the "
+        "outer loss is behind a stop_gradient or a comparison, say a whole target"
+        for path, is_used in jax.tree.leaves_with_path(used)
+        if not is_used
+    ]
+
+
+def _vanishing(end: Any, moves: Any) -> list[str]:
+    """Why an agent's state may not move with eta."""
+    causes = []
+    is_part = lambda x: isinstance(x, optax.ScaleByAdamState | ClipState)  # noqa: E731
+    parts = zip(
+        jax.tree.leaves(end, is_leaf=is_part),
+        jax.tree.leaves(moves, is_leaf=is_part),
+        strict=True,
+    )
+    for part, move in parts:
+        if isinstance(part, ClipState) and part.saturated == part.steps > 0:
+            causes.append(
+                "zero: every gradient was clipped, and a clipped step has a fixed "
+                "length: what scales the gradient does not move the parameters"
+            )
+        if isinstance(part, optax.ScaleByAdamState):
+            first, second = (optax.tree.norm(x.mu) for x in (move, part))
+            if part.count == 1 and first > 0:
+                causes.append(
+                    "zero: the first step of a fresh Adam is the sign of the gradient "
+                    "times the learning rate; unroll more updates, or start later"
+                )
+    return causes

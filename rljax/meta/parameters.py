@@ -1,0 +1,197 @@
+"""How a tuned float of a config hangs on the numbers that a meta-gradient moves.
+
+The raw numbers are free; a value is always between the bounds of its scale.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rljax import networks
+from rljax.config import check_count, check_range, check_sizes
+
+_EDGE = 1e-3  # of the scale: nearer to a bound hardly anything would move
+_STARTS_SMALL = 0.1  # factor on a network's output, of the order of 1 when fresh
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounded:
+    """Values between two bounds; the raw number goes through a sigmoid.
+
+    Near a bound equal steps of the raw number multiply the distance to it.
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _check_bounds(self)
+
+    def at(self, position: jax.Array) -> jax.Array:
+        """Value at a position from 0, the low bound, to 1."""
+        return self.low + (self.high - self.low) * position
+
+    def position(self, value: Any) -> jax.Array:
+        """Undo `at`."""
+        return (jnp.asarray(value) - self.low) / (self.high - self.low)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogHorizon:
+    """Discounts between two bounds below 1, even in the log of 1 / (1 - discount).
+
+    From 0.99 to 0.999 is as far as from 0.9 to 0.99.
+    """
+
+    low: float = 0.0
+    high: float = 0.9999
+
+    def __post_init__(self) -> None:
+        _check_bounds(self)
+        if self.low < 0.0 or self.high >= 1.0:
+            raise ValueError(f"{self}: bounds of a discount must be in [0, 1)")
+
+    def at(self, position: jax.Array) -> jax.Array:
+        """Value at a position from 0, the low bound, to 1."""
+        low, high = (-jnp.log1p(-bound) for bound in (self.low, self.high))
+        return -jnp.expm1(-(low + (high - low) * position))
+
+    def position(self, value: Any) -> jax.Array:
+        """Undo `at`."""
+        low, high = (-jnp.log1p(-bound) for bound in (self.low, self.high))
+        return (-jnp.log1p(-jnp.asarray(value)) - low) / (high - low)
+
+
+@dataclasses.dataclass(frozen=True)
+class StateDependent:
+    """A value for every transition: a small network of the observation it leads to.
+
+    For floats that the agent uses step by step: `gamma` and `lambda_` of agents that
+    learn from fresh rollouts.
+    """
+
+    scale: Bounded | LogHorizon
+    hidden_sizes: tuple[int, ...] = (16,)
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "hidden_sizes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Contextual:
+    """A small network of the mean rewards of the newest rollouts.
+
+    Luketina et al. (2022), https://arxiv.org/abs/2209.06159. No gradient passes
+    through the rewards.
+    """
+
+    scale: Bounded | LogHorizon
+    length: int = 10  # rollouts
+    hidden_sizes: tuple[int, ...] = (64, 64)
+
+    def __post_init__(self) -> None:
+        check_count(self, "length")
+        check_sizes(self, "hidden_sizes")
+
+
+Parameter = Bounded | LogHorizon | StateDependent | Contextual
+
+
+KINDS = ("bounded", "log_horizon", "state_dependent", "contextual")
+
+
+def parse_parameter(text: str, config: Any) -> tuple[str, Parameter]:
+    """Read what to tune from a command line: `NAME` or `NAME=KIND,LOW,HIGH`.
+
+    Without bounds a discount has the horizons 1 to 10,000; anything else lies between
+    0 and 1, or 0 and ten times its start if that is above 1.
+
+    Raises:
+      ValueError: not of that form.
+
+    Example:
+      >>> from rljax import agents
+      >>> parse_parameter("gamma=bounded,0.9,1", agents.get("a2c").Config())
+      ('gamma', Bounded(low=0.9, high=1.0))
+    """
+    name, _, rest = text.partition("=")
+    default = "log_horizon" if name == "gamma" else "bounded"
+    kind, *bounds = rest.split(",") if rest else [default]
+    if kind not in KINDS or len(bounds) not in (0, 2):
+        kinds = ", ".join(KINDS)
+        raise ValueError(f"{text!r}: not NAME or NAME=KIND,LOW,HIGH, KIND of {kinds}")
+    try:
+        numbers = [float(bound) for bound in bounds]
+    except ValueError as error:
+        raise ValueError(f"{text!r}: LOW and HIGH must be numbers") from error
+    discount = name == "gamma" and not numbers and kind != "bounded"
+    if kind == "log_horizon" or discount:
+        scale = LogHorizon(*numbers)
+    else:
+        start = getattr(config, name, None) or 0.0
+        scale = Bounded(*(numbers or [0.0, 10.0 * start if start > 1.0 else 1.0]))
+    wrapped = {"state_dependent": StateDependent, "contextual": Contextual}
+    return name, wrapped[kind](scale) if kind in wrapped else scale
+
+
+def scale(parameter: Any) -> Bounded | LogHorizon:
+    """Where its values lie."""
+    return getattr(parameter, "scale", parameter)
+
+
+def context_length(parameter: Parameter) -> int:
+    """How many rollouts' rewards it looks at."""
+    return parameter.length if isinstance(parameter, Contextual) else 0
+
+
+def init(
+    parameter: Parameter, start: Any, obs_shape: tuple[int, ...], key: jax.Array
+) -> Any:
+    """Raw numbers at which the value is `start`, or near it in every state.
+
+    A start on a bound moves inside by a thousandth of the scale.
+    """
+    position = jnp.clip(scale(parameter).position(start), _EDGE, 1.0 - _EDGE)
+    logit = jnp.log(position) - jnp.log1p(-position)
+    if isinstance(parameter, Bounded | LogHorizon):
+        return logit
+    if isinstance(parameter, Contextual):
+        obs_shape = (parameter.length,)
+    params = _network(parameter, len(obs_shape)).init(key, jnp.zeros((1, *obs_shape)))
+    return {"start": logit, "network": params}
+
+
+def position(
+    parameter: Parameter, raw: Any, obs: jax.Array, obs_ndim: int, context: jax.Array
+) -> jax.Array:
+    """Where on its scale the value is: `[]`, or as many as observations.
+
+    Args:
+      parameter: what `raw` are the numbers of.
+      raw: of `init`, or moved since.
+      obs: `[..., *obs_shape]`.
+      obs_ndim: axes of one observation.
+      context: mean rewards of the newest rollouts, the newest last.
+
+    Returns:
+      From 0 to 1.
+    """
+    if isinstance(parameter, Bounded | LogHorizon):
+        return jax.nn.sigmoid(raw)
+    if isinstance(parameter, Contextual):
+        newest = context[len(context) - parameter.length :]
+        obs, obs_ndim = jnp.tanh(newest), 1
+    out = _network(parameter, obs_ndim).apply(raw["network"], obs)
+    return jax.nn.sigmoid(raw["start"] + _STARTS_SMALL * out)
+
+
+def _network(parameter: Any, obs_ndim: int) -> Any:
+    return networks.Critic(obs_ndim, parameter.hidden_sizes)
+
+
+def _check_bounds(bounds: Any) -> None:
+    check_range(bounds, "low", "high")
+    if not bounds.low < bounds.high:
+        raise ValueError(f"{bounds}: low must be below high")
