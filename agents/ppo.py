@@ -54,7 +54,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
     "Asterix-MinAtar": _PLANES,
     "Freeway-MinAtar": _PLANES,
-    "Seaquest-MinAtar": _PLANES,
+    # Who comes up for air without a diver dies: what that is good for comes late.
+    "Seaquest-MinAtar": _PLANES | dict(gamma=0.999, total_steps=6_000_000),
     "SpaceInvaders-MinAtar": _MINATAR
     | dict(num_minibatches=8, hidden_sizes=(128, 128), convolution=False),
 }

@@ -37,6 +37,19 @@ def _safe_sqrt_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     return root, slope * x_dot
 
 
+@jax.custom_jvp
+def _safe_divide(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x / y, whose derivative where y is 0 is that of x / 1."""
+    return x / y
+
+
+@_safe_divide.defjvp
+def _safe_divide_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (x, y), (x_dot, y_dot) = primals, tangents
+    divisor = jnp.where(y == 0, 1.0, y)
+    return _safe_divide(x, y), (x_dot - x / divisor * y_dot) / divisor
+
+
 def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
     """`optax.clip_by_global_norm`, safe at the zero gradient, and counting.
 
@@ -52,14 +65,10 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
         del params
         norm = safe_sqrt(optax.tree.norm(updates, squared=True))
         inside = norm < max_norm
-        divisor = jnp.where(inside, 1.0, norm)
 
         def clip(x: jax.Array) -> jax.Array:
-            return jax.lax.select(
-                jnp.broadcast_to(inside, x.shape),
-                x,
-                (x / divisor.astype(x.dtype)) * max_norm,
-            )
+            shorter = _safe_divide(x, norm.astype(x.dtype)) * max_norm
+            return jax.lax.select(inside, x, shorter)
 
         cut = (~inside).astype(jnp.int32)
         state = ClipState(state.steps + 1, state.saturated + cut)

@@ -140,11 +140,20 @@ def _fit(
 def _policy_loss(
     agent: Any, settings: Any, config: Any, state: Any, data: Batch
 ) -> jax.Array:
-    """Surrogate of the policy, corrected for which one acted, less an entropy bonus."""
+    """The policy's surrogate, with the value's error and less an entropy bonus.
+
+    Xu et al. (2018), eq. 11 to 13, with ratios for what acted, and without the change
+    of the outer discount's own critic.
+    """
     policy = agent.policy(config, state, data.obs)
     ratio = jnp.exp(policy.log_prob(data.action) - data.log_prob)
-    entropy = policy.entropy().mean() if settings.outer_entropy_cost else 0.0
-    return -jnp.mean(ratio * data.advantage) - settings.outer_entropy_cost * entropy
+    total = -jnp.mean(ratio * data.advantage)
+    if settings.outer_value_cost:
+        error = _value_loss(agent, settings, config, state, data)
+        total += settings.outer_value_cost * error
+    if settings.outer_entropy_cost:
+        total -= settings.outer_entropy_cost * policy.entropy().mean()
+    return total
 
 
 def _divergence(

@@ -22,6 +22,8 @@ from rljax.meta.parameters import Parameter
 from rljax.meta.unrolling import unroll
 from rljax.types import Agent, Metrics, Rollout, Spec
 
+_FEW = 4  # raw numbers, up to which forward mode costs less than reverse mode
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -30,12 +32,13 @@ class Settings:
     learning_rate: float = 1e-2  # of the raw numbers' Adam
     outer_gamma: float = 0.995  # discount of the outer loss, fixed
     outer_lambda: float = 0.95  # trace decay of the outer advantages
-    outer_entropy_cost: float = 0.0  # weight of an entropy bonus in the outer loss
+    outer_value_cost: float = 0.5  # weight of the value's error in a policy's outer loss
+    outer_entropy_cost: float = 0.0  # and of an entropy bonus
     outer_critic: str = "own"  # or "inner": the agent's, for comparison only
     num_updates: int = 1  # K, through which the meta-gradient goes
     num_target_updates: int = 0  # L of a bootstrapped target; 0: the outer loss itself
     target_rate: float = 0.1  # step along the outer loss that ends the target
-    mode: str = "reverse"  # or "forward": memory does not grow with K
+    mode: str = "auto"  # "forward" for a few numbers, else "reverse": `meta_gradient`
     remat: bool = False  # reverse mode in memory that grows with sqrt(K)
     condition: bool = False  # show the tuned values to the networks: `conditioned`
     evolution_pairs: int = 0  # of an estimate to compare the meta-gradient with
@@ -44,9 +47,9 @@ class Settings:
         """Raise ValueError naming a field out of range, its value and the range."""
         cfg.check_range(self, "learning_rate", "target_rate", low=0.0, open_low=True)
         cfg.check_range(self, "outer_gamma", "outer_lambda", low=0.0, high=1.0)
-        cfg.check_range(self, "outer_entropy_cost", low=0.0)
+        cfg.check_range(self, "outer_value_cost", "outer_entropy_cost", low=0.0)
         cfg.check_choice(self, "outer_critic", ("own", "inner"))
-        cfg.check_choice(self, "mode", MODES)
+        cfg.check_choice(self, "mode", ("auto", *MODES))
         cfg.check_count(self, "num_updates")
         cfg.check_count(self, "num_target_updates", "evolution_pairs", low=0)
 
@@ -283,14 +286,17 @@ def _move(
         return outer(replayed(raw))
 
     check_paths(score, state.raw)
+    mode = settings.mode
+    if mode == "auto":
+        mode = "forward" if optax.tree.size(state.raw) <= _FEW else "reverse"
     if settings.num_target_updates:
         target = _descend(outer, state.agent, settings.target_rate)
         distance = functools.partial(objective.distance, config, data=data)
         args = (replayed, lambda _: target, distance, state.raw)
-        loss, gradient = bootstrapped_meta_gradient(*args, mode=settings.mode)
+        loss, gradient = bootstrapped_meta_gradient(*args, mode=mode)
     else:
         args = (replayed, outer, state.raw)
-        loss, gradient = meta_gradient(*args, mode=settings.mode)
+        loss, gradient = meta_gradient(*args, mode=mode)
     ready = state.window.count >= len(state.window.keys)
     loss, gradient = jax.tree.map(lambda x: jnp.where(ready, x, 0.0), (loss, gradient))
     optimizer = _optimizer(settings)
