@@ -11,6 +11,7 @@ from jax.core import Tracer
 
 from rljax._deferred import deferred
 from rljax.config import unknown
+from rljax.two_colors import TwoColors
 from rljax.types import Box, Discrete, Spec, TimeStep
 from rljax.wrappers import (
     BatchedEnv,
@@ -19,6 +20,7 @@ from rljax.wrappers import (
     NormalizeRewards,
     StackFrames,
     StickyActions,
+    TerminalLimit,
     TimeAware,
     num_masked,
     where,
@@ -28,6 +30,9 @@ with deferred("seaborn"):  # only to draw Pong, and a third of all import time
     import gymnax
     from gymnax.environments import environment as gymnax_environment
     from gymnax.environments import spaces
+
+if "TwoColors-v0" not in gymnax.registered_envs:  # when this module is reloaded
+    gymnax.register("TwoColors-v0", TwoColors)
 
 
 class Noise(NamedTuple):
@@ -139,7 +144,7 @@ class Env:
 
 
 def names() -> list[str]:
-    """Names that `make` knows: gymnax's, with those added by `gymnax.register`."""
+    """Names that `make` knows: gymnax's, TwoColors-v0, those of `gymnax.register`."""
     return list(gymnax.registered_envs)
 
 
@@ -178,8 +183,10 @@ def make(name: str, **params: Any) -> BatchedEnv:
         if key not in fields:
             known = [*fields, *arguments, *options]
             raise ValueError(unknown(f"parameter of {name}", key, known))
-        if np.ndim(value) or np.asarray(value).dtype.kind not in "iuf":
-            raise ValueError(f"{key}={value!r} of {name}: expected a number")
+        kinds = "iufb" if isinstance(getattr(defaults, key), bool) else "iuf"
+        if np.ndim(value) or np.asarray(value).dtype.kind not in kinds:
+            expected = "True or False" if "b" in kinds else "a number"
+            raise ValueError(f"{key}={value!r} of {name}: expected {expected}")
     chosen = {k: v for k, v in params.items() if k in options}
     return wrap(gym, dataclasses.replace(defaults, **overrides), **chosen)
 
@@ -194,6 +201,7 @@ def wrap(
     normalize_obs: bool = False,
     stack_frames: int = 1,
     time_aware: bool = False,
+    terminal_limit: bool = False,
 ) -> BatchedEnv:
     """Make a batched environment from any object with gymnax's API.
 
@@ -213,6 +221,9 @@ def wrap(
       normalize_obs: by running mean and variance: `NormalizeObservations`.
       stack_frames: observations side by side: `StackFrames`.
       time_aware: observations end with the time: `TimeAware`.
+      terminal_limit: the time limit is the end of the task, so that the step there is
+        `terminated` and nothing comes after it, not `truncated`: `TerminalLimit`.
+        DiscountingChain-bsuite is meant so.
 
     Returns:
       The environment, with episode statistics, in wrappers of `rljax.wrappers`.
@@ -228,13 +239,15 @@ def wrap(
       (3, 6)
     """
     switches = dict(normalize_obs=normalize_obs, time_aware=time_aware)
-    _check_switches(scale_obs=scale_obs, **switches)
+    switches |= dict(scale_obs=scale_obs, terminal_limit=terminal_limit)
+    _check_switches(**switches)
     _check_fraction("sticky_actions", sticky_actions)
     if type(stack_frames) is not int or stack_frames < 1:
         raise ValueError(f"stack_frames={stack_frames!r}: must be an integer >= 1")
     env: Any = EpisodeStatistics(_env(gym, params, scale_obs))
     if not env.spec.obs_shape and (stack_frames > 1 or time_aware):
         raise ValueError(f"{gym.name}: its observations are numbers, without an axis")
+    env = TerminalLimit(env) if terminal_limit else env
     if sticky_actions:
         env = StickyActions(env, sticky_actions)
     if normalize_rewards is not None:

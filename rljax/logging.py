@@ -224,12 +224,15 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, step: int, episode_return: float = math.nan) -> None:
+    def update(
+        self, step: int, episode_return: float = math.nan, reward: float = math.nan
+    ) -> None:
         """Shows that `step` environment steps are done.
 
         Args:
           step: environment steps so far, those before a resume counted.
           episode_return: mean return of late; NaN where no episode has ended.
+          reward: mean reward of a step, shown where there is no return.
         """
         now = time.monotonic()
         if self._first is None:
@@ -238,10 +241,10 @@ class Progress:
         rate = steps / seconds if steps > 0 and seconds > 0 else math.nan
         left = (self._total - step) / rate
         self._step, self._unshown = step, True
-        self._text = (
-            f"return {_number(float(episode_return), '.2f')}, "
-            f"{_short(rate)} steps/s, {_duration(left)} left"
-        )
+        score = f"return {_number(float(episode_return), '.2f')}"
+        if math.isnan(episode_return) and math.isfinite(reward):
+            score = f"reward {reward:.3f}"
+        self._text = f"{score}, {_short(rate)} steps/s, {_duration(left)} left"
         fraction = step / max(self._total, 1)
         waited, moved = now - self._shown[0], fraction - self._shown[1]
         if self._bar is not None:

@@ -39,7 +39,7 @@ def _safe_sqrt_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
 
 @jax.custom_jvp
 def _safe_divide(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x / y, whose derivative where y is 0 is that of x / 1."""
+    """The ratio x / y, whose derivative where y is 0 is that of x / 1."""
     return x / y
 
 

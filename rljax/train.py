@@ -95,8 +95,9 @@ def run(
 
     Returns:
       The new state, and metrics `[iterations // log_every]`: the agent's, averaged;
-      `episodes` finished; `episode_return` and `episode_length`, averaged over
-      them, NaN where there were none; `step`, environment steps so far.
+      `reward`, the mean of a step, as the environment gives it; `episodes` finished;
+      `episode_return` and `episode_length`, averaged over them, NaN where there were
+      none; `step`, environment steps so far.
 
     Raises:
       ValueError: `log_every` does not divide `iterations`.
@@ -114,6 +115,7 @@ def run(
         agent_state, metrics = agent.update(config, agent_state, rollout, update_key)
         done = rollout.terminated | rollout.truncated
         sums = {
+            "reward": info["reward"].mean(),
             "episodes": done.sum(dtype=jnp.float32),
             "episode_return": jnp.where(done, info["episode_return"], 0.0).sum(),
             "episode_length": jnp.where(done, info["episode_length"], 0.0).sum(),

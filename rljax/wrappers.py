@@ -87,7 +87,8 @@ class EpisodeStatistics(Wrapper):
     """Adds `episode_return` and `episode_length`, undiscounted, to `TimeStep.info`.
 
     They count the running episode up to this step: read them where
-    `terminated | truncated`. Wrappers that change rewards go around this one.
+    `terminated | truncated`. Also the step's `reward`. Wrappers that change rewards go
+    around this one.
     """
 
     env: Any
@@ -106,6 +107,7 @@ class EpisodeStatistics(Wrapper):
         episode_return = state.episode_return + ts.reward
         episode_length = state.episode_length + 1
         info = ts.info | {
+            "reward": ts.reward,
             "episode_return": episode_return,
             "episode_length": episode_length,
         }
@@ -114,6 +116,38 @@ class EpisodeStatistics(Wrapper):
             env_state, episode_return * going_on, episode_length * going_on
         )
         return state, ts._replace(info=info)
+
+
+class LimitedState(NamedTuple):
+    """State of `TerminalLimit`."""
+
+    env: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TerminalLimit(Wrapper):
+    """A step that the time limit truncates is terminated instead.
+
+    For tasks that end there, Pardo et al. (2018), https://arxiv.org/abs/1712.00378.
+    What is left then depends on the time: observations should show it.
+    """
+
+    env: Any
+
+    def reset(self, key: jax.Array, num_envs: int) -> tuple[LimitedState, Any]:
+        """Reset the inner environments."""
+        state, obs = self.env.reset(key, num_envs)
+        return LimitedState(state), obs
+
+    def step(
+        self, noise: Any, state: LimitedState, action: jax.Array
+    ) -> tuple[LimitedState, TimeStep]:
+        """Step; whatever ends, terminates."""
+        env_state, ts = self.env.step(noise, state.env, action)
+        ended = ts.terminated | ts.truncated
+        ts = ts._replace(terminated=ended, truncated=jnp.zeros_like(ended))
+        return LimitedState(env_state), ts
 
 
 class StickyState(NamedTuple):

@@ -197,6 +197,14 @@ def curve(
     return steps, np.asarray(values, float)
 
 
+def score(*tables: dict[str, np.ndarray]) -> tuple[str, str]:
+    """What learning curves show, and the metric: rewards where no episode ended."""
+    ended = any(np.isfinite(table["episode_return"]).any() for table in tables)
+    if ended or not all("reward" in table for table in tables):
+        return "Episode return", "episode_return"
+    return "Reward per step", "reward"
+
+
 def agent_and_rest(argv: list[str], description: str) -> tuple[str, list[str]]:
     """The agent's name, first on the command line, and the words after it.
 

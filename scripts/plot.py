@@ -36,16 +36,22 @@ def main() -> None:
     if len(labels) != len(options.runs):
         given = f"{len(labels)} for {len(options.runs)} runs"
         raise ValueError(f"labels: {given}, must be as many")
-    panels: dict[str, dict[str, Any]] = {}
+    tables: dict[str, dict[str, Any]] = {}  # by environment and label
     for folder, label in zip(options.runs, labels, strict=True):
         run = common.read_run(folder)
         if not (folder / common.METRICS_FILE).exists():
             raise ValueError(f"{folder}: no {common.METRICS_FILE} yet")
-        curves = panels.setdefault(run.env, {})
-        if label in curves:
+        others = tables.setdefault(run.env, {})
+        if label in others:
             raise ValueError(f"labels: {label!r} stands for two runs of {run.env}")
-        curves[label] = common.curve(read_csv(folder / common.METRICS_FILE))
-    learning_curves(panels, options.out, statistic=options.statistic)
+        others[label] = read_csv(folder / common.METRICS_FILE)
+    every = [table for others in tables.values() for table in others.values()]
+    ylabel, metric = common.score(*every)
+    panels = {
+        env: {label: common.curve(table, metric) for label, table in others.items()}
+        for env, others in tables.items()
+    }
+    learning_curves(panels, options.out, ylabel=ylabel, statistic=options.statistic)
     print(f"picture: {options.out}")
 
 

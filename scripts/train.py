@@ -197,7 +197,8 @@ def train_in_chunks(
             write_rows(sinks, run, metrics, times)
             if not options.allow_nan:
                 check_finite(metrics, folder)
-            progress.update(int(metrics["step"].sum()), mean_return(metrics))
+            reward = float(metrics["reward"].mean())
+            progress.update(int(metrics["step"].sum()), mean_return(metrics), reward)
             due = now - last_save > options.checkpoint_seconds
             if due or stop.asked or i + 1 == count:
                 save(folder / common.CHECKPOINTS, int(metrics["step"][0]), ts)
@@ -235,13 +236,13 @@ class Interrupt:
 def finish(run: common.Run, options: Any, folder: Path, ts: Any) -> None:
     """Evaluate the final policies, draw the curve, say where things are."""
     table = read_csv(folder / common.METRICS_FILE)
-    steps, values = common.curve(table)
+    ylabel, metric = common.score(table)
     title = f"{run.agent} on {run.env}"
     tuned = {
         name: {run.agent: common.curve(table, f"meta_{name}")} for name in run.tuned()
     }
-    curves, path = {run.agent: (steps, values)}, folder / common.CURVE_FILE
-    learning_curve(curves, path, title=title, below=tuned)
+    curves, path = {run.agent: common.curve(table, metric)}, folder / common.CURVE_FILE
+    learning_curve(curves, path, title=title, ylabel=ylabel, below=tuned)
     if options.episodes:
         returns = common.evaluate_run(run, ts, options.episodes)
         result = {

@@ -300,6 +300,8 @@ def test_make_passes_parameters_and_arguments():
         ),
         ("CartPole-v1", {"normalize_obs": 1}, "normalize_obs=1: must be True or False"),
         ("CartPole-v1", {"time_aware": "x"}, "time_aware='x': must be True or False"),
+        ("CartPole-v1", {"terminal_limit": 1}, "terminal_limit=1: must be True or"),
+        ("DeepSea-bsuite", {"deterministic": "x"}, "expected True or False"),
         ("CartPole-v1", {"sticky_actions": 1.5}, "sticky_actions=1.5: must be in [0"),
         ("CartPole-v1", {"normalize_rewards": True}, "normalize_rewards=True: must be"),
         ("CartPole-v1", {"stack_frames": 0}, "stack_frames=0: must be an integer >= 1"),

@@ -255,6 +255,16 @@ def test_progress_rate_ignores_compilation(clock):
     ]
 
 
+def test_progress_shows_rewards_where_no_episode_ended(clock):
+    out = io.StringIO()
+    with Progress(100, "ppo", file=out) as progress:
+        progress.update(50, math.nan, -0.0384)
+        progress.update(100, 123.456, -0.0384)
+    first, second = out.getvalue().splitlines()
+    assert "steps, reward -0.038, " in first
+    assert "steps, return 123.46, " in second
+
+
 @pytest.mark.parametrize(
     "seconds_per_update, lines",
     [

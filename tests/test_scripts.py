@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rljax.logging import read_csv
+from rljax.plotting import learning_curve
 
 TESTS = pathlib.Path(__file__).resolve().parent
 SCRIPTS = TESTS.parent / "scripts"
@@ -36,12 +37,14 @@ def run_scripts(cwd, *lines):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with two small finished runs, `ppo` of two seeds and `dqn` of one."""
+    """Small finished runs: `ppo` of two seeds, `dqn`, and one without episodes."""
     path = tmp_path_factory.mktemp("scripts")
     lines = [
         f"train ppo {SMALL['ppo']} --steps 320 --seeds 2 --name ppo --episodes 3 "
         "--rows 4 --config.hidden-sizes 8",
         f"train dqn {SMALL['dqn']} --steps 320 --name dqn --episodes 0 --rows 4 "
+        "--config.hidden-sizes 8",
+        "train a2c --env TwoColors-v0 --steps 640 --name endless --episodes 2 --rows 4 "
         "--config.hidden-sizes 8",
     ]
     for result in run_scripts(path, *lines):
@@ -61,6 +64,23 @@ def test_a_run_leaves_config_metrics_curve_checkpoint_and_evaluation(folder):
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert len(evaluation["mean_return_per_seed"]) == 2
     assert evaluation["mean_return"] > 5
+
+
+def test_rewards_are_shown_where_no_episode_ends(folder, tmp_path):
+    run = folder / "runs" / "endless"
+    table = read_csv(run / "metrics.csv")
+    assert np.isnan(table["episode_return"]).all() and np.ptp(table["reward"]) > 0
+    (plot,) = run_scripts(folder, "plot runs/endless --labels a2c --out endless.png")
+    assert plot["code"] == 0, plot["err"]
+    curves, picture = {"a2c": (table["step"], table["reward"][None])}, tmp_path / "png"
+    for title, path in (
+        ("a2c on TwoColors-v0", run / "curve.png"),
+        ("TwoColors-v0", folder / "endless.png"),
+    ):
+        learning_curve(curves, picture, title=title, ylabel="Reward per step")
+        assert path.read_bytes() == picture.read_bytes()
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert -1000 < evaluation["mean_return"] < 1000 * 0.27
 
 
 def test_evaluate_plot_and_sweep(folder):

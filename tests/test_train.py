@@ -89,6 +89,7 @@ def test_episode_metrics_account_for_every_step(case, long_run):
     running = last.env.episode_length.sum() - first.env.episode_length.sum()
     assert finished + running == ITERATIONS * STEPS
     np.testing.assert_array_equal(rows["episode_return"], rows["episode_length"])
+    np.testing.assert_array_equal(rows["reward"], 1.0)
     assert np.isfinite([v for k, v in rows.items() if "episode" not in k]).all()
 
 
@@ -311,6 +312,23 @@ def test_numbers_of_any_kind_train_alike(kind):
     fn = jax.jit(functools.partial(train.train, agent))
     _, metrics = fn(counter(), config, jax.random.key(0))
     assert metrics["third"] == np.float32(0.7) / np.float32(3)
+
+
+def test_the_reward_is_the_true_mean_of_a_step():
+    def update(config, state, rollout, key):
+        return state, {"mean": rollout.reward.mean()}
+
+    config = agents.get("ppo").Config(num_envs=3, rollout_length=8, total_steps=96)
+    agent = scripted(random)._replace(update=update)
+    fn = jax.jit(functools.partial(train.train, agent))
+    plain, scaled = (
+        fn(envs.wrap(probe_envs.TwoPlaces(), **options), config, jax.random.key(0))[1]
+        for options in ({}, dict(normalize_rewards=0.9))
+    )
+    np.testing.assert_array_equal(plain["reward"], plain["mean"])
+    np.testing.assert_array_equal(scaled["reward"], plain["reward"])
+    assert (scaled["mean"] != plain["mean"]).all()
+    assert len(np.unique(plain["reward"])) > 1
 
 
 def test_unroll():

@@ -177,7 +177,29 @@ def test_sticky_actions_repeat_the_last_one():
     assert abs(kept[~first].mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / (~first).sum())
 
 
+def test_the_limit_can_be_the_end_of_the_task(plain):
+    first, _, want = plain
+    env, obs, _, steps = cartpoles(terminal_limit=True)
+    assert not steps.truncated.any()
+    np.testing.assert_array_equal(steps.terminated, want.terminated | want.truncated)
+    chex.assert_trees_all_equal(obs, first)
+    rest = [s._replace(terminated=0, truncated=0) for s in (steps, want)]
+    chex.assert_trees_all_equal(*rest)
+    assert isinstance(env.for_evaluation(env.reset(jax.random.key(0), N)[0]), type(env))
+
+
+@pytest.mark.parametrize("terminal_limit", [False, True])
+def test_the_discounting_chain_ends_with_its_last_payment(terminal_limit):
+    env = envs.make("DiscountingChain-bsuite", terminal_limit=terminal_limit)
+    steps = play(env, jax.random.key(0), jnp.full((150, N), 4))[2]  # pays at the limit
+    last = np.tile((np.arange(150) == 99)[:, None], (1, N))
+    np.testing.assert_array_equal(steps.reward, last)
+    np.testing.assert_array_equal(steps.terminated, last & terminal_limit)
+    np.testing.assert_array_equal(steps.truncated, last & (not terminal_limit))
+
+
 ALL = dict(
+    terminal_limit=True,
     normalize_obs=True,
     normalize_rewards=0.9,
     stack_frames=2,

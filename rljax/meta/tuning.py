@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from rljax import config as cfg
+from rljax import optimizers
 from rljax.meta import objectives, parameters
 from rljax.meta.diagnostics import check_paths, cosine, saturated_fraction
 from rljax.meta.gradients import (
@@ -22,6 +23,7 @@ from rljax.meta.parameters import Parameter
 from rljax.meta.unrolling import unroll
 from rljax.types import Agent, Metrics, Rollout, Spec
 
+_OPTIMIZER = optax.scale_by_adam()
 _FEW = 4  # raw numbers, up to which forward mode costs less than reverse mode
 
 
@@ -29,10 +31,10 @@ _FEW = 4  # raw numbers, up to which forward mode costs less than reverse mode
 class Settings:
     """How the tuning is done."""
 
-    learning_rate: float = 1e-2  # of the raw numbers' Adam
-    outer_gamma: float = 0.995  # discount of the outer loss, fixed
+    learning_rate: float = 1e-2  # of the raw numbers' Adam; annealed with the agent's
+    outer_gamma: float = 0.99  # discount of the outer loss, fixed
     outer_lambda: float = 0.95  # trace decay of the outer advantages
-    outer_value_cost: float = 0.5  # weight of the value's error in a policy's outer loss
+    outer_value_cost: float = 0.5  # of the value's error beside the policy's loss
     outer_entropy_cost: float = 0.0  # and of an entropy bonus
     outer_critic: str = "own"  # or "inner": the agent's, for comparison only
     num_updates: int = 1  # K, through which the meta-gradient goes
@@ -217,7 +219,7 @@ def init(tuning: Tuning, config: Any, key: jax.Array) -> State:
     return State(
         agent=state,
         raw=raw,
-        opt_state=_optimizer(settings).init(raw),
+        opt_state=_OPTIMIZER.init(raw),
         critic=tuning.objective.init(config, critic_key),
         context=context,
         window=Window(*window, count=jnp.zeros((), jnp.int32)),
@@ -299,9 +301,10 @@ def _move(
         loss, gradient = meta_gradient(*args, mode=mode)
     ready = state.window.count >= len(state.window.keys)
     loss, gradient = jax.tree.map(lambda x: jnp.where(ready, x, 0.0), (loss, gradient))
-    optimizer = _optimizer(settings)
-    updates, opt_state = optimizer.update(gradient, state.opt_state)
-    raw = optax.apply_updates(state.raw, updates)
+    updates, opt_state = _OPTIMIZER.update(gradient, state.opt_state)
+    progress = optimizers.progress(config, state.agent.step)
+    rate = optimizers.annealed(config, progress, settings.learning_rate)
+    raw = optax.tree.add_scale(state.raw, -rate, updates)
     metrics = {"meta_loss": loss} | _gradient_metrics(gradient)
     start = jax.tree.map(lambda x: x[0], state.window.states)
     metrics["saturated_clips"] = saturated_fraction(start, state.agent)
@@ -346,10 +349,6 @@ def _gradient_metrics(gradient: dict[str, Any]) -> Metrics:
             f"meta_{name}_gradient_norm": optax.tree.norm(leaves),
         }
     return metrics
-
-
-def _optimizer(settings: Settings) -> optax.GradientTransformation:
-    return optax.adam(settings.learning_rate)
 
 
 def _descend(loss: Any, state: Any, rate: float) -> Any:
