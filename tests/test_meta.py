@@ -14,6 +14,7 @@ from rljax import losses, networks, optimizers
 from rljax.autodiff import semi_gradient
 from rljax.meta import (
     bootstrapped_meta_gradient,
+    check_meta_gradient,
     evolution_gradient,
     finite_differences,
     meta_gradient,
@@ -319,3 +320,70 @@ def test_discounts_of_the_signal_and_noise_process():
     np.testing.assert_allclose(want[1::2], [0.095, 0.073, 0.051, 0.030], atol=1e-3)
     np.testing.assert_allclose(tuned[1::2], want[1::2], atol=0.03)
     assert (want[::2] == 1).all() and (tuned[::2] > 0.9).all()
+
+
+def causes(inner, outer, eta, **how):
+    return " ".join(check_meta_gradient(inner, outer, eta, **how).causes)
+
+
+def test_check_passes_a_right_meta_gradient(x64):
+    inner, outer = parts_of(tabular(), OPTIMIZERS["adam"], 3)
+    check = check_meta_gradient(inner, outer, ETA, step=1e-6)
+    assert check.causes == ()
+    chex.assert_trees_all_close(check.reverse, check.differences, rtol=1e-4)
+    chex.assert_trees_all_close(check.reverse, check.forward, rtol=1e-6)
+
+
+def test_check_names_what_cuts_the_meta_gradient(x64):
+    """Whole target stopped, stop in a later bootstrap, Adam's first step, its NaN."""
+
+    def outer(v):
+        return (v - 2.5) ** 2
+
+    def steps(number, stop_target, stop_bootstrap):
+        def inner(gamma):
+            v = jnp.asarray(0.5)
+            for _ in range(number):
+                bootstrap = jax.lax.stop_gradient(v) if stop_bootstrap else v
+                target = 1.0 + 2.0 * gamma * bootstrap
+                target = jax.lax.stop_gradient(target) if stop_target else target
+                v = v + 0.1 * (target - v)
+            return v
+
+        return inner
+
+    check = functools.partial(causes, outer=outer, eta=0.9, step=1e-6)
+    assert check(steps(2, False, False)) == ""
+    assert "eta: no path" in check(steps(2, True, False))
+    assert "one of several paths" in check(steps(2, False, True))
+    assert check(steps(1, False, True)) == ""
+
+    def one_step(optimizer, number=1, scale=1.0):
+        def inner(eta):
+            params, state = jnp.array([1.0, 2.0]), optimizer.init(jnp.zeros(2))
+            for _ in range(number):
+                grads = eta * scale * (params - 5.0) * jnp.array([1.0, 0.0])
+                updates, state = optimizer.update(grads, state)
+                params = params + updates
+            return params, state
+
+        return inner
+
+    check = functools.partial(
+        causes, outer=lambda s: s[0].sum() ** 2, eta=0.9, step=1e-6
+    )
+    assert "not finite" in check(one_step(optax.adam(0.1), 2))
+    assert "first step of a fresh Adam" in check(one_step(optimizers.adam(0.1)))
+    clip = optax.chain(optimizers.clip_by_global_norm(0.5), optax.sgd(0.1))
+    assert "every gradient was clipped" in check(one_step(clip, 2))
+    assert check(one_step(clip, 2, 0.01)) == ""
+
+
+def test_check_finds_a_wrong_rule():
+    @jax.custom_vjp
+    def twice(x):
+        return 2.0 * x
+
+    twice.defvjp(lambda x: (2.0 * x, None), lambda _, g: (3.0 * g,))
+    check = check_meta_gradient(twice, jnp.sin, 0.3)
+    assert check.forward is None and "a custom rule is wrong" in check.causes[0]

@@ -166,6 +166,19 @@ def test_picture_of_several_runs(tmp_path, monkeypatch):
     assert "Interquartile mean over seeds" in axes.texts[0].get_text()
 
 
+def test_a_row_below_for_each_tuned_value(tmp_path, monkeypatch):
+    runs, path = some_runs(), tmp_path / "curve.png"
+    gamma = {"ppo": (np.arange(3), np.full((4, 3), 0.9))}
+    figure, _ = drawn(monkeypatch, runs, path, title="PPO", below={"gamma": gamma})
+    above, below = figure.axes
+    assert (above.get_ylabel(), below.get_ylabel()) == ("Episode return", "gamma")
+    assert (above.get_xlabel(), below.get_xlabel()) == ("", "Environment steps")
+    assert (above.get_title("left"), below.get_title("left")) == ("PPO", "")
+    assert above.get_legend() and not below.get_legend()
+    np.testing.assert_allclose(below.lines[0].get_ydata(), 0.9)
+    assert above.get_xlim() == below.get_xlim()
+
+
 def test_picture_of_one_run(tmp_path, monkeypatch):
     runs = {"ppo": some_runs()["ppo"]}
     path = tmp_path / "curve.png"

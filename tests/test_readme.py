@@ -54,6 +54,14 @@ def test_use_the_losses(x64):
         np.testing.assert_allclose(names["meta_gradient"][name], slope, 1e-6)
 
 
+def test_the_discount_that_an_agent_chooses():
+    names = run_section("Let the agent choose its discount")
+    agent, config = names["agent"], names["config"]
+    state = jax.eval_shape(agent.init, config, jax.random.key(0))
+    assert set(state.raw) == {"gamma", "entropy_cost"}
+    assert state.window.keys.shape == (2, 2)
+
+
 def slope(f, h=1e-2):
     """The derivative at a discount of 0.9."""
     return (f(0.9 + h) - f(0.9 - h)) / (2 * h)

@@ -37,7 +37,7 @@ def run_scripts(cwd, *lines):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Small finished runs: `ppo` of two seeds, `dqn`, and one without episodes."""
+    """Small finished runs: `ppo`, `dqn`, without episodes, with a tuned discount."""
     path = tmp_path_factory.mktemp("scripts")
     lines = [
         f"train ppo {SMALL['ppo']} --steps 320 --seeds 2 --name ppo --episodes 3 "
@@ -46,6 +46,9 @@ def folder(tmp_path_factory):
         "--config.hidden-sizes 8",
         "train a2c --env TwoColors-v0 --steps 640 --name endless --episodes 2 --rows 4 "
         "--config.hidden-sizes 8",
+        "train a2c --steps 1280 --seeds 2 --name tuned --episodes 2 --rows 4 "
+        "--config.hidden-sizes 8 --config.gamma 0.6 --meta gamma "
+        "entropy_cost=contextual,0,0.5 --meta-settings.num-updates 2",
     ]
     for result in run_scripts(path, *lines):
         assert result["code"] == 0, result["err"]
@@ -83,6 +86,30 @@ def test_rewards_are_shown_where_no_episode_ends(folder, tmp_path):
     assert -1000 < evaluation["mean_return"] < 1000 * 0.27
 
 
+def test_a_tuned_discount_is_in_metrics_picture_and_config(folder, tmp_path):
+    run = folder / "runs" / "tuned"
+    table = read_csv(run / "metrics.csv")
+    gamma = table["meta_gamma"].reshape(4, 2)
+    assert (gamma > 0.5).all() and (np.diff(gamma, axis=0) != 0).all()
+    assert (table["meta_entropy_cost"] < 0.5).all()
+    for name in ("gamma", "entropy_cost"):
+        assert (table[f"meta_{name}_gradient_norm"] > 0).all()
+    below = {
+        name: {"a2c": (table["step"][::2], table[f"meta_{name}"].reshape(4, 2).T)}
+        for name in ("gamma", "entropy_cost")
+    }
+    curves = {"a2c": (table["step"][::2], table["episode_return"].reshape(4, 2).T)}
+    picture = tmp_path / "png"
+    learning_curve(curves, picture, title="a2c on CartPole-v1", below=below)
+    assert (run / "curve.png").read_bytes() == picture.read_bytes()
+    config = json.loads((run / "config.json").read_text())
+    assert config["meta"] == ["gamma", "entropy_cost=contextual,0,0.5"]
+    assert config["meta_settings"]["num_updates"] == 2
+    (evaluate,) = run_scripts(folder, "evaluate runs/tuned --episodes 2")
+    trained = json.loads((run / "evaluation.json").read_text())
+    assert f"mean return {trained['mean_return']:.1f}" in evaluate["out"]
+
+
 def test_evaluate_plot_and_sweep(folder):
     evaluate, plot, sweep = run_scripts(
         folder,
@@ -106,6 +133,17 @@ def test_evaluate_plot_and_sweep(folder):
 BAD = {
     "unknown agent": ("train pppo", "unknown agent 'pppo'; did you mean: ppo"),
     "unknown environment": ("train ppo --env CartPol", "did you mean: CartPole-v1"),
+    "field to tune": ("train a2c --meta gama", "'gama'; did you mean: gamma"),
+    "static field to tune": ("train a2c --meta num_envs", "num_envs: shapes the"),
+    "bounds": ("train a2c --meta gamma=bounded,0,2", "gamma=2.0: must be in"),
+    "no derivative": (
+        "train ppo --steps 512 --config.max-kl 0.1 --meta max_kl --name cut",
+        "max_kl: the meta-gradient is zero whatever the data",
+    ),
+    "other tuning": (
+        "train a2c --name tuned --resume --meta-settings.outer-gamma 0.5",
+        "the run has meta_settings.outer_gamma=0.99, not 0.5",
+    ),
     "unknown option": ("train ppo --config.gama 0.9", "--config.gama"),
     "no number": ("train ppo --config.gamma high", "gamma"),
     "unknown parameter": ("train ppo --env-params gravit 9", "mean: gravity"),

@@ -147,7 +147,7 @@ def model(respawn_all):
 
 
 def gain(respawn_all, optimal):
-    """Mean reward of a step, by relative value iteration; and both its bounds."""
+    """Mean reward of a step, by relative value iteration."""
     reward, number, capture, spread = model(respawn_all)
     value = np.zeros(len(STATES))
     for _ in range(3000):

@@ -1,0 +1,175 @@
+"""Which optimisers have a derivative where a gradient is 0, and ours, which have."""
+
+import functools
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rljax import optimizers
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "meta-safe-optimizers.md"
+
+
+def before_sgd(transform):
+    return optax.chain(transform, optax.sgd(0.1))
+
+
+NAMED = {
+    "sgd": optax.sgd(0.1),
+    "sgd, momentum": optax.sgd(0.1, momentum=0.9),
+    "sgd, nesterov": optax.sgd(0.1, momentum=0.9, nesterov=True),
+    "rmsprop": optax.rmsprop(0.1),
+    "rmsprop, eps_in_sqrt=False": optax.rmsprop(0.1, eps_in_sqrt=False),
+    "rmsprop, centered": optax.rmsprop(0.1, centered=True),
+    "adam": optax.adam(0.1),
+    "adam, eps_root=1e-8": optax.adam(0.1, eps_root=1e-8),
+    "adamw": optax.adamw(0.1),
+    "nadam": optax.nadam(0.1),
+    "radam": optax.radam(0.1),
+    "amsgrad": optax.amsgrad(0.1),
+    "adamax": optax.adamax(0.1),
+    "adabelief": optax.adabelief(0.1),
+    "adagrad": optax.adagrad(0.1),
+    "adadelta": optax.adadelta(0.1),
+    "yogi": optax.yogi(0.1),
+    "novograd": optax.novograd(0.1),
+    "lamb": optax.lamb(0.1),
+    "lars": optax.lars(0.1),
+    "lion": optax.lion(0.1),
+    "sign_sgd": optax.sign_sgd(0.1),
+    "clip": before_sgd(optax.clip(1.0)),
+    "clip_by_global_norm": before_sgd(optax.clip_by_global_norm(1.0)),
+    "clip_by_block_rms": before_sgd(optax.clip_by_block_rms(1.0)),
+    "adaptive_grad_clip": before_sgd(optax.adaptive_grad_clip(0.1)),
+    "normalize_by_update_norm": before_sgd(optax.normalize_by_update_norm()),
+    "add_decayed_weights": before_sgd(optax.add_decayed_weights(0.1)),
+    "ema": before_sgd(optax.ema(0.9)),
+    "centralize": before_sgd(optax.centralize()),
+    "scale_by_schedule": optax.sgd(optax.linear_schedule(0.2, 0.1, 3)),
+    "inject_hyperparams(sgd)": optax.inject_hyperparams(optax.sgd)(0.1),
+    "inject_hyperparams(adam)": optax.inject_hyperparams(optax.adam)(0.1),
+    "`rljax.optimizers.adam`": optimizers.adam(0.1),
+    "`rljax.optimizers.clip_by_global_norm`": before_sgd(
+        optimizers.clip_by_global_norm(1.0)
+    ),
+}
+
+
+def documented():
+    """The document's table, by name: four booleans."""
+    rows = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[1:]]
+    return {name: [x.startswith("yes") for x in rest] for name, *rest in cells}
+
+
+def learn(optimizer, all_zero, eta):
+    """Three steps; `unseen` have the gradient 0, since their input is."""
+    params = {
+        "seen": jnp.array([[0.3, -0.8], [0.5, 0.1]]),
+        "unseen": jnp.array([0.2, 0.4]),
+    }
+    target, state = jnp.array([[1.0, 2.0], [-1.0, 0.5]]), optimizer.init(params)
+    for k in range(3):
+
+        def loss(params, k=k):
+            seen = params["seen"]
+            behind_zero = params["unseen"] * jnp.zeros(2) * seen[0]
+            error = 0.5 * jnp.sum((seen - eta * target) ** 2) + behind_zero.sum()
+            return error * (0.0 if all_zero and k == 0 else 1.0)
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+    weights = jnp.array([[1.0, 0.3], [0.2, 0.7]])
+    score = jnp.sum(weights * jnp.sin(params["seen"]))
+    return score + jnp.sum(params["unseen"] ** 2)
+
+
+def gradients(optimizer, all_zero):
+    """Reverse mode, forward mode, finite differences."""
+
+    @jax.jit
+    def all_three(eta):
+        fn = functools.partial(learn, optimizer, all_zero)
+        forward = jax.jvp(fn, (eta,), (jnp.ones_like(eta),))[1]
+        differences = (fn(eta + 1e-6) - fn(eta - 1e-6)) / 2e-6
+        return jax.grad(fn)(eta), forward, differences
+
+    return all_three(1.3)
+
+
+def test_every_optimiser_is_documented():
+    assert list(documented()) == list(NAMED)
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.filterwarnings("ignore")  # of optax, which casts to float64 as it can
+def test_derivatives_are_as_documented(name, x64):
+    found = []
+    for all_zero in (False, True):
+        *both, differences = gradients(NAMED[name], all_zero)
+        assert np.isfinite(differences)
+        found += [bool(np.isclose(g, differences, 1e-4, 1e-7)) for g in both]
+        assert all(x or np.isnan(g) for x, g in zip(found[-2:], both, strict=True))
+    assert found == documented()[name]
+
+
+def trees(seed):
+    """Random, with zeros, and once all zero."""
+    rng = np.random.default_rng(seed)
+    x = {"a": rng.normal(size=(3, 4)), "b": rng.normal(size=5) * [1, 0, 1, 0, 1]}
+    return jax.tree.map(lambda x: jnp.array(x * (seed != 2), jnp.float32), x)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (optimizers.scale_by_adam(), optax.scale_by_adam()),
+        (
+            optimizers.scale_by_adam(0.5, 0.9, 1e-3),
+            optax.scale_by_adam(0.5, 0.9, 1e-3),
+        ),
+        (optimizers.clip_by_global_norm(2.5), optax.clip_by_global_norm(2.5)),
+        (optimizers.adam(0.1), optax.adam(0.1)),
+    ],
+)
+def test_values_are_those_of_optax_bit_for_bit(ours, theirs):
+    state, other = ours.init(trees(0)), theirs.init(trees(0))
+    step, other_step = jax.jit(ours.update), jax.jit(theirs.update)
+    for seed in range(5):
+        updates, state = step(trees(seed), state)
+        others, other = other_step(trees(seed), other)
+        chex.assert_trees_all_equal(updates, others)
+
+
+def test_clipping_counts_what_it_cuts():
+    clip = optimizers.clip_by_global_norm(1.0)
+    state = clip.init(jnp.ones(2))
+    for size in (0.5, 3.0, 0.0, 1.5, 0.7):
+        _, state = clip.update(jnp.array([size, 0.0]), state)
+    assert state == (5, 2)
+
+
+def test_the_limit_has_a_derivative():
+    def clipped(limit):
+        clip = optimizers.clip_by_global_norm(limit)
+        x = jnp.array([3.0, 4.0])
+        return clip.update(x, clip.init(x))[0] @ jnp.array([1.0, 2.0])
+
+    np.testing.assert_allclose(jax.grad(clipped)(1.0), 11 / 5, rtol=1e-6)
+    assert jax.grad(clipped)(9.0) == 0
+
+
+def test_second_derivatives_at_zero_are_finite():
+    def after(x):
+        adam = optimizers.adam(0.5)
+        return adam.update(x, adam.init(x))[0] * x
+
+    for order in range(3):
+        assert np.isfinite(after(0.0))
+        after = jax.grad(after)
+        del order
