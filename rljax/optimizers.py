@@ -38,16 +38,18 @@ def _safe_sqrt_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
 
 
 @jax.custom_jvp
-def _safe_divide(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The ratio x / y, whose derivative where y is 0 is that of x / 1."""
-    return x / y
+def _shorten(x: jax.Array, norm: jax.Array, length: jax.Array) -> jax.Array:
+    """What `x` is at another norm; where the norm is 0, derivatives take 1 for it."""
+    return x / norm * length
 
 
-@_safe_divide.defjvp
-def _safe_divide_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    (x, y), (x_dot, y_dot) = primals, tangents
-    divisor = jnp.where(y == 0, 1.0, y)
-    return _safe_divide(x, y), (x_dot - x / divisor * y_dot) / divisor
+@_shorten.defjvp
+def _shorten_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (x, norm, length), (x_dot, norm_dot, length_dot) = primals, tangents
+    divisor = jnp.where(norm == 0, 1.0, norm)
+    unit = x / divisor
+    slope = (x_dot - unit * norm_dot) / divisor * length + unit * length_dot
+    return unit * length, slope
 
 
 def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
@@ -67,8 +69,8 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
         inside = norm < max_norm
 
         def clip(x: jax.Array) -> jax.Array:
-            shorter = _safe_divide(x, norm.astype(x.dtype)) * max_norm
-            return jax.lax.select(inside, x, shorter)
+            length = jnp.asarray(max_norm, x.dtype)
+            return jax.lax.select(inside, x, _shorten(x, norm.astype(x.dtype), length))
 
         cut = (~inside).astype(jnp.int32)
         state = ClipState(state.steps + 1, state.saturated + cut)

@@ -115,7 +115,7 @@ def run(
         agent_state, metrics = agent.update(config, agent_state, rollout, update_key)
         done = rollout.terminated | rollout.truncated
         sums = {
-            "reward": info["reward"].mean(),
+            "reward": info.get("reward", rollout.reward).mean(),
             "episodes": done.sum(dtype=jnp.float32),
             "episode_return": jnp.where(done, info["episode_return"], 0.0).sum(),
             "episode_length": jnp.where(done, info["episode_length"], 0.0).sum(),

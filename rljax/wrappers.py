@@ -87,8 +87,7 @@ class EpisodeStatistics(Wrapper):
     """Adds `episode_return` and `episode_length`, undiscounted, to `TimeStep.info`.
 
     They count the running episode up to this step: read them where
-    `terminated | truncated`. Also the step's `reward`. Wrappers that change rewards go
-    around this one.
+    `terminated | truncated`. Wrappers that change rewards go around this one.
     """
 
     env: Any
@@ -107,7 +106,6 @@ class EpisodeStatistics(Wrapper):
         episode_return = state.episode_return + ts.reward
         episode_length = state.episode_length + 1
         info = ts.info | {
-            "reward": ts.reward,
             "episode_return": episode_return,
             "episode_length": episode_length,
         }
@@ -299,7 +297,8 @@ class NormalizeRewards(Wrapper):
     """Rewards in units of their discounted sums' standard deviation, within ten.
 
     Engstrom et al. (2020), https://arxiv.org/abs/2005.12729, appendix A.2: the sums run
-    forward from the start of an episode. `TimeStep.info` has the true returns.
+    forward from the start of an episode. `TimeStep.info` has the true returns, and the
+    true `reward`.
     """
 
     env: Any
@@ -320,7 +319,8 @@ class NormalizeRewards(Wrapper):
         statistics = state.statistics.add(discounted)
         scaled = ts.reward * jax.lax.rsqrt(statistics.var + _EPS)
         discounted *= ~(ts.terminated | ts.truncated)
-        ts = ts._replace(reward=jnp.clip(scaled, -_CLIP, _CLIP))
+        info = ts.info | {"reward": ts.reward}
+        ts = ts._replace(reward=jnp.clip(scaled, -_CLIP, _CLIP), info=info)
         return NormalizedRewards(env_state, discounted, statistics), ts
 
     def for_evaluation(self, state: NormalizedRewards) -> Any:
