@@ -137,7 +137,7 @@ BAD = {
     "static field to tune": ("train a2c --meta num_envs", "num_envs: shapes the"),
     "bounds": ("train a2c --meta gamma=bounded,0,2", "gamma=2.0: must be in"),
     "no derivative": (
-        "train ppo --steps 512 --config.max-kl 0.1 --meta max_kl --name cut",
+        "train ppo --steps 512 --config.max-kl 0.1 --meta max_kl --name cut --rows 1",
         "max_kl: the meta-gradient is zero whatever the data",
     ),
     "other tuning": (

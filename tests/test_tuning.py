@@ -412,6 +412,7 @@ def test_conditioned_images_have_further_planes(shape):
         ("gamma=state_dependent", StateDependent(LogHorizon(0.0, 0.9999))),
         ("gamma=state_dependent,0,1", StateDependent(Bounded(0.0, 1.0))),
         ("lambda_", Bounded(0.0, 1.0)),
+        ("learning_rate", Bounded(0.01 * 2e-3, 1.0)),  # 0 is not allowed
         ("entropy_cost=contextual,0,2", Contextual(Bounded(0.0, 2.0))),
         ("entropy_cost=contextual", Contextual(Bounded(0.0, 1.0))),
     ],

@@ -105,8 +105,9 @@ KINDS = ("bounded", "log_horizon", "state_dependent", "contextual")
 def parse_parameter(text: str, config: Any) -> tuple[str, Parameter]:
     """Read what to tune from a command line: `NAME` or `NAME=KIND,LOW,HIGH`.
 
-    Without bounds a discount has the horizons 1 to 10,000; anything else lies between
-    0 and 1, or 0 and ten times its start if that is above 1.
+    Without bounds a discount has the horizons 1 to 10,000. Anything else lies between
+    0, or a hundredth of its start where 0 is not allowed, and 1, or ten times its start
+    if that is above 1.
 
     Raises:
       ValueError: not of that form.
@@ -130,10 +131,21 @@ def parse_parameter(text: str, config: Any) -> tuple[str, Parameter]:
     if kind == "log_horizon" or discount:
         scale = LogHorizon(*numbers)
     else:
-        start = getattr(config, name, None) or 0.0
-        scale = Bounded(*(numbers or [0.0, 10.0 * start if start > 1.0 else 1.0]))
+        scale = Bounded(*(numbers or _default_bounds(name, config)))
     wrapped = {"state_dependent": StateDependent, "contextual": Contextual}
     return name, wrapped[kind](scale) if kind in wrapped else scale
+
+
+def _default_bounds(name: str, config: Any) -> tuple[float, float]:
+    start = getattr(config, name, None)
+    if not isinstance(start, float):  # an error of its own, elsewhere
+        return 0.0, 1.0
+    try:
+        dataclasses.replace(config, **{name: 0.0}).validate()
+        low = 0.0
+    except ValueError:
+        low = 0.01 * start
+    return low, 10.0 * start if start > 1.0 else 1.0
 
 
 def scale(parameter: Any) -> Bounded | LogHorizon:
