@@ -90,7 +90,7 @@ def history(tuned_agent, config, number, float64=True):
     """States before each of some updates, their metrics, what they were given."""
     state = jax.jit(tuned_agent.init)(config, jax.random.key(0))
     seen = rollouts(number)
-    if state.window.rollouts.extras == ():  # without a policy
+    if isinstance(state.window.rollouts.extras, tuple):  # without a policy
         seen = seen._replace(extras=())
     state = as_float64(state) if float64 else state
 
