@@ -46,7 +46,7 @@ class Run:
     seed: int
     rows: int  # lines of metrics per seed
     config: Any  # the agent's Config
-    meta: tuple[str, ...] = ()  # floats of the config to tune: `rljax.meta.parse`
+    meta: tuple[str, ...] = ()  # config floats to tune: `parse_parameter`
     meta_settings: Settings = Settings()
 
     def build(self) -> tuple[Agent, Any]:

@@ -35,3 +35,12 @@ def scalar(name: str, x: Any) -> jax.Array:
     if len(given) != 1 or given[0] is not x or jnp.ndim(x) != 0:
         raise ValueError(f"{name}: expected a scalar, got {jax.tree.map(describe, x)}")
     return jnp.asarray(x)
+
+
+def leading_axis(name: str, tree: Any) -> int:
+    """The size K of the first axis; ValueError unless all arrays have it, and K > 0."""
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}
+    if len(sizes) != 1 or sizes & {(), (0,)}:
+        raise ValueError(f"{name}: expected one leading axis K > 0, got {sizes}")
+    ((size,),) = sizes
+    return size

@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from rljax.autodiff import semi_gradient
-from rljax.autodiff._checks import floats, scalar
+from rljax.autodiff._checks import floats, leading_axis, scalar
 from rljax.types import Params
 
 Loss = Callable[[Params, Params, Any], Any]
@@ -59,10 +59,7 @@ def adapt(
     References:
       Finn et al. (2017), eq. 1 and section 5.2, https://arxiv.org/abs/1703.03400
     """
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
-    if len(sizes) != 1 or sizes & {(), (0,)}:
-        raise ValueError(f"batches: expected one leading axis K > 0, got {sizes}")
-    ((steps,),) = sizes
+    steps = leading_axis("batches", batches)
     if jnp.shape(learning_rate) not in ((), (steps,)):
         given = jnp.shape(learning_rate)
         raise ValueError(f"learning_rate[] or [K] with K={steps}, got {given}")

@@ -149,9 +149,8 @@ def evolution_gradient(
               \epsilon_i (f(\eta + \sigma \epsilon_i) - f(\eta - \sigma \epsilon_i)),
               \qquad \epsilon_i \sim N(0, I)
 
-    It needs no derivative of the learning, so that it also sees what a stopped path or
-    a saturated clip hides from :func:`meta_gradient`; its noise grows with the size of
-    `eta`.
+    It needs no derivative of the learning, so that it also sees what a stopped path
+    hides from :func:`meta_gradient`; its noise grows with the size of `eta`.
 
     Args:
       objective: `eta -> []`, say the outer loss after the inner updates.

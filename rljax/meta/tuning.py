@@ -63,7 +63,7 @@ class Window(NamedTuple):
     raw: Any  # [W, ...] by which its config was made
     context: jax.Array  # [W, C]
     rollouts: Rollout  # [W, T, N, ...]
-    keys: jax.Array  # [W, 2] data of each update's key
+    keys: jax.Array  # [W, ...] data of each update's key
     count: jax.Array  # [] int32, updates so far
 
 
@@ -213,7 +213,7 @@ def init(tuning: Tuning, config: Any, key: jax.Array) -> State:
     context = jnp.zeros(max(map(parameters.context_length, tuning.tuned.values())))
     size = settings.num_updates + max(settings.num_target_updates - 1, 0)
     rollout = _no_rollout(tuning, config, state)
-    key_data = jnp.zeros((2,), jnp.uint32)
+    key_data = jnp.zeros_like(jax.random.key_data(key))
     window = (_without_replay(state), raw, context, rollout, key_data)
     window = jax.tree.map(lambda x: jnp.repeat(x[None], size, axis=0), window)
     return State(
@@ -281,7 +281,8 @@ def _move(
 ) -> tuple[Any, Any, Metrics]:
     """One step of the raw numbers along the meta-gradient."""
     settings, objective = tuning.settings, tuning.objective
-    replayed = functools.partial(_replay, tuning, config, state)
+    impl = jax.random.key_impl(key)
+    replayed = functools.partial(_replay, tuning, config, state, impl)
     outer = functools.partial(objective.loss, config, data=data)
 
     def score(raw: Any) -> jax.Array:
@@ -315,7 +316,7 @@ def _move(
     return raw, opt_state, metrics
 
 
-def _replay(tuning: Tuning, config: Any, state: State, raw: Any) -> Any:
+def _replay(tuning: Tuning, config: Any, state: State, impl: Any, raw: Any) -> Any:
     """The agent's state after the oldest K updates of the window, again.
 
     Each with the raw numbers it had then, moved as far as `raw` is from `state.raw`.
@@ -328,7 +329,7 @@ def _replay(tuning: Tuning, config: Any, state: State, raw: Any) -> Any:
         there = jax.tree.map(jnp.add, recorded, moves)
         args = (tuning, config, there, context, rollout.next_obs)
         agent = _with_replay(agent, state.agent)
-        key = jax.random.wrap_key_data(key)
+        key = jax.random.wrap_key_data(key, impl=impl)
         new, metrics = tuning.agent.update(_configured(*args), agent, rollout, key)
         return _without_replay(new), metrics
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rljax.autodiff._checks import leading_axis
 from rljax.types import Metrics
 
 Update = Callable[..., tuple[Any, Any]]
@@ -59,7 +60,7 @@ def unroll(
     References:
       Xu et al. (2018), https://arxiv.org/abs/1805.09801
     """
-    length = _length((rollouts, keys))
+    length = leading_axis("rollouts, keys", (rollouts, keys))
 
     def step(state: Any, inputs: Any) -> tuple[Any, Any]:
         return update(config, state, *inputs)
@@ -82,13 +83,3 @@ def unroll(
     rest = jax.tree.map(lambda x: x[whole:], inputs)
     state, more = jax.checkpoint(part)(state, rest)
     return state, jax.tree.map(lambda *x: jnp.concatenate(x), out, more)
-
-
-def _length(tree: Any) -> int:
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}
-    if len(sizes) != 1 or sizes & {(), (0,)}:
-        raise ValueError(
-            f"rollouts, keys: expected one leading axis K > 0, got {sizes}"
-        )
-    ((length,),) = sizes
-    return length
