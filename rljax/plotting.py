@@ -1,5 +1,6 @@
 """Learning curves: an average over seeds, its bootstrap interval, a PNG of both."""
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def learning_curve(
       ylabel: what the values are.
       statistic: "iqm" or "mean", over seeds.
       below: by label of its vertical axis, what is drawn under the first picture:
-        `runs` of their own, say a tuned discount's.
+        `runs` of their own, say a tuned discount's, with labels from above.
 
     Returns: `path`.
 
@@ -140,7 +141,7 @@ def learning_curves(
       path: likewise.
       ylabel: likewise.
       statistic: likewise.
-      below: likewise, with one of `runs` for each panel, by its title.
+      below: likewise, with one of `runs` for each panel, by its title; may be empty.
 
     Returns: `path`.
 
@@ -151,6 +152,10 @@ def learning_curves(
     if not panels:
         raise ValueError("panels is empty: nothing to draw")
     rows = {ylabel: panels} | (below or {})
+    colors = {  # of a label the same in every row
+        title: dict(zip(runs, itertools.cycle(_COLORS), strict=False))
+        for title, runs in panels.items()
+    }
     width, height = (7.5, 4.5) if len(panels) == 1 else (4.4 * len(panels), 3.8)
     size = (width, height + 0.6 * height * (len(rows) - 1))
     figure = Figure(figsize=size, dpi=160, layout="constrained")
@@ -164,7 +169,10 @@ def learning_curves(
     for i, (name, row) in enumerate(rows.items()):
         for j, (title, runs) in enumerate(row.items()):
             axes = every[i][j]
-            note = _draw(axes, runs, statistic)
+            if i and not runs:
+                axes.set_axis_off()
+                continue
+            note = _draw(axes, runs, statistic, colors[title])
             heading = (title, note) if i == 0 else ("", "")
             _decorate(axes, *heading, "" if j else name)
             if i + 1 < len(rows):
@@ -173,21 +181,24 @@ def learning_curves(
             place = beside if len(panels) == 1 else {"loc": "best", "fontsize": 8.5}
             if len(runs) > 1 and i == 0:
                 axes.legend(frameon=False, **place)
+    figure.align_ylabels()
     return _write(figure, Path(path))
 
 
-def _draw(axes: Any, runs: dict[str, Any], statistic: str) -> str:
+def _draw(
+    axes: Any, runs: dict[str, Any], statistic: str, colors: dict[str, str]
+) -> str:
     """Lines and bands; what they are, in words."""
     if not runs:
         raise ValueError("runs is empty: nothing to draw")
     note = ""
-    for i, (label, (steps, values)) in enumerate(runs.items()):
+    for label, (steps, values) in runs.items():
         steps, values = np.asarray(steps), np.asarray(values)
         if values.ndim != 2 or steps.shape != values.shape[1:]:
             shapes = f"steps {steps.shape}, values {values.shape}"
             raise ValueError(f"{label}: {shapes}, must be [R], [S, R]")
         center, low, high = interval(values, statistic=statistic)
-        color, seeds = _COLORS[i % len(_COLORS)], len(values)
+        color, seeds = colors[label], len(values)
         name = f"{label} ({seeds} seed{'s' * (seeds > 1)})"
         marker = "o" if len(steps) == 1 else None
         axes.plot(steps, center, color=color, lw=1.8, label=name, marker=marker)

@@ -1,4 +1,7 @@
-"""Compare runs in one picture: `python scripts/plot.py runs/A runs/B`."""
+"""Compare runs in one picture: `python scripts/plot.py runs/A runs/B`.
+
+What any of them has tuned is below, with the values of those that keep it fixed.
+"""
 
 import dataclasses
 import sys
@@ -6,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import common
+import numpy as np
 import tyro
 
 from rljax.logging import read_csv
@@ -26,6 +30,21 @@ class Options:
     """over seeds"""
 
 
+def values_of(
+    name: str, runs: dict[str, common.Run], tables: dict[str, Any]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Curves of a config's float, tuned or fixed; none of a run that has no such."""
+    curves = {}
+    for label, run in runs.items():
+        table, fixed = tables[label], getattr(run.config, name, None)
+        if name in run.tuned():
+            curves[label] = common.curve(table, f"meta_{name}")
+        elif fixed is not None:
+            steps, _ = common.curve(table, "step")
+            curves[label] = steps, np.full((1, len(steps)), fixed)
+    return curves
+
+
 @common.one_line_errors
 def main() -> None:
     """Read metrics, draw."""
@@ -37,6 +56,7 @@ def main() -> None:
         given = f"{len(labels)} for {len(options.runs)} runs"
         raise ValueError(f"labels: {given}, must be as many")
     tables: dict[str, dict[str, Any]] = {}  # by environment and label
+    runs: dict[str, dict[str, common.Run]] = {}  # likewise
     for folder, label in zip(options.runs, labels, strict=True):
         run = common.read_run(folder)
         if not (folder / common.METRICS_FILE).exists():
@@ -45,13 +65,22 @@ def main() -> None:
         if label in others:
             raise ValueError(f"labels: {label!r} stands for two runs of {run.env}")
         others[label] = read_csv(folder / common.METRICS_FILE)
+        runs.setdefault(run.env, {})[label] = run
     every = [table for others in tables.values() for table in others.values()]
     ylabel, metric = common.score(*every)
     panels = {
         env: {label: common.curve(table, metric) for label, table in others.items()}
         for env, others in tables.items()
     }
-    learning_curves(panels, options.out, ylabel=ylabel, statistic=options.statistic)
+    names = [
+        name for of in runs.values() for run in of.values() for name in run.tuned()
+    ]
+    below = {
+        name: {env: values_of(name, of, tables[env]) for env, of in runs.items()}
+        for name in dict.fromkeys(names)
+    }
+    kinds = {"ylabel": ylabel, "statistic": options.statistic}
+    learning_curves(panels, options.out, below=below, **kinds)
     print(f"picture: {options.out}")
 
 

@@ -100,8 +100,8 @@ def test_bad_arguments(arguments, words):
         interval(*arguments)
 
 
-def drawn(monkeypatch, runs, path, **options):
-    """The figure `learning_curve` writes, and the file's content."""
+def drawn(monkeypatch, runs, path, draw=learning_curve, **options):
+    """The figure that is written, and the file's content."""
     figures = []
     write = plotting._write
 
@@ -110,7 +110,7 @@ def drawn(monkeypatch, runs, path, **options):
         return write(figure, path)
 
     monkeypatch.setattr(plotting, "_write", spy)
-    assert learning_curve(runs, path, **options) == path
+    assert draw(runs, path, **options) == path
     return figures[0], path.read_bytes()
 
 
@@ -123,14 +123,10 @@ def some_runs():
 
 
 def test_a_panel_for_each_environment(tmp_path, monkeypatch):
-    figures, runs = [], some_runs()
-    write = plotting._write
-    monkeypatch.setattr(
-        plotting, "_write", lambda fig, path: (figures.append(fig), write(fig, path))[1]
-    )
+    runs, path = some_runs(), tmp_path / "two.png"
     panels = {"CartPole": runs, "Acrobot": {"ppo": runs["ppo"]}}
-    assert learning_curves(panels, tmp_path / "two.png") == tmp_path / "two.png"
-    first, second = figures[0].axes
+    figure, _ = drawn(monkeypatch, panels, path, learning_curves)
+    first, second = figure.axes
     assert first.get_title(loc="left") == "CartPole"
     assert second.get_title(loc="left") == "Acrobot"
     assert (first.get_ylabel(), second.get_ylabel()) == ("Episode return", "")
@@ -177,6 +173,18 @@ def test_a_row_below_for_each_tuned_value(tmp_path, monkeypatch):
     assert above.get_legend() and not below.get_legend()
     np.testing.assert_allclose(below.lines[0].get_ydata(), 0.9)
     assert above.get_xlim() == below.get_xlim()
+
+
+def test_rows_below_keep_colours_and_may_be_empty(tmp_path, monkeypatch):
+    runs, path = some_runs(), tmp_path / "curve.png"
+    last = list(runs)[-1]
+    gamma = {"A": {last: (np.arange(3), np.full((4, 3), 0.9))}, "B": {}}
+    args = ({"A": runs, "B": runs}, path, learning_curves)
+    figure, _ = drawn(monkeypatch, *args, below={"gamma": gamma})
+    above, _, below, empty = figure.axes
+    assert below.lines[0].get_color() == above.lines[-1].get_color()
+    assert above.lines[0].get_color() != above.lines[-1].get_color()
+    assert below.axison and not empty.axison
 
 
 def test_picture_of_one_run(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rljax.logging import read_csv
-from rljax.plotting import learning_curve
+from rljax.plotting import learning_curve, learning_curves
 
 TESTS = pathlib.Path(__file__).resolve().parent
 SCRIPTS = TESTS.parent / "scripts"
@@ -108,6 +108,49 @@ def test_a_tuned_discount_is_in_metrics_picture_and_config(folder, tmp_path):
     (evaluate,) = run_scripts(folder, "evaluate runs/tuned --episodes 2")
     trained = json.loads((run / "evaluation.json").read_text())
     assert f"mean return {trained['mean_return']:.1f}" in evaluate["out"]
+
+
+def test_runs_that_keep_a_value_are_below_beside_those_that_tune_it(folder, tmp_path):
+    """None where the agent has no such field."""
+    line = "plot runs/ppo runs/dqn runs/tuned runs/endless --statistic mean"
+    (plot,) = run_scripts(folder, f"{line} --labels A B C D --out beside.png")
+    assert plot["code"] == 0, plot["err"]
+    tables = [
+        read_csv(folder / "runs" / run / "metrics.csv")
+        for run in ("ppo", "dqn", "tuned", "endless")
+    ]
+
+    def values(i, name):
+        table = tables[i]
+        steps, seeds = np.unique(table["step"]), len(np.unique(table["seed"]))
+        return steps, table[name].reshape(-1, seeds).T
+
+    def fixed(i, value):
+        steps = np.unique(tables[i]["step"])
+        return steps, np.full((1, len(steps)), value)
+
+    returns = {label: values(i, "episode_return") for i, label in enumerate("ABC")}
+    endless = values(3, "episode_return")
+    config = json.loads((folder / "runs/ppo/config.json").read_text())["config"]
+    cost = fixed(0, config["entropy_cost"])
+    gamma = {"A": fixed(0, 0.99), "B": fixed(1, 0.99), "C": values(2, "meta_gamma")}
+    entropy_cost = {
+        "A": fixed(0, cost["entropy_cost"]),
+        "C": values(2, "meta_entropy_cost"),
+    }
+    picture = learning_curves(
+        {"CartPole-v1": returns, "TwoColors-v0": {"D": endless}},
+        tmp_path / "png",
+        statistic="mean",
+        below={
+            "gamma": {"CartPole-v1": gamma, "TwoColors-v0": {"D": fixed(3, 0.99)}},
+            "entropy_cost": {
+                "CartPole-v1": entropy_cost,
+                "TwoColors-v0": {"D": fixed(3, 0.0)},
+            },
+        },
+    )
+    assert (folder / "beside.png").read_bytes() == picture.read_bytes()
 
 
 def test_evaluate_plot_and_sweep(folder):

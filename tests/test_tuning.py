@@ -341,16 +341,26 @@ def test_evolution_agrees_with_the_meta_gradient():
 
 
 def test_inner_critic_scores_by_the_agents_values():
-    """And is then the only one: nothing learns at the outer discount."""
+    """And is then the only one: there is no network of the outer discount."""
     config = config_of("a2c", gamma=0.9)
     own, inner = (run(tuned_a2c(outer_critic=c), config)[0] for c in ("own", "inner"))
-    start = jax.jit(tuned_a2c(outer_critic="inner").init)(config, jax.random.key(0))
-    chex.assert_trees_all_equal_shapes(inner.agent, start)
     assert own.agent.raw["gamma"] != inner.agent.raw["gamma"]
-    assert (
-        own.agent.critic.opt_state[1].count,
-        inner.agent.critic.opt_state[1].count,
-    ) == (6, 0)
+    assert own.agent.critic.opt_state[1].count == 6
+    assert not jax.tree.leaves(inner.agent.critic)
+
+
+def test_outer_critic_has_a_learning_rate_of_its_own():
+    """The first step of Adam is as long as the rate."""
+    config = config_of("a2c", gamma=0.9)
+    state = jax.jit(tuned_a2c().init)(config, jax.random.key(0))
+    rollout = jax.tree.map(lambda x: x[0], rollouts(1))
+    moved = []
+    for rate in (1.0, 5.0):
+        tuned = tuned_a2c(outer_critic_rate=rate)
+        new, _ = jax.jit(tuned.update)(config, state, rollout, jax.random.key(0))
+        difference = jax.tree.map(jnp.subtract, new.critic.params, state.critic.params)
+        moved.append(optax.tree.norm(difference))
+    np.testing.assert_allclose(moved[1], 5.0 * moved[0], rtol=1e-3)
 
 
 def test_saturated_clips_are_counted():
@@ -489,6 +499,7 @@ def test_horizons_are_even_in_their_logarithm():
         (lambda: Contextual(GAMMA, 0), "length=0"),
         (lambda: tuned_a2c(num_updates=0), "num_updates=0"),
         (lambda: tuned_a2c(outer_gamma=1.1), "outer_gamma=1.1"),
+        (lambda: tuned_a2c(outer_critic_rate=0.0), "outer_critic_rate=0.0"),
         (lambda: tuned_a2c(mode="both"), "mode='both'"),
         (lambda: tuned_a2c(outer_critic="none"), "outer_critic='none'"),
         (

@@ -6,6 +6,7 @@ along them while it learns. `adapt` and `maml_loss` are for learning to adapt.
 """
 
 from rljax.meta.adaptation import adapt, maml_loss
+from rljax.meta.conditioning import conditioned
 from rljax.meta.diagnostics import Check, check_meta_gradient
 from rljax.meta.gradients import (
     bootstrapped_meta_gradient,
@@ -22,7 +23,8 @@ from rljax.meta.parameters import (
     StateDependent,
     parse_parameter,
 )
-from rljax.meta.tuning import Settings, conditioned, tune, validate
+from rljax.meta.tuning import tune, validate
+from rljax.meta.types import Settings
 from rljax.meta.unrolling import unroll
 
 __all__ = [

@@ -79,6 +79,8 @@ def _of_states(
     """Scored along the newest rollout, by state values and lambda returns."""
 
     def init(config: Any, key: jax.Array) -> Critic:
+        if settings.outer_critic == "inner":
+            return Critic((), (), ())
         obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
         params = on_policy.critic(spec, config).init(key, obs)
         flat = ravel_pytree(params)[0]
@@ -108,7 +110,7 @@ def _of_states(
         if settings.outer_critic == "inner":
             return critic, {}
         error = functools.partial(on_policy.value_loss, spec, config)
-        return _fit(config, state, error, critic, data, key)
+        return _fit(settings, config, state, error, critic, data, key)
 
     return Objective(
         init=init,
@@ -120,18 +122,25 @@ def _of_states(
 
 
 def _fit(
-    config: Any, state: Any, error: Any, critic: Critic, data: Batch, key: jax.Array
+    settings: Any,
+    config: Any,
+    state: Any,
+    error: Any,
+    critic: Critic,
+    data: Batch,
+    key: jax.Array,
 ) -> tuple[Critic, Metrics]:
     """As many gradient steps as the agent takes with a rollout."""
     progress = optimizers.progress(config, state.step)
-    rate = optimizers.annealed(config, progress, config.learning_rate)
-    start = (critic.params, critic.opt_state)
+    start = settings.outer_critic_rate * config.learning_rate
+    rate = optimizers.annealed(config, progress, start)
+    fitted = (critic.params, critic.opt_state)
     if hasattr(config, "num_minibatches"):
-        args = (config, rate, error, *start, data, key)
+        args = (config, rate, error, *fitted, data, key)
         params, opt_state, metrics = on_policy.fit_epochs(*args)
     else:
         of_params = functools.partial(error, batch=data)
-        args = (config, rate, of_params, *start)
+        args = (config, rate, of_params, *fitted)
         params, opt_state, metrics = on_policy.descend(*args)
     critic = critic._replace(params=params, opt_state=opt_state)
     return critic, {"outer_value_loss": metrics["value_loss"]}
@@ -230,7 +239,7 @@ def _of_actions(agent: Any, spec: Spec, settings: Any) -> Objective:
             total = optax.l2_loss(chosen, batch.target).mean()
             return total, {"value_loss": total}
 
-        new, metrics = _fit(config, state, error, critic, data, key)
+        new, metrics = _fit(settings, config, state, error, critic, data, key)
         rate = getattr(config, "target_rate", _TARGET_RATE)
         moved = optax.incremental_update(new.params, critic.target_params, rate)
         return new._replace(target_params=moved), metrics

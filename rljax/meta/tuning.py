@@ -3,89 +3,18 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from rljax import config as cfg
-from rljax import optimizers
 from rljax.meta import objectives, parameters
-from rljax.meta.diagnostics import check_paths, cosine, saturated_fraction
-from rljax.meta.gradients import (
-    MODES,
-    bootstrapped_meta_gradient,
-    evolution_gradient,
-    meta_gradient,
-)
+from rljax.meta.conditioning import configured, seen, seen_rollout
+from rljax.meta.meta_step import OPTIMIZER, move, without_replay
 from rljax.meta.parameters import Parameter
-from rljax.meta.unrolling import unroll
+from rljax.meta.types import Settings, State, Tuning, Window
 from rljax.types import Agent, Metrics, Rollout, Spec
-
-_OPTIMIZER = optax.scale_by_adam()
-_FEW = 4  # raw numbers, up to which forward mode costs less than reverse mode
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How the tuning is done."""
-
-    learning_rate: float = 1e-2  # of the raw numbers' Adam; annealed with the agent's
-    outer_gamma: float = 0.99  # discount of the outer loss, fixed
-    outer_lambda: float = 0.95  # trace decay of the outer advantages
-    outer_value_cost: float = 0.5  # of the value's error beside the policy's loss
-    outer_entropy_cost: float = 0.0  # and of an entropy bonus
-    outer_critic: str = "own"  # or "inner": the agent's, for comparison only
-    num_updates: int = 1  # K, through which the meta-gradient goes
-    num_target_updates: int = 0  # L of a bootstrapped target; 0: the outer loss itself
-    target_rate: float = 0.1  # step along the outer loss that ends the target
-    mode: str = "auto"  # "forward" for a few numbers, else "reverse": `meta_gradient`
-    remat: bool = False  # reverse mode in memory that grows with sqrt(K)
-    condition: bool = False  # show the tuned values to the networks: `conditioned`
-    evolution_pairs: int = 0  # of an estimate to compare the meta-gradient with
-
-    def validate(self) -> None:
-        """Raise ValueError naming a field out of range, its value and the range."""
-        cfg.check_range(self, "learning_rate", "target_rate", low=0.0, open_low=True)
-        cfg.check_range(self, "outer_gamma", "outer_lambda", low=0.0, high=1.0)
-        cfg.check_range(self, "outer_value_cost", "outer_entropy_cost", low=0.0)
-        cfg.check_choice(self, "outer_critic", ("own", "inner"))
-        cfg.check_choice(self, "mode", ("auto", *MODES))
-        cfg.check_count(self, "num_updates")
-        cfg.check_count(self, "num_target_updates", "evolution_pairs", low=0)
-
-
-class Window(NamedTuple):
-    """The newest updates, oldest first: W = K, or K + L - 1 with a target."""
-
-    states: Any  # [W, ...] the agent's before each, but for its replay
-    raw: Any  # [W, ...] by which its config was made
-    context: jax.Array  # [W, C]
-    rollouts: Rollout  # [W, T, N, ...]
-    keys: jax.Array  # [W, ...] data of each update's key
-    count: jax.Array  # [] int32, updates so far
-
-
-class State(NamedTuple):
-    """The agent's, and what tunes it."""
-
-    agent: Any
-    raw: dict[str, Any]  # numbers that the tuned values hang on
-    opt_state: Any  # of their Adam
-    critic: objectives.Critic
-    context: jax.Array  # [C] mean rewards of the newest rollouts
-    window: Window
-
-
-class Tuning(NamedTuple):
-    """What `tune` was given."""
-
-    agent: Agent
-    spec: Spec
-    tuned: dict[str, Parameter]
-    settings: Settings
-    objective: objectives.Objective
 
 
 def tune(
@@ -161,14 +90,6 @@ def tune(
     )
 
 
-def conditioned(spec: Spec, number: int) -> Spec:
-    """The spec of observations that begin with `number` tuned values."""
-    if not spec.obs_shape:
-        raise ValueError("condition=True: observations are numbers, without an axis")
-    *shape, last = spec.obs_shape
-    return spec._replace(obs_shape=(*shape, number + last), obs_dtype="float32")
-
-
 def validate(tuned: Mapping[str, Parameter], config: Any) -> None:
     """Raise ValueError unless the config has the fields, and they their bounds.
 
@@ -214,12 +135,12 @@ def init(tuning: Tuning, config: Any, key: jax.Array) -> State:
     size = settings.num_updates + max(settings.num_target_updates - 1, 0)
     rollout = _no_rollout(tuning, config, state)
     key_data = jnp.zeros_like(jax.random.key_data(key))
-    window = (_without_replay(state), raw, context, rollout, key_data)
+    window = (without_replay(state), raw, context, rollout, key_data)
     window = jax.tree.map(lambda x: jnp.repeat(x[None], size, axis=0), window)
     return State(
         agent=state,
         raw=raw,
-        opt_state=_OPTIMIZER.init(raw),
+        opt_state=OPTIMIZER.init(raw),
         critic=tuning.objective.init(config, critic_key),
         context=context,
         window=Window(*window, count=jnp.zeros((), jnp.int32)),
@@ -236,14 +157,14 @@ def act(
     explore: bool,
 ) -> tuple[jax.Array, Any, Any]:
     """As the agent does with the tuned values."""
-    obs = _seen(tuning, state, obs)
-    config = _configured(tuning, config, state.raw, state.context, obs)
+    obs = seen(tuning, state, obs)
+    config = configured(tuning, config, state.raw, state.context, obs)
     return tuning.agent.act(config, state.agent, memory, obs, key, explore)
 
 
 def observe(tuning: Tuning, config: Any, state: State, rollout: Rollout) -> State:
     """Let the agent store the rollout."""
-    rollout = _seen_rollout(tuning, state, rollout)
+    rollout = seen_rollout(tuning, state, rollout)
     return state._replace(agent=tuning.agent.observe(config, state.agent, rollout))
 
 
@@ -253,16 +174,16 @@ def update(
     """Tune by the newest rollout, then learn from it."""
     agent, objective = tuning.agent, tuning.objective
     agent_key, data_key, critic_key, noise_key = jax.random.split(key, 4)
-    rollout = _seen_rollout(tuning, state, rollout)
+    rollout = seen_rollout(tuning, state, rollout)
     args = (config, state.agent, state.critic, rollout, data_key)
     data = objective.prepare(*args)
-    raw, opt_state, metrics = _move(tuning, config, state, data, noise_key)
-    new_config = _configured(tuning, config, raw, state.context, rollout.next_obs)
+    raw, opt_state, metrics = move(tuning, config, state, data, noise_key)
+    new_config = configured(tuning, config, raw, state.context, rollout.next_obs)
     learned, more = agent.update(new_config, state.agent, rollout, agent_key)
     args = (config, state.agent, state.critic, data, critic_key)
     critic, critic_metrics = objective.update(*args)
     key_data = jax.random.key_data(agent_key)
-    newest = (_without_replay(state.agent), raw, state.context, rollout, key_data)
+    newest = (without_replay(state.agent), raw, state.context, rollout, key_data)
     window = jax.tree.map(
         lambda old, new: jnp.concatenate([old[1:], new[None]]),
         state.window[: len(newest)],
@@ -274,144 +195,6 @@ def update(
     window = Window(*window, count=state.window.count + 1)
     state = State(learned, raw, opt_state, critic, context, window)
     return state, metrics | more | critic_metrics
-
-
-def _move(
-    tuning: Tuning, config: Any, state: State, data: Any, key: jax.Array
-) -> tuple[Any, Any, Metrics]:
-    """One step of the raw numbers along the meta-gradient."""
-    settings, objective = tuning.settings, tuning.objective
-    impl = jax.random.key_impl(key)
-    replayed = functools.partial(_replay, tuning, config, state, impl)
-    outer = functools.partial(objective.loss, config, data=data)
-
-    def score(raw: Any) -> jax.Array:
-        return outer(replayed(raw))
-
-    check_paths(score, state.raw)
-    mode = settings.mode
-    if mode == "auto":
-        mode = "forward" if optax.tree.size(state.raw) <= _FEW else "reverse"
-    if settings.num_target_updates:
-        target = _descend(outer, state.agent, settings.target_rate)
-        distance = functools.partial(objective.distance, config, data=data)
-        args = (replayed, lambda _: target, distance, state.raw)
-        loss, gradient = bootstrapped_meta_gradient(*args, mode=mode)
-    else:
-        args = (replayed, outer, state.raw)
-        loss, gradient = meta_gradient(*args, mode=mode)
-    ready = state.window.count >= len(state.window.keys)
-    loss, gradient = jax.tree.map(lambda x: jnp.where(ready, x, 0.0), (loss, gradient))
-    updates, opt_state = _OPTIMIZER.update(gradient, state.opt_state)
-    progress = optimizers.progress(config, state.agent.step)
-    rate = optimizers.annealed(config, progress, settings.learning_rate)
-    raw = optax.tree.add_scale(state.raw, -rate, updates)
-    metrics = {"meta_loss": loss} | _gradient_metrics(gradient)
-    start = jax.tree.map(lambda x: x[0], state.window.states)
-    metrics["saturated_clips"] = saturated_fraction(start, state.agent)
-    if settings.evolution_pairs:
-        args = (score, state.raw, key)
-        estimate = evolution_gradient(*args, num_pairs=settings.evolution_pairs)
-        metrics["evolution_cosine"] = cosine(gradient, estimate)
-    return raw, opt_state, metrics
-
-
-def _replay(tuning: Tuning, config: Any, state: State, impl: Any, raw: Any) -> Any:
-    """The agent's state after the oldest K updates of the window, again.
-
-    Each with the raw numbers it had then, moved as far as `raw` is from `state.raw`.
-    """
-    window, size = state.window, tuning.settings.num_updates
-    moves = jax.tree.map(jnp.subtract, raw, state.raw)
-
-    def update(moves: Any, agent: Any, inputs: Any, key: jax.Array) -> Any:
-        recorded, context, rollout = inputs
-        there = jax.tree.map(jnp.add, recorded, moves)
-        args = (tuning, config, there, context, rollout.next_obs)
-        agent = _with_replay(agent, state.agent)
-        key = jax.random.wrap_key_data(key, impl=impl)
-        new, metrics = tuning.agent.update(_configured(*args), agent, rollout, key)
-        return _without_replay(new), metrics
-
-    start = jax.tree.map(lambda x: x[0], window.states)
-    inputs = (window.raw, window.context, window.rollouts)
-    inputs, keys = jax.tree.map(lambda x: x[:size], (inputs, window.keys))
-    remat = tuning.settings.remat
-    return unroll(update, moves, start, inputs, keys, remat=remat)[0]
-
-
-def _gradient_metrics(gradient: dict[str, Any]) -> Metrics:
-    metrics = {}
-    for name, leaves in gradient.items():
-        number = leaves["start"] if isinstance(leaves, dict) else leaves
-        metrics |= {
-            f"meta_{name}_gradient": number,
-            f"meta_{name}_gradient_sign": jnp.sign(number),
-            f"meta_{name}_gradient_norm": optax.tree.norm(leaves),
-        }
-    return metrics
-
-
-def _descend(loss: Any, state: Any, rate: float) -> Any:
-    """One step of all floating arrays down the gradient."""
-    gradient = jax.grad(loss, allow_int=True)(state)
-
-    def step(x: jax.Array, slope: jax.Array) -> jax.Array:
-        return x - rate * slope if slope.dtype == x.dtype else x
-
-    return jax.tree.map(step, state, gradient)
-
-
-def _configured(
-    tuning: Tuning, config: Any, raw: Any, context: jax.Array, obs: jax.Array
-) -> Any:
-    """The config with the tuned values in it; `obs` as the agent sees them."""
-    values = {
-        name: parameters.scale(tuning.tuned[name]).at(place)
-        for name, place in _positions(tuning, raw, context, obs).items()
-    }
-    return dataclasses.replace(config, **values)
-
-
-def _positions(
-    tuning: Tuning, raw: Any, context: jax.Array, obs: jax.Array
-) -> dict[str, jax.Array]:
-    plain = obs[..., len(tuning.tuned) :] if tuning.settings.condition else obs
-    args = (plain, len(tuning.spec.obs_shape), context)
-    return {
-        name: parameters.position(parameter, raw[name], *args)
-        for name, parameter in tuning.tuned.items()
-    }
-
-
-def _seen(tuning: Tuning, state: State, obs: jax.Array) -> jax.Array:
-    """Observations as the agent sees them: behind the tuned values, from -1 to 1."""
-    if not tuning.settings.condition:
-        return obs
-    padding = jnp.zeros((*obs.shape[:-1], len(tuning.tuned)))
-    args = (tuning, state.raw, state.context, jnp.concatenate([padding, obs], -1))
-    shape = obs.shape[: obs.ndim - len(tuning.spec.obs_shape)]
-    axes = (1,) * len(tuning.spec.obs_shape)
-    places = [
-        jnp.broadcast_to(
-            jnp.broadcast_to(x, shape).reshape(*shape, *axes), (*obs.shape[:-1], 1)
-        )
-        for x in _positions(*args).values()
-    ]
-    return jnp.concatenate([*(2.0 * x - 1.0 for x in places), obs], axis=-1)
-
-
-def _seen_rollout(tuning: Tuning, state: State, rollout: Rollout) -> Rollout:
-    obs, next_obs = (_seen(tuning, state, x) for x in (rollout.obs, rollout.next_obs))
-    return rollout._replace(obs=obs, next_obs=next_obs)
-
-
-def _without_replay(state: Any) -> Any:
-    return state._replace(replay=()) if hasattr(state, "replay") else state
-
-
-def _with_replay(state: Any, source: Any) -> Any:
-    return state._replace(replay=source.replay) if hasattr(state, "replay") else state
 
 
 def _no_rollout(tuning: Tuning, config: Any, state: Any) -> Rollout:

@@ -1,0 +1,64 @@
+"""The agent's config with the tuned values in it, and observations that show them."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rljax.meta import parameters
+from rljax.meta.types import State, Tuning
+from rljax.types import Rollout, Spec
+
+
+def conditioned(spec: Spec, number: int) -> Spec:
+    """The spec of observations that begin with `number` tuned values."""
+    if not spec.obs_shape:
+        raise ValueError("condition=True: observations are numbers, without an axis")
+    *shape, last = spec.obs_shape
+    return spec._replace(obs_shape=(*shape, number + last), obs_dtype="float32")
+
+
+def configured(
+    tuning: Tuning, config: Any, raw: Any, context: jax.Array, obs: jax.Array
+) -> Any:
+    """The config with the tuned values in it; `obs` as the agent sees them."""
+    values = {
+        name: parameters.scale(tuning.tuned[name]).at(place)
+        for name, place in _positions(tuning, raw, context, obs).items()
+    }
+    return dataclasses.replace(config, **values)
+
+
+def _positions(
+    tuning: Tuning, raw: Any, context: jax.Array, obs: jax.Array
+) -> dict[str, jax.Array]:
+    plain = obs[..., len(tuning.tuned) :] if tuning.settings.condition else obs
+    args = (plain, len(tuning.spec.obs_shape), context)
+    return {
+        name: parameters.position(parameter, raw[name], *args)
+        for name, parameter in tuning.tuned.items()
+    }
+
+
+def seen(tuning: Tuning, state: State, obs: jax.Array) -> jax.Array:
+    """Observations as the agent sees them: behind the tuned values, from -1 to 1."""
+    if not tuning.settings.condition:
+        return obs
+    padding = jnp.zeros((*obs.shape[:-1], len(tuning.tuned)))
+    args = (tuning, state.raw, state.context, jnp.concatenate([padding, obs], -1))
+    shape = obs.shape[: obs.ndim - len(tuning.spec.obs_shape)]
+    axes = (1,) * len(tuning.spec.obs_shape)
+    places = [
+        jnp.broadcast_to(
+            jnp.broadcast_to(x, shape).reshape(*shape, *axes), (*obs.shape[:-1], 1)
+        )
+        for x in _positions(*args).values()
+    ]
+    return jnp.concatenate([*(2.0 * x - 1.0 for x in places), obs], axis=-1)
+
+
+def seen_rollout(tuning: Tuning, state: State, rollout: Rollout) -> Rollout:
+    """The rollout with observations as the agent sees them."""
+    obs, next_obs = (seen(tuning, state, x) for x in (rollout.obs, rollout.next_obs))
+    return rollout._replace(obs=obs, next_obs=next_obs)

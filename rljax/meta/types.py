@@ -1,0 +1,75 @@
+"""What the tuning of an agent is given, and what it keeps."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+
+from rljax import config as cfg
+from rljax.meta.gradients import MODES
+from rljax.meta.objectives import Critic, Objective
+from rljax.meta.parameters import Parameter
+from rljax.types import Agent, Rollout, Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How the tuning is done."""
+
+    learning_rate: float = 1e-2  # of the raw numbers' Adam; annealed with the agent's
+    outer_gamma: float = 0.99  # discount of the outer loss, fixed
+    outer_lambda: float = 0.95  # trace decay of the outer advantages
+    outer_value_cost: float = 0.5  # of the value's error beside the policy's loss
+    outer_entropy_cost: float = 0.0  # and of an entropy bonus
+    outer_critic: str = "own"  # or "inner": the agent's, for comparison only
+    outer_critic_rate: float = 1.0  # its learning rate, in multiples of the agent's
+    num_updates: int = 1  # K, through which the meta-gradient goes
+    num_target_updates: int = 0  # L of a bootstrapped target; 0: the outer loss itself
+    target_rate: float = 0.1  # step along the outer loss that ends the target
+    mode: str = "auto"  # "forward" for a few numbers, else "reverse": `meta_gradient`
+    remat: bool = False  # reverse mode in memory that grows with sqrt(K)
+    condition: bool = False  # show the tuned values to the networks: `conditioned`
+    evolution_pairs: int = 0  # of an estimate to compare the meta-gradient with
+
+    def validate(self) -> None:
+        """Raise ValueError naming a field out of range, its value and the range."""
+        rates = ("learning_rate", "target_rate", "outer_critic_rate")
+        cfg.check_range(self, *rates, low=0.0, open_low=True)
+        cfg.check_range(self, "outer_gamma", "outer_lambda", low=0.0, high=1.0)
+        cfg.check_range(self, "outer_value_cost", "outer_entropy_cost", low=0.0)
+        cfg.check_choice(self, "outer_critic", ("own", "inner"))
+        cfg.check_choice(self, "mode", ("auto", *MODES))
+        cfg.check_count(self, "num_updates")
+        cfg.check_count(self, "num_target_updates", "evolution_pairs", low=0)
+
+
+class Window(NamedTuple):
+    """The newest updates, oldest first: W = K, or K + L - 1 with a target."""
+
+    states: Any  # [W, ...] the agent's before each, but for its replay
+    raw: Any  # [W, ...] by which its config was made
+    context: jax.Array  # [W, C]
+    rollouts: Rollout  # [W, T, N, ...]
+    keys: jax.Array  # [W, ...] data of each update's key
+    count: jax.Array  # [] int32, updates so far
+
+
+class State(NamedTuple):
+    """The agent's, and what tunes it."""
+
+    agent: Any
+    raw: dict[str, Any]  # numbers that the tuned values hang on
+    opt_state: Any  # of their Adam
+    critic: Critic
+    context: jax.Array  # [C] mean rewards of the newest rollouts
+    window: Window
+
+
+class Tuning(NamedTuple):
+    """What `tune` was given."""
+
+    agent: Agent
+    spec: Spec
+    tuned: dict[str, Parameter]
+    settings: Settings
+    objective: Objective
