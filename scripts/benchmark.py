@@ -6,13 +6,14 @@
     python scripts/benchmark.py --suite td
     python scripts/benchmark.py --suite pg
     python scripts/benchmark.py --suite autodiff
+    python scripts/benchmark.py --suite meta
 
 Every measurement is a fresh process (`benchmarks/*_worker.py`). What is compared takes
 turns, A B A B, so that a machine that drifts slows both; ratios are taken pair by
 pair. In the suites `speed`, `td` and `pg` all libraries do the same work with the same
 hyperparameters; the peers live in a virtual environment of their own, built on first
-use. Their works are in benchmarks/works.py, the suite `autodiff` in
-benchmarks/autodiff.py.
+use. Their works are in benchmarks/works.py, those of the suites `autodiff` and `meta`
+in files of these names beside it.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
-from benchmarks import autodiff, report
+from benchmarks import autodiff, comparisons, meta, report
 from benchmarks.protocol import run_worker
 from benchmarks.works import PG, RLJAX, SPEED, TD, Work
 
@@ -44,6 +45,7 @@ SUITES: dict[str, Any] = {
     "td": TD,
     "pg": PG,
     "autodiff": autodiff.WORKS,
+    "meta": meta.WORKS,
 }
 
 
@@ -51,9 +53,10 @@ SUITES: dict[str, Any] = {
 class Args:
     """Measure rljax, one table and one CSV per call."""
 
-    suite: Literal["speed", "td", "pg", "autodiff"] = "speed"
+    suite: Literal["speed", "td", "pg", "autodiff", "meta"] = "speed"
     """What to measure: training beside peers (td: with a replay or TD targets, pg:
-    policy gradients), or gradients beside ordinary ones."""
+    policy gradients), gradients beside ordinary ones, or meta-gradients beside
+    updates."""
     only: tuple[str, ...] = ()
     """Names of works, as in --list; all of them unless given."""
     repeats: int = 5
@@ -62,7 +65,7 @@ class Args:
     """One row per measurement; runs/benchmark/<suite>.csv unless given. An older file
     of that name is replaced."""
     peers: bool = True
-    """Measure the peers too. This and what follows on peers is not for autodiff."""
+    """Measure the peers too. This and what follows on peers is for the first three."""
     list_works: Annotated[bool, tyro.conf.arg(name="list")] = False
     """Print the works of the suite and stop."""
     timeout: float = 180.0
@@ -291,10 +294,10 @@ def training_rows(args: Args, works: Sequence[Work]) -> Iterator[Row]:
     return measure_all(args.suite, works, tuple(pythons), args.repeats, measure)
 
 
-def autodiff_rows(args: Args, works: Sequence[autodiff.Work]) -> Iterator[autodiff.Row]:
-    """Returns the rows of the suite autodiff, measured as they are asked for."""
-    script = WORKERS / "autodiff_worker.py"
-    return autodiff.measure_all(
+def comparison_rows(args: Args, works: Sequence[Any]) -> Iterator[comparisons.Row]:
+    """Returns the rows of a suite of comparisons, measured as they are asked for."""
+    script = WORKERS / f"{args.suite}_worker.py"
+    return comparisons.measure_all(
         works,
         args.repeats,
         lambda asked: run_worker(sys.executable, script, asked, args.timeout),
@@ -312,9 +315,9 @@ def main(args: Args) -> None:
         raise SystemExit(f"--repeats {args.repeats}: must be at least 1")
     begin = time.time()
     out = args.out or pathlib.Path(f"runs/benchmark/{args.suite}.csv")
-    if args.suite == "autodiff":
-        rows = report.write_csv(out, autodiff.Row, autodiff_rows(args, works))
-        table = autodiff.format_table(rows)
+    if args.suite in ("autodiff", "meta"):
+        rows = report.write_csv(out, comparisons.Row, comparison_rows(args, works))
+        table = comparisons.format_table(rows)
     else:
         rows = report.write_csv(out, Row, training_rows(args, works))
         table = format_table(rows)

@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import functools
 import importlib.util
 import json
 import pathlib
@@ -30,8 +31,12 @@ def load(path):
 
 benchmark = load(SCRIPTS / "benchmark.py")
 worker = load(SCRIPTS / "benchmarks" / "autodiff_worker.py")
-autodiff, report = benchmark.autodiff, benchmark.report
+meta_worker = load(SCRIPTS / "benchmarks" / "meta_worker.py")
+autodiff, meta, report = benchmark.autodiff, benchmark.meta, benchmark.report
+comparisons = benchmark.comparisons
+Comparison = comparisons.Comparison
 protocol = importlib.import_module("benchmarks.protocol")
+measuring = importlib.import_module("measuring")  # as the workers import it
 
 WORK = benchmark.Work("w", "", "ppo", 1000, {"num_envs": 2}, peers=("rejax", "sb3"))
 
@@ -313,9 +318,7 @@ def test_main_measures_prints_and_writes(tmp_path, monkeypatch, capsys):
 
 # The suite autodiff.
 
-PAIR = autodiff.Work(
-    "w", "", (autodiff.Comparison("a", "b", "<= 2"), autodiff.Comparison("c", "b"))
-)
+PAIR = autodiff.Work("w", "", (Comparison("a", "b", "<= 2"), Comparison("c", "b")))
 
 
 def found(*numbers):
@@ -351,20 +354,20 @@ def test_functions_take_turns(monkeypatch):
 
 def test_autodiff_ratio_is_the_median_of_the_turns(monkeypatch):
     pairs = [(0.002, 0.001), (0.009, 0.003), (0.004, 0.004)]
-    monkeypatch.setattr(worker, "alternate", lambda *_: pairs)
-    numbers = worker.milliseconds(small(PAIR), abs, abs, 0)
+    monkeypatch.setattr(measuring, "alternate", lambda *_: pairs)
+    numbers = measuring.milliseconds(small(PAIR), (abs, (0,)), (abs, (0,)))
     assert numbers == {"ratio": 2.0, "what_value": 4.0, "against_value": 3.0}
 
 
 def test_autodiff_table():
     rows = [
-        *autodiff.make_rows(PAIR, 0, found((1.0, 4.0, 4.0), (0.5, 3.0, 6.0))),
-        *autodiff.make_rows(PAIR, 1, found((3.0, 6.0, 2.0), (0.7, 3.5, 5.0))),
-        *autodiff.make_rows(PAIR, 2, {"note": "hang"}),
+        *comparisons.make_rows(PAIR, 0, found((1.0, 4.0, 4.0), (0.5, 3.0, 6.0))),
+        *comparisons.make_rows(PAIR, 1, found((3.0, 6.0, 2.0), (0.7, 3.5, 5.0))),
+        *comparisons.make_rows(PAIR, 2, {"note": "hang"}),
     ]
     assert rows[0].machine == f"{report.host()}, NVIDIA X"
     assert rows[0].versions == "jax 9" and rows[0].date[:2] == "20"
-    header, first, second = autodiff.format_table(rows).splitlines()
+    header, first, second = comparisons.format_table(rows).splitlines()
     assert " ".join(first.split()) == "w a / b 2.00 (1.00-3.00) <= 2 5.00 3.00 ms hang"
     assert " ".join(second.split()) == "w c / b 0.60 (0.50-0.70) 3.25 5.50 ms hang"
     assert header.index("bar") + len("bar") == first.index("<= 2") + len("<= 2")
@@ -379,12 +382,12 @@ def test_autodiff_work_that_fails_is_not_repeated():
         return found((1.0, 1.0, 1.0), (1.0, 1.0, 1.0)) if good else {"note": "hang"}
 
     works = [dataclasses.replace(PAIR, name=name) for name in ("bad", "good")]
-    rows = list(autodiff.measure_all(works, 2, measure))
+    rows = list(comparisons.measure_all(works, 2, measure))
     assert jobs == [("bad", 0), ("good", 0), ("good", 1)]
     assert [row.failed for row in rows] == [True, True, *[False] * 4]
     assert str(rows[0]) == "bad #0: a / b: hang"
     assert str(rows[2]) == "good #0: a / b: 1.000"
-    line = autodiff.format_table(rows[:1]).splitlines()[1]
+    line = comparisons.format_table(rows[:1]).splitlines()[1]
     assert " ".join(line.split()) == "bad a / b - <= 2 - - ms hang"
 
 
@@ -396,12 +399,12 @@ def test_autodiff_works_name_functions():
 
 @pytest.mark.parametrize(("unit", "shape"), [("ms", (10, 10, 4)), ("MB", (7,))])
 def test_autodiff_worker(unit, shape):
-    pair = autodiff.Comparison("norms", "grad")
+    pair = Comparison("norms", "grad")
     work = dataclasses.replace(PAIR, comparisons=(pair,), unit=unit, obs_shape=shape)
     obs = worker.make(small(work))[1].obs
     assert obs.shape == (4, *shape)
     assert obs.dtype == (bool if len(shape) == 3 else jnp.float32)
-    (row,) = autodiff.make_rows(work, 0, worker.run(small(work)))
+    (row,) = comparisons.make_rows(work, 0, worker.run(small(work)))
     assert row.ratio > 0 and row.what_value > 0 and row.against_value > 0
     assert row.unit == unit and row.versions.startswith("rljax ")
 
@@ -432,7 +435,7 @@ def test_main_measures_autodiff(tmp_path, monkeypatch, capsys):
     benchmark.main(benchmark.Args(suite="autodiff", repeats=1))
     with (tmp_path / "runs" / "benchmark" / "autodiff.csv").open(newline="") as file:
         first, second = csv.DictReader(file)
-    assert set(first) == {f.name for f in dataclasses.fields(autodiff.Row)}
+    assert set(first) == {f.name for f in dataclasses.fields(comparisons.Row)}
     assert (first["what"], first["against"]) == ("norms", "grad")
     assert float(first["ratio"]) > 0 and first["bar"] == "<= 0.7"
     printed = capsys.readouterr().out
@@ -440,6 +443,60 @@ def test_main_measures_autodiff(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "run_worker", lambda *_: {"note": "hang"})
     with pytest.raises(SystemExit):
         benchmark.main(benchmark.Args(suite="autodiff", repeats=1))
+
+
+# The suite meta.
+
+SMALL = dict(num_envs=2, rollout_length=4, hidden_sizes=(8,))
+
+
+def small_meta(*pairs, unit="ms"):
+    work = meta.Work("w", "", "a2c", pairs, unit, SMALL, rounds=1, sample_s=0.0)
+    return work, dataclasses.asdict(work) | {"seed": 0}
+
+
+def test_meta_worker_knows_the_functions_of_all_works():
+    known = {"update", "meta-step", "iteration"}
+    for work in meta.WORKS:
+        agents.get(work.agent)
+        for name in (n for c in work.comparisons for n in (c.what, c.against)):
+            kind, *words = name.split()
+            assert kind in known
+            how = meta_worker.settings(words)
+            assert (f"K={how.num_updates}" in words) == (how.num_updates > 1)
+            assert (how.mode == "reverse") == bool({"reverse", "remat"} & set(words))
+            assert how.remat == ("remat" in words)
+
+
+def test_meta_step_is_that_of_the_iteration():
+    """And the update is the agent's own."""
+    _, job = small_meta()
+    results = {}
+    for name in ("update", "meta-step K=2", "iteration K=2"):
+        function, arguments = meta_worker.find(job, name)
+        results[name] = jax.jit(function)(*arguments)
+    raw, opt_state, _ = results["meta-step K=2"]
+    new, _ = results["iteration K=2"]
+    chex.assert_trees_all_close((raw, opt_state), (new.raw, new.opt_state), rtol=1e-5)
+    assert raw["gamma"] != arguments[1].raw["gamma"]
+    config, state, rollout, key = meta_worker.find(job, "update")[1]
+    agent = agents.get("a2c").make(envs.make("CartPole-v1").spec)
+    want = jax.jit(agent.update)(config, state.agent, rollout, key)
+    chex.assert_trees_all_close(results["update"], want, rtol=1e-5)
+
+
+def test_meta_worker_counts_results_as_memory():
+    pair = Comparison("update", "update")
+    values = []
+    for unit in ("MB", meta.MEMORY):
+        work, job = small_meta(pair, unit=unit)
+        find = functools.partial(meta_worker.find, job)
+        (row,) = comparisons.make_rows(work, 0, meta_worker.compare(job, find))
+        assert row.ratio == 1 and row.suite == "meta" and row.unit == unit
+        values.append(row.what_value)
+    _, state, _, _ = meta_worker.find(job, "update")[1]
+    size = sum(x.nbytes for x in jax.tree.leaves(state.agent)) / 1e6
+    assert size <= values[1] - values[0] < 1.2 * size
 
 
 # The suite td.

@@ -1,15 +1,13 @@
 """Measures rljax.autodiff against ordinary gradients, on whatever backend jax has here.
 
-Both functions of a comparison are jitted functions of the same arrays, parameters and
-batch included. They are timed in this process, in turns, and each call is waited for,
-so that no two overlap; on an accelerator that counts the launch of a call too.
+Both functions of a comparison are functions of the same arrays, parameters and batch
+included.
 
 On CPU there is one jax device with jax's usual threads, one for each core: gradients
 of a whole batch are products of large matrices, which more threads do speed up. In the
 suite `speed`, of small programs, each core is a device of its own instead.
 """
 
-import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +15,8 @@ import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from protocol import alternate, print_result, read_job, versions
+from measuring import compare
+from protocol import print_result, read_job
 
 from rljax import autodiff
 from rljax.autodiff.per_transition import Method
@@ -141,51 +140,11 @@ def functions(network: QNetwork) -> dict[str, Function]:
     }
 
 
-def milliseconds(
-    job: dict[str, Any], what: Function, against: Function, inputs: Inputs
-) -> dict[str, float]:
-    """Returns how long a call takes, and the ratio: the median over the rounds."""
-
-    def call(function: Function) -> Callable[[], Any]:
-        jitted = jax.jit(function)
-        return lambda: jax.block_until_ready(jitted(inputs))
-
-    pairs = alternate(call(what), call(against), job["rounds"], job["sample_s"])
-    return {
-        "ratio": statistics.median(a / b for a, b in pairs),
-        "what_value": 1e3 * statistics.median(a for a, _ in pairs),
-        "against_value": 1e3 * statistics.median(b for _, b in pairs),
-    }
-
-
-def megabytes(what: Function, against: Function, inputs: Inputs) -> dict[str, float]:
-    """Returns the temporary memory of both, arguments and results left out."""
-
-    def temporary(function: Function) -> float:
-        compiled = jax.jit(function).lower(inputs).compile()
-        analysis: Any = compiled.memory_analysis()
-        return analysis.temp_size_in_bytes / 1e6
-
-    a, b = temporary(what), temporary(against)
-    return {"ratio": a / b, "what_value": a, "against_value": b}
-
-
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Makes all comparisons of a job, a `Work` of ./autodiff.py."""
     network, inputs = make(job)
-    known, found = functions(network), []
-    for comparison in job["comparisons"]:
-        pair = known[comparison["what"]], known[comparison["against"]]
-        if job["unit"] == "MB":
-            found.append(megabytes(*pair, inputs))
-        else:
-            found.append(milliseconds(job, *pair, inputs))
-    device = jax.devices()[0]
-    return {
-        "measurements": found,
-        "versions": versions("rljax", "flax", "jax", "jaxlib"),
-        "device": "cpu" if device.platform == "cpu" else device.device_kind,
-    }
+    known = functions(network)
+    return compare(job, lambda name: (known[name], (inputs,)))
 
 
 def main():

@@ -1,0 +1,66 @@
+"""The suite `meta`: what tuning costs, in the agent's own updates."""
+
+import dataclasses
+
+from .comparisons import Comparison
+
+MEMORY = "MB with results"  # a new state counts, whether it is returned or scored
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Functions of one agent on CartPole; the whole of it is a worker's job."""
+
+    name: str
+    text: str
+    agent: str
+    comparisons: tuple[Comparison, ...]
+    unit: str = "ms"  # of a call, MEMORY, or "MB": temporaries
+    changes: dict[str, object] = dataclasses.field(default_factory=dict)  # of config
+    rounds: int = 9  # samples of each function
+    sample_s: float = 0.05  # see protocol.alternate
+    suite: str = "meta"
+
+    def __str__(self) -> str:
+        """The line of --list."""
+        pairs = ", ".join(f"{c.what} / {c.against}" for c in self.comparisons)
+        return f"{self.name:18} {self.text} ({pairs})"
+
+
+def _one_update(agent: str) -> tuple[Work, Work]:
+    """Time and memory with K = 1, default settings."""
+    text = f"gamma of {agent}, its default config, K = 1"
+    whole = Comparison("iteration", "update")
+    time = (Comparison("meta-step", "update", "<= 4"), whole)
+    memory = (Comparison("meta-step", "update", "<= 3"), whole)
+    return (
+        Work(f"time-{agent}", f"time to tune {text}", agent, time),
+        Work(f"memory-{agent}", f"memory to tune {text}", agent, memory, unit=MEMORY),
+    )
+
+
+AGENTS = ("a2c", "ppo", "impala", "dqn", "pqn", "sarsa")
+WORKS = (
+    *(work for agent in AGENTS for work in _one_update(agent)),
+    Work(
+        "time-growth",
+        "time over many updates of a2c",
+        "a2c",
+        (
+            Comparison("meta-step K=16", "meta-step K=4", "<= 4"),
+            Comparison("meta-step K=16 reverse", "meta-step K=4 reverse", "<= 4"),
+            Comparison("meta-step K=16 remat", "meta-step K=16 reverse"),
+        ),
+    ),
+    Work(
+        "memory-growth",
+        "memory over many updates of a2c",
+        "a2c",
+        (
+            Comparison("meta-step K=16", "meta-step K=4"),
+            Comparison("meta-step K=16 reverse", "meta-step K=4 reverse"),
+            Comparison("meta-step K=16 remat", "meta-step K=4 remat", "<= 2"),
+        ),
+        unit="MB",
+    ),
+)

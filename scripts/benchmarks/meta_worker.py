@@ -1,0 +1,77 @@
+"""Measures what tuning costs, in the agent's own updates.
+
+The functions, by name: `update` is the agent's; `meta-step` scores the newest rollout,
+differentiates K replayed updates and moves the tuned value; `iteration` is a tuned
+agent's whole update: the meta-step, the agent's update, the outer critic's, and what is
+recorded. Their arguments come from training; a replay memory is no result, as training
+changes it in place.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from measuring import Call, compare
+from protocol import print_result, read_job
+
+from rljax import agents, envs, train
+from rljax.meta import Settings, parse_parameter, tune
+from rljax.meta.meta_step import move, without_replay
+
+
+def settings(words: list[str]) -> Settings:
+    """Reads `K=16 reverse` or `K=16 remat`; neither: in the automatic mode."""
+    number = next((int(word[2:]) for word in words if word.startswith("K=")), 1)
+    remat = "remat" in words
+    mode = "reverse" if remat or "reverse" in words else "auto"
+    return Settings(num_updates=number, mode=mode, remat=remat)
+
+
+@functools.cache
+def trained(agent: str, seed: int, how: Settings, **changes: Any) -> tuple[Any, ...]:
+    """Returns agent, tuned agent, and arguments of its update, from training."""
+    env, module = envs.make("CartPole-v1"), agents.get(agent)
+    config = dataclasses.replace(agents.config_for(agent, "CartPole-v1"), **changes)
+    plain = module.make(env.spec)
+    tuned = tune(plain, env.spec, dict([parse_parameter("gamma", config)]), how)
+    iterations = train.warm_up_iterations(config) + how.num_updates + 1
+    steps = iterations * train.steps_per_iteration(config)
+    short, key = dataclasses.replace(config, total_steps=steps), jax.random.key(seed)
+    ts, _ = jax.jit(train.train, static_argnums=0)(tuned, env, short, key)
+    rollout = jax.tree.map(lambda x: x[-1], ts.agent.window.rollouts)
+    return plain, tuned, (config, ts.agent, rollout, key)
+
+
+def find(job: dict[str, Any], name: str) -> Call:
+    """Returns the function and its arguments."""
+    kind, *words = name.split()
+    given = (job["agent"], job["seed"], settings(words))
+    agent, tuned, arguments = trained(*given, **job["changes"])
+    tuning = tuned.update.args[0]
+
+    def update(config: Any, state: Any, rollout: Any, key: Any) -> Any:
+        new, metrics = agent.update(config, state.agent, rollout, key)
+        return without_replay(new), metrics
+
+    def meta_step(config: Any, state: Any, rollout: Any, key: Any) -> Any:
+        args = (config, state.agent, state.critic, rollout, key)
+        data = tuning.objective.prepare(*args)
+        return move(tuning, config, state, data, key)
+
+    def iteration(config: Any, state: Any, rollout: Any, key: Any) -> Any:
+        new, metrics = tuned.update(config, state, rollout, key)
+        return new._replace(agent=without_replay(new.agent)), metrics
+
+    known = {"update": update, "meta-step": meta_step, "iteration": iteration}
+    return known[kind], arguments
+
+
+def main():
+    """Does the job this process was started with."""
+    job = read_job()
+    print_result(compare(job, lambda name: find(job, name)))
+
+
+if __name__ == "__main__":
+    main()
