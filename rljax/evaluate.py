@@ -45,7 +45,13 @@ def evaluate(
 
     Returns:
       Returns, of true rewards, and lengths, `[episodes]` each.
+
+    Raises:
+      TypeError: `ts` is not a train state: an agent's state alone does not say what the
+        environments learned.
     """
+    if not isinstance(ts, TrainState):
+        raise TypeError(f"ts: must be a TrainState, not {type(ts).__name__}")
     config = as_arrays(config)
     env = env.for_evaluation(ts.env)
     reset_key, key = jax.random.split(prng.unrolled(key))

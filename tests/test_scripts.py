@@ -187,7 +187,12 @@ BAD = {
         "train a2c --name tuned --resume --meta-settings.outer-gamma 0.5",
         "the run has meta_settings.outer_gamma=0.99, not 0.5",
     ),
-    "unknown option": ("train ppo --config.gama 0.9", "--config.gama"),
+    "unknown option": ("train ppo --config.gama 0.9", "mean: --config.gamma"),
+    "underscore at the end": ("train ppo --config.lambda 1", "--config.lambda_"),
+    "setting": (
+        "train ppo --meta-settings.outer-gama 1",
+        "mean: --meta-settings.outer-gamma",
+    ),
     "no number": ("train ppo --config.gamma high", "gamma"),
     "unknown parameter": ("train ppo --env-params gravit 9", "mean: gravity"),
     "parameter no number": ("train ppo --env-params gravity heavy", "heavy"),

@@ -409,6 +409,12 @@ def test_evaluate_cuts_at_the_time_limit():
     np.testing.assert_array_equal(result.lengths, [5] * 3)
 
 
+def test_evaluate_refuses_an_agents_state():
+    env, agent = counter(), scripted(counting)
+    with pytest.raises(TypeError, match="ts: must be a TrainState, not dict"):
+        evaluate(agent, env, (), {"params": ()}, jax.random.key(0))
+
+
 def test_evaluate_tells_the_agent_whether_to_explore():
     def switch_if_exploring(config, state, memory, obs, key, explore):
         return jnp.full(len(obs), int(explore)), memory, ()
