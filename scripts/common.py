@@ -258,9 +258,10 @@ def parse(options: type, argv: list[str], description: str, prog: str) -> Any:
         raise ValueError(" ".join(texts) + f" (see {prog} --help)") from None
     if rest:
         names = [f.name for f in dataclasses.fields(options)]
-        for part in {"config", "meta_settings"} & set(names):
-            fields = dataclasses.fields(getattr(parsed, part))
-            names += [f"{part}.{f.name}" for f in fields]
+        for part in ("config", "meta_settings"):
+            if part in names:
+                fields = dataclasses.fields(getattr(parsed, part))
+                names += [f"{part}.{f.name}" for f in fields]
         known = ["--" + re.sub("_(?!$)", "-", name) for name in names]
         raise ValueError(unknown("option", rest[0], known))
     return parsed

@@ -488,7 +488,7 @@ def test_meta_step_is_that_of_the_iteration():
 def test_meta_worker_counts_results_as_memory():
     pair = Comparison("update", "update")
     values = []
-    for unit in ("MB", meta.MEMORY):
+    for unit in ("MB", protocol.WITH_RESULTS):
         work, job = small_meta(pair, unit=unit)
         find = functools.partial(meta_worker.find, job)
         (row,) = comparisons.make_rows(work, 0, meta_worker.compare(job, find))

@@ -134,10 +134,7 @@ def test_runs_that_keep_a_value_are_below_beside_those_that_tune_it(folder, tmp_
     config = json.loads((folder / "runs/ppo/config.json").read_text())["config"]
     cost = fixed(0, config["entropy_cost"])
     gamma = {"A": fixed(0, 0.99), "B": fixed(1, 0.99), "C": values(2, "meta_gamma")}
-    entropy_cost = {
-        "A": fixed(0, cost["entropy_cost"]),
-        "C": values(2, "meta_entropy_cost"),
-    }
+    entropy_cost = {"A": cost, "C": values(2, "meta_entropy_cost")}
     picture = learning_curves(
         {"CartPole-v1": returns, "TwoColors-v0": {"D": endless}},
         tmp_path / "png",

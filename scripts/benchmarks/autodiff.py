@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from .comparisons import Comparison
+from .comparisons import Comparison, listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +22,7 @@ class Work:
 
     def __str__(self) -> str:
         """The line of --list."""
-        pairs = ", ".join(f"{c.what} / {c.against}" for c in self.comparisons)
-        return f"{self.name:18} {self.text} ({pairs})"
+        return listed(self)
 
 
 WORKS = (

@@ -17,6 +17,12 @@ class Comparison:
     bar: str = ""  # for the ratio of `what` to `against`; empty: none
 
 
+def listed(work: Any) -> str:
+    """Returns the line of --list for a work of the suite `autodiff` or `meta`."""
+    pairs = ", ".join(f"{c.what} / {c.against}" for c in work.comparisons)
+    return f"{work.name:18} {work.text} ({pairs})"
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One measurement: one line of the CSV. Numbers are None where it failed."""

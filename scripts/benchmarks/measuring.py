@@ -9,9 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from protocol import alternate, versions
+from protocol import WITH_RESULTS, alternate, versions
 
-WITH_RESULTS = "MB with results"
 Call = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and its arguments
 
 

@@ -2,9 +2,8 @@
 
 import dataclasses
 
-from .comparisons import Comparison
-
-MEMORY = "MB with results"  # a new state counts, whether it is returned or scored
+from .comparisons import Comparison, listed
+from .protocol import WITH_RESULTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +14,7 @@ class Work:
     text: str
     agent: str
     comparisons: tuple[Comparison, ...]
-    unit: str = "ms"  # of a call, MEMORY, or "MB": temporaries
+    unit: str = "ms"  # of a call, "MB": temporary memory, or WITH_RESULTS
     changes: dict[str, object] = dataclasses.field(default_factory=dict)  # of config
     rounds: int = 9  # samples of each function
     sample_s: float = 0.05  # see protocol.alternate
@@ -23,19 +22,21 @@ class Work:
 
     def __str__(self) -> str:
         """The line of --list."""
-        pairs = ", ".join(f"{c.what} / {c.against}" for c in self.comparisons)
-        return f"{self.name:18} {self.text} ({pairs})"
+        return listed(self)
 
 
 def _one_update(agent: str) -> tuple[Work, Work]:
-    """Time and memory with K = 1, default settings."""
+    """Time and memory with K = 1, default settings.
+
+    A new state counts as memory, whether it is returned or scored.
+    """
     text = f"gamma of {agent}, its default config, K = 1"
     whole = Comparison("iteration", "update")
     time = (Comparison("meta-step", "update", "<= 4"), whole)
     memory = (Comparison("meta-step", "update", "<= 3"), whole)
     return (
         Work(f"time-{agent}", f"time to tune {text}", agent, time),
-        Work(f"memory-{agent}", f"memory to tune {text}", agent, memory, unit=MEMORY),
+        Work(f"memory-{agent}", f"memory to tune {text}", agent, memory, WITH_RESULTS),
     )
 
 

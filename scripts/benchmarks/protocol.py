@@ -20,6 +20,8 @@ from typing import Any
 Job = dict[str, Any]  # see `job` in ../benchmark.py, and autodiff.Work
 Result = dict[str, Any]  # see `result`, and `run` in autodiff_worker.py
 
+WITH_RESULTS = "MB with results"  # the unit of memory that counts what is returned
+
 
 def run_worker(
     python: str | pathlib.Path, script: pathlib.Path, job: Job, timeout: float
