@@ -447,11 +447,15 @@ def test_main_measures_autodiff(tmp_path, monkeypatch, capsys):
 
 # The suite meta.
 
-SMALL = dict(num_envs=2, rollout_length=4, hidden_sizes=(8,))
+
+@pytest.fixture
+def small_a2c(monkeypatch):
+    config = agents.get("a2c").Config(num_envs=2, rollout_length=4, hidden_sizes=(8,))
+    monkeypatch.setattr(agents, "config_for", lambda agent, env: config)
 
 
 def small_meta(*pairs, unit="ms"):
-    work = meta.Work("w", "", "a2c", pairs, unit, SMALL, rounds=1, sample_s=0.0)
+    work = meta.Work("w", "", "a2c", pairs, unit, rounds=1, sample_s=0.0)
     return work, dataclasses.asdict(work) | {"seed": 0}
 
 
@@ -468,7 +472,7 @@ def test_meta_worker_knows_the_functions_of_all_works():
             assert how.remat == ("remat" in words)
 
 
-def test_meta_step_is_that_of_the_iteration():
+def test_meta_step_is_that_of_the_iteration(small_a2c):
     """And the update is the agent's own."""
     _, job = small_meta()
     results = {}
@@ -485,7 +489,7 @@ def test_meta_step_is_that_of_the_iteration():
     chex.assert_trees_all_close(results["update"], want, rtol=1e-5)
 
 
-def test_meta_worker_counts_results_as_memory():
+def test_meta_worker_counts_results_as_memory(small_a2c):
     pair = Comparison("update", "update")
     values = []
     for unit in ("MB", protocol.WITH_RESULTS):

@@ -15,7 +15,6 @@ class Work:
     agent: str
     comparisons: tuple[Comparison, ...]
     unit: str = "ms"  # of a call, "MB": temporary memory, or WITH_RESULTS
-    changes: dict[str, object] = dataclasses.field(default_factory=dict)  # of config
     rounds: int = 9  # samples of each function
     sample_s: float = 0.05  # see protocol.alternate
     suite: str = "meta"

@@ -29,10 +29,10 @@ def settings(words: list[str]) -> Settings:
 
 
 @functools.cache
-def trained(agent: str, seed: int, how: Settings, **changes: Any) -> tuple[Any, ...]:
+def trained(agent: str, seed: int, how: Settings) -> tuple[Any, ...]:
     """Returns agent, tuned agent, and arguments of its update, from training."""
     env, module = envs.make("CartPole-v1"), agents.get(agent)
-    config = dataclasses.replace(agents.config_for(agent, "CartPole-v1"), **changes)
+    config = agents.config_for(agent, "CartPole-v1")
     plain = module.make(env.spec)
     tuned = tune(plain, env.spec, dict([parse_parameter("gamma", config)]), how)
     iterations = train.warm_up_iterations(config) + how.num_updates + 1
@@ -46,8 +46,7 @@ def trained(agent: str, seed: int, how: Settings, **changes: Any) -> tuple[Any, 
 def find(job: dict[str, Any], name: str) -> Call:
     """Returns the function and its arguments."""
     kind, *words = name.split()
-    given = (job["agent"], job["seed"], settings(words))
-    agent, tuned, arguments = trained(*given, **job["changes"])
+    agent, tuned, arguments = trained(job["agent"], job["seed"], settings(words))
     tuning = tuned.update.args[0]
 
     def update(config: Any, state: Any, rollout: Any, key: Any) -> Any:
