@@ -68,16 +68,19 @@ def unroll(
     if not remat:
         return jax.lax.scan(step, state, (rollouts, keys))
     size = math.isqrt(length - 1) + 1
-    whole = length // size * size
+    number = length // size
+    whole = number * size
     inputs = (rollouts, keys)
-    parts = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), inputs)
+    parts = jax.tree.map(
+        lambda x: x[:whole].reshape(number, size, *x.shape[1:]), inputs
+    )
 
     def part(state: Any, inputs: Any) -> tuple[Any, Any]:
         return jax.lax.scan(step, state, inputs)
 
     in_loop = jax.checkpoint(part, prevent_cse=False)
     state, out = jax.lax.scan(in_loop, state, parts)
-    out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+    out = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), out)
     if whole == length:
         return state, out
     rest = jax.tree.map(lambda x: x[whole:], inputs)

@@ -28,25 +28,32 @@ def settings(words: list[str]) -> Settings:
     return Settings(num_updates=number, mode=mode, remat=remat)
 
 
-@functools.cache
-def trained(agent: str, seed: int, how: Settings) -> tuple[Any, ...]:
-    """Returns agent, tuned agent, and arguments of its update, from training."""
-    env, module = envs.make("CartPole-v1"), agents.get(agent)
+def made(agent: str, how: Settings) -> tuple[Any, ...]:
+    """Returns the environment, the agent, its config, and the agent tuned."""
+    env = envs.make("CartPole-v1")
     config = agents.config_for(agent, "CartPole-v1")
-    plain = module.make(env.spec)
+    plain = agents.get(agent).make(env.spec)
     tuned = tune(plain, env.spec, dict([parse_parameter("gamma", config)]), how)
-    iterations = train.warm_up_iterations(config) + how.num_updates + 1
+    return env, plain, config, tuned
+
+
+@functools.cache
+def arguments(agent: str, seed: int, number: int) -> tuple[Any, ...]:
+    """Returns those of a tuned update, from training with K of this number."""
+    env, _, config, tuned = made(agent, Settings(num_updates=number))
+    iterations = train.warm_up_iterations(config) + number + 1
     steps = iterations * train.steps_per_iteration(config)
     short, key = dataclasses.replace(config, total_steps=steps), jax.random.key(seed)
     ts, _ = jax.jit(train.train, static_argnums=0)(tuned, env, short, key)
     rollout = jax.tree.map(lambda x: x[-1], ts.agent.window.rollouts)
-    return plain, tuned, (config, ts.agent, rollout, key)
+    return config, ts.agent, rollout, key
 
 
 def find(job: dict[str, Any], name: str) -> Call:
     """Returns the function and its arguments."""
     kind, *words = name.split()
-    agent, tuned, arguments = trained(job["agent"], job["seed"], settings(words))
+    how = settings(words)
+    _, agent, _, tuned = made(job["agent"], how)
     tuning = tuned.update.args[0]
 
     def update(config: Any, state: Any, rollout: Any, key: Any) -> Any:
@@ -63,7 +70,7 @@ def find(job: dict[str, Any], name: str) -> Call:
         return new._replace(agent=without_replay(new.agent)), metrics
 
     known = {"update": update, "meta-step": meta_step, "iteration": iteration}
-    return known[kind], arguments
+    return known[kind], arguments(job["agent"], job["seed"], how.num_updates)
 
 
 def main():

@@ -32,6 +32,7 @@ def run_worker(
     """
     hidden = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
     environ = {k: v for k, v in os.environ.items() if k not in hidden}
+    environ["JAX_TRACEBACK_FILTERING"] = "off"  # its note would be the last line
     argument = json.dumps(job | {"start": time.time()})
     try:
         done = subprocess.run(
