@@ -68,13 +68,14 @@ class Critic(nn.Module):
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
     convolution: bool = True  # of images
+    scale: float = 1.0  # of the last layer's first weights
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
         """Map `[..., *obs_shape]` to `[...]`."""
         x = Encoder(self.obs_ndim, convolution=self.convolution)(obs)
         x = MLP(self.hidden_sizes, self.activation)(x)
-        return dense(1, 1.0)(x)[..., 0]
+        return dense(1, self.scale)(x)[..., 0]
 
 
 class ActorCritic(nn.Module):

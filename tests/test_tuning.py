@@ -272,6 +272,32 @@ def test_modes_and_rematerialisation_agree():
         assert len(np.unique(metrics[f"meta_{name}"])) > 4
 
 
+def test_context_is_of_the_newest_rewards_in_units_of_all():
+    """Whatever the unit of rewards; the value is that of the network at it."""
+    parameter = Contextual(Bounded(0.0, 1.0), 3, (3,))
+    tuned = tuned_a2c({"entropy_cost": parameter}, learning_rate=0.1)
+    config = config_of("a2c", entropy_cost=0.3)
+    state, step = tuned.init(config, jax.random.key(0)), jax.jit(tuned.update)
+    chex.assert_trees_all_equal(state.context, jnp.zeros(3))
+    means = 1e-3 * jnp.array([2.0, -1.0, 0.5, 3.0])
+    zeros = jax.tree.map(lambda x: x[0], rollouts(1))
+    before = []
+    for mean in means:
+        before.append(state)
+        rollout = zeros._replace(reward=jnp.full((T, N), mean))
+        state, metrics = step(config, state, rollout, jax.random.key(0))
+    roots = jnp.sqrt(jnp.cumsum(means**2) / jnp.arange(1, 5))
+    np.testing.assert_allclose(state.context, jnp.tanh(means / roots)[1:], rtol=1e-5)
+    raw, net = state.raw["entropy_cost"], networks.Critic(1, (3,))
+    place = raw["start"] + net.apply(raw["network"], before[-1].context)
+    np.testing.assert_allclose(
+        metrics["meta_entropy_cost"], jax.nn.sigmoid(place), rtol=1e-5
+    )
+    nothing = zeros._replace(reward=jnp.zeros((T, N)))
+    state, _ = step(config, before[0], nothing, jax.random.key(0))
+    chex.assert_trees_all_equal(state.context, jnp.zeros(3))
+
+
 def test_state_dependent_discount_is_of_the_successor():
     """And the network's gradient is that of finite differences, here of its start."""
     parameter = StateDependent(Bounded(0.0, 1.0), (3,))
@@ -280,9 +306,7 @@ def test_state_dependent_discount_is_of_the_successor():
     ts, _ = run(tuned, config, 8)
     raw, seen = ts.agent.raw["gamma"], jax.tree.map(lambda x: x[0], rollouts(1))
     net = networks.Critic(1, (3,))
-    place = jax.nn.sigmoid(
-        raw["start"] + 0.1 * net.apply(raw["network"], seen.next_obs)
-    )
+    place = jax.nn.sigmoid(raw["start"] + net.apply(raw["network"], seen.next_obs))
     got = []
 
     def update(config, state, rollout, key):

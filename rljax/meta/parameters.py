@@ -13,7 +13,7 @@ from rljax import networks
 from rljax.config import check_count, check_range, check_sizes
 
 _EDGE = 1e-3  # of the scale: nearer to a bound hardly anything would move
-_STARTS_SMALL = 0.1  # factor on a network's output, of the order of 1 when fresh
+_STARTS_SMALL = 0.1  # scale of a network's last layer: near the start everywhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +83,9 @@ class StateDependent:
 class Contextual:
     """A small network of the mean rewards of the newest rollouts.
 
-    Luketina et al. (2022), https://arxiv.org/abs/2209.06159. No gradient passes
-    through the rewards.
+    Luketina et al. (2022), https://arxiv.org/abs/2209.06159. They come in units of
+    their root mean square since the start, through a hyperbolic tangent; no gradient
+    passes through them.
     """
 
     scale: Bounded | LogHorizon
@@ -185,7 +186,7 @@ def position(
       raw: of `init`, or moved since.
       obs: `[..., *obs_shape]`.
       obs_ndim: axes of one observation.
-      context: mean rewards of the newest rollouts, the newest last.
+      context: of the newest rollouts' rewards, from -1 to 1, the newest last.
 
     Returns:
       From 0 to 1.
@@ -193,14 +194,13 @@ def position(
     if isinstance(parameter, Bounded | LogHorizon):
         return jax.nn.sigmoid(raw)
     if isinstance(parameter, Contextual):
-        newest = context[len(context) - parameter.length :]
-        obs, obs_ndim = jnp.tanh(newest), 1
+        obs, obs_ndim = context[len(context) - parameter.length :], 1
     out = _network(parameter, obs_ndim).apply(raw["network"], obs)
-    return jax.nn.sigmoid(raw["start"] + _STARTS_SMALL * out)
+    return jax.nn.sigmoid(raw["start"] + out)
 
 
 def _network(parameter: Any, obs_ndim: int) -> Any:
-    return networks.Critic(obs_ndim, parameter.hidden_sizes)
+    return networks.Critic(obs_ndim, parameter.hidden_sizes, scale=_STARTS_SMALL)
 
 
 def _check_bounds(bounds: Any) -> None:

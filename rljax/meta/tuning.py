@@ -16,6 +16,8 @@ from rljax.meta.parameters import Parameter
 from rljax.meta.types import Settings, State, Tuning, Window
 from rljax.types import Agent, Metrics, Rollout, Spec
 
+_TINY = 1e-30  # in place of no reward at all
+
 
 def tune(
     agent: Agent,
@@ -143,6 +145,7 @@ def init(tuning: Tuning, config: Any, key: jax.Array) -> State:
         opt_state=OPTIMIZER.init(raw),
         critic=tuning.objective.init(config, critic_key),
         context=context,
+        mean_square=jnp.zeros(()),
         window=Window(*window, count=jnp.zeros((), jnp.int32)),
     )
 
@@ -191,10 +194,18 @@ def update(
     )
     for name in tuning.tuned:
         metrics[f"meta_{name}"] = jnp.mean(getattr(new_config, name))
-    context = jnp.append(state.context, rollout.reward.mean())[1:]
-    window = Window(*window, count=state.window.count + 1)
-    state = State(learned, raw, opt_state, critic, context, window)
+    count = state.window.count + 1
+    context, mean_square = _appended(state, rollout.reward.mean(), count)
+    window = Window(*window, count=count)
+    state = State(learned, raw, opt_state, critic, context, mean_square, window)
     return state, metrics | more | critic_metrics
+
+
+def _appended(state: State, reward: jax.Array, count: jax.Array) -> tuple[Any, Any]:
+    """The context with one more reward, in units of all rewards' root mean square."""
+    square = state.mean_square + (reward**2 - state.mean_square) / count
+    seen = jnp.tanh(reward * jax.lax.rsqrt(jnp.maximum(square, _TINY)))
+    return jnp.append(state.context, seen)[1:], square
 
 
 def _no_rollout(tuning: Tuning, config: Any, state: Any) -> Rollout:

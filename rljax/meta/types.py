@@ -61,7 +61,8 @@ class State(NamedTuple):
     raw: dict[str, Any]  # numbers that the tuned values hang on
     opt_state: Any  # of their Adam
     critic: Critic
-    context: jax.Array  # [C] mean rewards of the newest rollouts
+    context: jax.Array  # [C] of the newest rollouts' rewards, from -1 to 1
+    mean_square: jax.Array  # [] of the rollouts' mean rewards
     window: Window
 
 
