@@ -280,11 +280,11 @@ def test_context_is_of_the_newest_rewards_in_units_of_all():
     state, step = tuned.init(config, jax.random.key(0)), jax.jit(tuned.update)
     chex.assert_trees_all_equal(state.context, jnp.zeros(3))
     means = 1e-3 * jnp.array([2.0, -1.0, 0.5, 3.0])
-    zeros = jax.tree.map(lambda x: x[0], rollouts(1))
+    first = jax.tree.map(lambda x: x[0], rollouts(1))
     before = []
     for mean in means:
         before.append(state)
-        rollout = zeros._replace(reward=jnp.full((T, N), mean))
+        rollout = first._replace(reward=jnp.full((T, N), mean))
         state, metrics = step(config, state, rollout, jax.random.key(0))
     roots = jnp.sqrt(jnp.cumsum(means**2) / jnp.arange(1, 5))
     np.testing.assert_allclose(state.context, jnp.tanh(means / roots)[1:], rtol=1e-5)
@@ -293,7 +293,7 @@ def test_context_is_of_the_newest_rewards_in_units_of_all():
     np.testing.assert_allclose(
         metrics["meta_entropy_cost"], jax.nn.sigmoid(place), rtol=1e-5
     )
-    nothing = zeros._replace(reward=jnp.zeros((T, N)))
+    nothing = first._replace(reward=jnp.zeros((T, N)))
     state, _ = step(config, before[0], nothing, jax.random.key(0))
     chex.assert_trees_all_equal(state.context, jnp.zeros(3))
 

@@ -204,8 +204,8 @@ def update(
 def _appended(state: State, reward: jax.Array, count: jax.Array) -> tuple[Any, Any]:
     """The context with one more reward, in units of all rewards' root mean square."""
     square = state.mean_square + (reward**2 - state.mean_square) / count
-    seen = jnp.tanh(reward * jax.lax.rsqrt(jnp.maximum(square, _TINY)))
-    return jnp.append(state.context, seen)[1:], square
+    newest = jnp.tanh(reward * jax.lax.rsqrt(jnp.maximum(square, _TINY)))
+    return jnp.append(state.context, newest)[1:], square
 
 
 def _no_rollout(tuning: Tuning, config: Any, state: Any) -> Rollout:
