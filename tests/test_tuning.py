@@ -289,6 +289,8 @@ def test_context_is_of_the_newest_rewards_in_units_of_all():
     roots = jnp.sqrt(jnp.cumsum(means**2) / jnp.arange(1, 5))
     np.testing.assert_allclose(state.context, jnp.tanh(means / roots)[1:], rtol=1e-5)
     raw, net = state.raw["entropy_cost"], networks.Critic(1, (3,))
+    fresh = before[0].raw["entropy_cost"]["network"]
+    assert 0 < abs(net.apply(fresh, jnp.ones(3))) < 0.2  # near the start everywhere
     place = raw["start"] + net.apply(raw["network"], before[-1].context)
     np.testing.assert_allclose(
         metrics["meta_entropy_cost"], jax.nn.sigmoid(place), rtol=1e-5
