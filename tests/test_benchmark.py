@@ -483,6 +483,7 @@ def test_meta_step_is_that_of_the_iteration(small_a2c):
     new, _ = results["iteration K=2"]
     chex.assert_trees_all_close((raw, opt_state), (new.raw, new.opt_state), rtol=1e-5)
     assert raw["gamma"] != arguments[1].raw["gamma"]
+    assert len(arguments[1].window.keys) == 2  # K updates are there to be replayed
     config, state, rollout, key = meta_worker.find(job, "update")[1]
     agent = agents.get("a2c").make(envs.make("CartPole-v1").spec)
     want = jax.jit(agent.update)(config, state.agent, rollout, key)
