@@ -18,8 +18,8 @@ from .agent_case import CONTINUOUS_ONLY, N, T, observe_and_update
 
 # The tests' time is that of compiling: a third less without LLVM's optimisations, and
 # half of what is left with the older, simpler code for fusions.
-FAST_COMPILING = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", FAST_COMPILING)
+FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", FAST)
 
 
 @pytest.fixture(scope="module")

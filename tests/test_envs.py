@@ -132,13 +132,15 @@ def test_steps_equal_gymnax(name):
     first_obs, state, ts = play(env, key, actions, as_gymnax(env))
     gym_first, gym_state, gym_steps = play_gymnax(env, key, actions)
     obs, reward, terminated, truncated, info = gym_steps
-    np.testing.assert_array_equal(first_obs, gym_first)
-    np.testing.assert_array_equal(ts.obs, obs)
-    np.testing.assert_array_equal(ts.next_obs, info["final_observation"])
-    np.testing.assert_array_equal(ts.reward, reward)
+    # Two programs: each may round in its own way, and a pendulum amplifies it.
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+    close(first_obs, gym_first)
+    close(ts.obs, obs)
+    close(ts.next_obs, info["final_observation"])
+    close(ts.reward, reward)
     np.testing.assert_array_equal(ts.terminated, terminated)
     np.testing.assert_array_equal(ts.truncated, truncated)
-    jax.tree.map(np.testing.assert_array_equal, state.env, gym_state)
+    jax.tree.map(close, state.env, gym_state)
     assert (terminated | truncated).sum() > N  # episodes ended, several times
 
 

@@ -310,11 +310,10 @@ def test_state_dependent_discount_is_of_the_successor():
     raw, seen = ts.agent.raw["gamma"], jax.tree.map(lambda x: x[0], rollouts(1))
     net = networks.Critic(1, (3,))
     place = jax.nn.sigmoid(raw["start"] + net.apply(raw["network"], seen.next_obs))
-    got = []
 
     def update(config, state, rollout, key):
-        got.append(config.gamma)
-        return A2C.update(config, state, rollout, key)
+        new, metrics = A2C.update(config, state, rollout, key)
+        return new, metrics | {"discount": config.gamma}
 
     spy = tune(
         A2C._replace(update=update),
@@ -322,8 +321,8 @@ def test_state_dependent_discount_is_of_the_successor():
         {"gamma": parameter},
         Settings(learning_rate=1e-9),
     )
-    spy.update(config, ts.agent, seen, jax.random.key(0))
-    np.testing.assert_allclose(got[-1], place, rtol=1e-5)
+    _, metrics = jax.jit(spy.update)(config, ts.agent, seen, jax.random.key(0))
+    np.testing.assert_allclose(metrics["discount"], place, rtol=1e-5)
     assert np.ptp(place) > 1e-3
 
 
