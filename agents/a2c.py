@@ -28,6 +28,7 @@ class Config:
     lambda_: float = 0.95  # trace decay of the advantages, cut at any end
     entropy_cost: float = 0.0  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # where each network's gradient is clipped
+    adam_epsilon: float = 1e-5  # a larger one calms a policy that is near its best
     total_steps: int = cfg.static(500_000)  # environment steps, all environments
     num_envs: int = cfg.static(16)
     rollout_length: int = cfg.static(8)  # steps per environment and update
@@ -40,6 +41,7 @@ class Config:
     def validate(self) -> None:
         """Raise ValueError naming a field out of range, its value and the range."""
         on_policy.validate(self)
+        cfg.check_range(self, "adam_epsilon", low=0.0, open_low=True)
         cfg.check_range(self, "entropy_cost", low=0.0)
         cfg.check_range(self, "lambda_", low=0.0, high=1.0)
 

@@ -80,7 +80,7 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
 
 
 def scale_by_adam(
-    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+    b1: float = 0.9, b2: float = 0.999, eps: ArrayLike = 1e-8
 ) -> optax.GradientTransformation:
     """`optax.scale_by_adam`, safe where the second moment is 0.
 
@@ -124,7 +124,7 @@ def adam(
     return optax.chain(scale_by_adam(b1, b2, eps), rate)
 
 
-def clipped_adam(config: Any, eps: float = 1e-8) -> optax.GradientTransformation:
+def clipped_adam(config: Any, eps: ArrayLike = 1e-8) -> optax.GradientTransformation:
     """Direction of the step; the learning rate comes on top."""
     clip = clip_by_global_norm(config.max_grad_norm)
     return optax.chain(clip, scale_by_adam(eps=eps))

@@ -181,6 +181,7 @@ BAD_VALUES = {
     "learning_rate": (-1.0, 0.0, math.nan, None),
     "gamma": (1.5, -0.1),
     "max_grad_norm": (0.0,),
+    "adam_epsilon": (0.0, -1e-5),
     "lambda_": (2.0, -1.0),
     "clip_epsilon": (0.0, -0.2),
     "clip_rho": (0.0, -1.0),

@@ -44,6 +44,7 @@ def test_one_step_along_the_gradients_by_hand(case, state, rollout, normalized):
         case.config,
         gamma=0.9,
         entropy_cost=entropy_cost,
+        adam_epsilon=1e-2,
         normalize_advantages=normalized,
         **changes,
     )
@@ -65,7 +66,7 @@ def test_one_step_along_the_gradients_by_hand(case, state, rollout, normalized):
     new, metrics = jax.jit(agent.update)(config, state, rollout, jax.random.key(0))
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adam(config.learning_rate, eps=1e-5),
+        optax.adam(config.learning_rate, eps=config.adam_epsilon),
     )
     for name, loss in (("actor", policy_loss), ("critic", value_loss)):
         params = getattr(state, name)
