@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jax.typing import ArrayLike
 
 from rljax import config as cfg
 from rljax import distributions, layers, losses, networks, optimizers, prng
@@ -322,7 +321,6 @@ def descend(
     loss: Callable[[Params], tuple[jax.Array, Metrics]],
     params: Params,
     opt_state: Any,
-    epsilon: ArrayLike = EPS,
 ) -> tuple[Params, Any, Metrics]:
     """One step of Adam along the gradient of a loss.
 
@@ -332,13 +330,13 @@ def descend(
       loss: `params -> (loss [], metrics)`.
       params: where to start.
       opt_state: the optimiser's, over the parameters as one flat vector.
-      epsilon: `[]` of Adam.
 
     Returns:
       The new parameters, the optimiser's new state, the metrics.
     """
     flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
     grads, metrics = jax.grad(lambda f: loss(unravel(f)), has_aux=True)(flat)
+    epsilon = getattr(config, "adam_epsilon", EPS)  # not every config has it
     optimizer = optimizers.clipped_adam(config, epsilon)
     updates, opt_state = optimizer.update(grads, opt_state)
     return unravel(optax.tree.add_scale(flat, -rate, updates)), opt_state, metrics
@@ -358,7 +356,7 @@ def learn(spec: Spec, config: Any, state: Any, batch: Batch) -> tuple[Any, Metri
     """
     progress = optimizers.progress(config, state.step)
     rate = optimizers.annealed(config, progress, config.learning_rate)
-    step = functools.partial(descend, config, rate, epsilon=config.adam_epsilon)
+    step = functools.partial(descend, config, rate)
     of_actor = functools.partial(policy_loss, spec, config, batch=batch)
     of_critic = functools.partial(value_loss, spec, config, batch=batch)
     actor_params, actor_opt, metrics = step(of_actor, state.actor, state.actor_opt)
