@@ -28,7 +28,7 @@ class Config:
     lambda_: float = 0.95  # trace decay of the advantages, cut at any end
     entropy_cost: float = 0.0  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # where each network's gradient is clipped
-    adam_epsilon: float = 1e-5  # a larger one calms a policy that is near its best
+    adam_epsilon: float = 1e-5  # a larger one damps steps along tiny gradients
     total_steps: int = cfg.static(500_000)  # environment steps, all environments
     num_envs: int = cfg.static(16)
     rollout_length: int = cfg.static(8)  # steps per environment and update
