@@ -82,9 +82,14 @@ def map_runs(
         if jax.default_backend() == "cpu":
             group = _largest_divisor(runs, at_once)
         if group == runs:
-            return jax.vmap(lambda a: run(*a))(args)
-        size = None if group == 1 else group
-        return jax.lax.map(lambda a: run(*a), args, batch_size=size)
+            return jax.vmap(run)(*args)
+        if group == 1:
+            return jax.lax.map(lambda a: run(*a), args)
+        # Not with `batch_size` of `lax.map`, which fails with an axis of length 0.
+        shape = (runs // group, group)
+        groups = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), args)
+        results = jax.lax.map(lambda a: jax.vmap(run)(*a), groups)
+        return jax.tree.map(lambda x: x.reshape(runs, *x.shape[2:]), results)
 
     def mapped(*args: Any) -> Any:
         shards = jax.shard_map(

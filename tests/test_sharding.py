@@ -13,8 +13,9 @@ import pytest
 from rljax import sharding
 
 
-def draw(key, scale):
-    return {"x": scale * jax.random.normal(key, (3,)), "key": jax.random.split(key)}
+def draw(key, scale, empty):
+    x = scale * jax.random.normal(key, (3,))
+    return {"x": x, "key": jax.random.split(key), "empty": empty}
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 4])
@@ -22,10 +23,11 @@ def draw(key, scale):
 def test_map_runs_equals_a_loop(num_runs, at_once):
     keys = jax.random.split(jax.random.key(0), num_runs)
     scales = jnp.arange(1.0, num_runs + 1)
-    mapped = sharding.map_runs(draw, at_once)(keys, scales)
-    assert mapped["x"].shape == (num_runs, 3)
+    empty = jnp.zeros((num_runs, 0))  # as the context of a tuned agent without one
+    mapped = sharding.map_runs(draw, at_once)(keys, scales, empty)
+    assert mapped["x"].shape == (num_runs, 3) and mapped["empty"].shape == (num_runs, 0)
     for i in range(num_runs):
-        single = jax.jit(draw)(keys[i], scales[i])
+        single = jax.jit(draw)(keys[i], scales[i], empty[i])
         np.testing.assert_allclose(mapped["x"][i], single["x"], rtol=1e-6)
         assert (mapped["key"][i] == single["key"]).all()
 
