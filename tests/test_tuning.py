@@ -236,6 +236,20 @@ def test_nothing_moves_before_the_window_is_full():
     assert (np.diff(gamma[2:]) != 0).all()
 
 
+def test_raw_numbers_move_by_adam(x64):
+    config = config_of("a2c", gamma=0.9, anneal=False)
+    seen = history(tuned_a2c(learning_rate=0.1), config, 5)
+    raw = np.array([before.raw["gamma"] for before, *_ in seen])
+    gradients = [float(metrics["meta_gamma_gradient"]) for _, metrics, *_ in seen]
+    assert gradients[0] == 0  # there is nothing to replay yet
+    mean = square = 0.0
+    for i, gradient in enumerate(gradients[:-1]):
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 1e-3 * gradient**2
+        root = math.sqrt(square / (1 - 0.999 ** (i + 1)))
+        step = mean / (1 - 0.9 ** (i + 1)) / (root + 1e-8)
+        np.testing.assert_allclose(raw[i + 1] - raw[i], -0.1 * step, rtol=1e-6)
+
+
 def test_steps_shrink_with_the_agents_learning_rate():
     """To nothing at the end of training; without annealing they stay."""
     moved = {}
