@@ -85,7 +85,7 @@ def map_runs(
             return jax.vmap(run)(*args)
         if group == 1:
             return jax.lax.map(lambda a: run(*a), args)
-        # Not with `batch_size` of `lax.map`, which fails with an axis of length 0.
+        # Not `batch_size` of `lax.map`: it fails if a result has an axis of length 0.
         shape = (runs // group, group)
         groups = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), args)
         results = jax.lax.map(lambda a: jax.vmap(run)(*a), groups)
