@@ -139,7 +139,7 @@ def outer_loss(name, config, settings, before, rollout, data_key, value_cost=0.3
 
 
 def outer_td_loss(name, outer, before, rollout, data_key):
-    """One step, by an outer Q-network's target; dqn: on a batch of its replay."""
+    """One step, by another network's value of the agent's choice; dqn: of replay."""
     size = outer.hidden_sizes, outer.activation
     network = networks.QNetwork(1, 2, *size)
     if name == "dqn":
@@ -147,9 +147,11 @@ def outer_td_loss(name, outer, before, rollout, data_key):
         seen = seen._replace(reward=seen.reward[:, 0])
     else:
         seen = on_policy.flatten(rollout)
-    v_t = network.apply(before.critic.target_params, seen.next_obs).max(-1)
-    target = seen.reward + outer.gamma * (1 - seen.terminated) * v_t
     module = agents.get(name)
+    own = module.network(ENV.spec, outer).apply(before.agent.params, seen.next_obs)
+    q_t = network.apply(before.critic.target_params, seen.next_obs)
+    v_t = q_t[jnp.arange(len(q_t)), own.argmax(-1)]
+    target = seen.reward + outer.gamma * (1 - seen.terminated) * v_t
 
     def score(state):
         q = module.network(ENV.spec, outer).apply(state.params, seen.obs)

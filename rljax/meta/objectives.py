@@ -188,7 +188,12 @@ def _value_distance(
 
 
 def _of_actions(agent: Any, spec: Spec, settings: Any) -> Objective:
-    """Scored by TD errors: on the newest rollout, or on a batch of the replay."""
+    """Scored by TD errors: on the newest rollout, or on a batch of the replay.
+
+    The outer critic values what the agent would do next. An action that only it
+    overrates is not tried, so nothing would correct its own greedy choice: Ostrovski
+    et al. (2021), https://arxiv.org/abs/2110.14020.
+    """
     if settings.outer_critic == "inner":
         raise ValueError("outer_critic='inner': only of agents with a policy")
 
@@ -216,7 +221,9 @@ def _of_actions(agent: Any, spec: Spec, settings: Any) -> Objective:
         if hasattr(state, "replay"):
             seen = replay.sample(state.replay, key, config.batch_size).windows
             seen = seen._replace(reward=seen.reward[:, 0])
-        v_t = network(config).apply(critic.target_params, seen.next_obs).max(axis=-1)
+        action_t = agent.q_values(config, state, seen.next_obs).argmax(axis=-1)
+        q_t = network(config).apply(critic.target_params, seen.next_obs)
+        v_t = losses.batched_index(q_t, action_t)
         discount = settings.outer_gamma * (1.0 - seen.terminated)
         data = (seen.obs, seen.action, (), (), seen.reward + discount * v_t)
         return jax.lax.stop_gradient(Batch(*data))
