@@ -20,6 +20,7 @@ from rljax.rollout import values
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 _TARGET_RATE = 1.0  # of an outer Q-network whose agent has no target network
+_AT_ONCE = 512  # observations by two networks: of a whole rollout it takes much memory
 
 
 class Objective(NamedTuple):
@@ -197,15 +198,7 @@ def _of_actions(agent: Any, spec: Spec, settings: Any) -> Objective:
     if settings.outer_critic == "inner":
         raise ValueError("outer_critic='inner': only of agents with a policy")
 
-    action: Any = spec.action
-
-    def network(config: Any) -> Any:
-        sizes = (config.hidden_sizes, config.activation)
-        return networks.QNetwork(
-            len(spec.obs_shape),
-            action.num_actions,
-            *sizes,
-        )
+    network = functools.partial(_q_network, spec)
 
     def init(config: Any, key: jax.Array) -> Critic:
         obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
@@ -221,9 +214,9 @@ def _of_actions(agent: Any, spec: Spec, settings: Any) -> Objective:
         if hasattr(state, "replay"):
             seen = replay.sample(state.replay, key, config.batch_size).windows
             seen = seen._replace(reward=seen.reward[:, 0])
-        action_t = agent.q_values(config, state, seen.next_obs).argmax(axis=-1)
-        q_t = network(config).apply(critic.target_params, seen.next_obs)
-        v_t = losses.batched_index(q_t, action_t)
+        args = (agent, config, state, network(config), critic.target_params)
+        value = functools.partial(_value_of_choice, *args)
+        v_t = jax.lax.map(value, seen.next_obs, batch_size=_AT_ONCE)
         discount = settings.outer_gamma * (1.0 - seen.terminated)
         data = (seen.obs, seen.action, (), (), seen.reward + discount * v_t)
         return jax.lax.stop_gradient(Batch(*data))
@@ -252,3 +245,17 @@ def _of_actions(agent: Any, spec: Spec, settings: Any) -> Objective:
         return new._replace(target_params=moved), metrics
 
     return Objective(init, prepare, loss, distance, update)
+
+
+def _q_network(spec: Spec, config: Any) -> Any:
+    action: Any = spec.action
+    sizes = (config.hidden_sizes, config.activation)
+    return networks.QNetwork(len(spec.obs_shape), action.num_actions, *sizes)
+
+
+def _value_of_choice(
+    agent: Any, config: Any, state: Any, network: Any, params: Params, obs: Any
+) -> jax.Array:
+    """What the critic says of the action that the agent would take, `[]`."""
+    action = agent.q_values(config, state, obs[None]).argmax(axis=-1)
+    return losses.batched_index(network.apply(params, obs[None]), action)[0]
