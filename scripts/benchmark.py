@@ -7,6 +7,7 @@
     python scripts/benchmark.py --suite pg
     python scripts/benchmark.py --suite autodiff
     python scripts/benchmark.py --suite meta
+    python scripts/benchmark.py --against HEAD --only ppo-4
 
 Every measurement is a fresh process (`benchmarks/*_worker.py`). What is compared takes
 turns, A B A B, so that a machine that drifts slows both; ratios are taken pair by
@@ -14,19 +15,24 @@ pair. In the suites `speed`, `td` and `pg` all libraries do the same work with t
 hyperparameters; the peers live in a virtual environment of their own, built on first
 use. Their works are in benchmarks/works.py, those of the suites `autodiff` and `meta`
 in files of these names beside it.
+
+`--against REVISION` measures this tree, uncommitted changes included, and another git
+revision of it with the same worker scripts, interpreter and dependencies, and prints
+every figure of this tree over the revision's; peers are left out.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
-from benchmarks import autodiff, comparisons, meta, report
+from benchmarks import autodiff, comparisons, meta, paired, report, revisions
 from benchmarks.protocol import run_worker
 from benchmarks.works import PG, RLJAX, SPEED, TD, Work
 
@@ -61,9 +67,11 @@ class Args:
     """Names of works, as in --list; all of them unless given."""
     repeats: int = 5
     """Measurements of each library, or comparison, on each work."""
+    against: str | None = None
+    """A git revision to measure this tree against, in turns, instead of the peers."""
     out: pathlib.Path | None = None
-    """One row per measurement; runs/benchmark/<suite>.csv unless given. An older file
-    of that name is replaced."""
+    """One row per measurement; runs/benchmark/<suite>.csv unless given, with --against
+    <suite>-against-<hash>.csv. An older file of that name is replaced."""
     peers: bool = True
     """Measure the peers too. This and what follows on peers is for the first three."""
     list_works: Annotated[bool, tyro.conf.arg(name="list")] = False
@@ -109,6 +117,27 @@ class Row:
         """The line that tells of progress."""
         rate = f"{self.steps_per_s:,.0f} steps/s" if self.steps_per_s else self.note
         return f"{self.work} {self.library} #{self.repeat}: {rate}"
+
+    @property
+    def figures(self) -> tuple[paired.Figure, ...]:
+        """What is paired with the numbers of another tree."""
+        name = self.library.partition("@")[0]
+        numbers = {
+            "steps/s": self.steps_per_s,
+            "compile s": self.compile_s,
+            "cold start s": self.cold_start_s,
+        }
+        return tuple(
+            paired.Figure(
+                work=self.work,
+                name=f"{name} {unit}",
+                library=self.library,
+                turn=self.repeat,
+                value=value,
+                note=self.note,
+            )
+            for unit, value in numbers.items()
+        )
 
 
 # ---- the peers' environment ----------------------------------------------------------
@@ -173,6 +202,7 @@ def measure_all(
     libraries: Sequence[str],
     repeats: int,
     measure: Callable[[Work, str, int], dict[str, Any]],
+    trees: Sequence[str] = ("",),
 ) -> Iterator[Row]:
     """Yields the rows of all works, the libraries taking turns.
 
@@ -183,10 +213,12 @@ def measure_all(
       repeats: turns of each library.
       measure: `(work, library, repeat) -> result` of one worker. A library that
         fails or hangs is left out of the work's later turns.
+      trees: what is added to the names of libraries, one for each tree of rljax.
     """
     for work in works:
-        turns = [name for name in (RLJAX, *work.peers) if name in libraries]
-        turns += work.variants
+        names = [name for name in (RLJAX, *work.peers) if name in libraries]
+        names += work.variants
+        turns = [name + tree for name in names for tree in trees]
         broken = set()
         for repeat in range(repeats):
             for library in turns:
@@ -262,6 +294,9 @@ def format_table(rows: Sequence[Row]) -> str:
 
 # ---- the command ---------------------------------------------------------------------
 
+# By what is added to the name of a library; None: rljax as it is installed.
+Trees = Mapping[str, pathlib.Path | None]
+
 
 def select(works: Sequence[Work], only: Sequence[str]) -> list[Work]:
     """Returns the named works, in the suite's order; all of them for no names."""
@@ -279,29 +314,63 @@ def worker(work: Work, library: str) -> pathlib.Path:
     return WORKERS / f"{name}_{kind}.py"
 
 
-def training_rows(args: Args, works: Sequence[Work]) -> Iterator[Row]:
+def run_in(
+    tree: pathlib.Path | None,
+    python: str | pathlib.Path,
+    script: pathlib.Path,
+    asked: dict[str, Any],
+    timeout: float,
+) -> dict[str, Any]:
+    """Returns the result of one worker, which measured the rljax of a tree."""
+    if tree is None:
+        return run_worker(python, script, asked, timeout)
+    variables = revisions.environ(tree)
+    result = run_worker(python, script, asked, timeout, environ=variables)
+    return revisions.checked(result, tree)
+
+
+def training_rows(args: Args, works: Sequence[Work], trees: Trees) -> Iterator[Row]:
     """Returns the rows of the suites of training, measured as they are asked for."""
     pythons = {RLJAX: pathlib.Path(sys.executable)}
-    if args.peers:
+    if args.peers and not args.against:
         peers = {peer for work in works for peer in work.peers}
         pythons |= dict.fromkeys(peers, peers_python(args))
 
     def measure(work: Work, library: str, repeat: int) -> dict[str, Any]:
-        python = pythons.get(library, pythons[RLJAX])  # a variant is rljax's own
-        asked = job(work, library, seed=repeat)
-        return run_worker(python, worker(work, library), asked, args.timeout)
+        name, at, commit = library.partition("@")
+        python = pythons.get(name, pythons[RLJAX])  # a variant is rljax's own
+        asked = job(work, name, seed=repeat)
+        script = worker(work, name)
+        return run_in(trees[at + commit], python, script, asked, args.timeout)
 
-    return measure_all(args.suite, works, tuple(pythons), args.repeats, measure)
+    return measure_all(
+        args.suite, works, tuple(pythons), args.repeats, measure, trees=tuple(trees)
+    )
 
 
-def comparison_rows(args: Args, works: Sequence[Any]) -> Iterator[comparisons.Row]:
+def comparison_rows(
+    args: Args, works: Sequence[Any], trees: Trees
+) -> Iterator[comparisons.Row]:
     """Returns the rows of a suite of comparisons, measured as they are asked for."""
     script = WORKERS / f"{args.suite}_worker.py"
-    return comparisons.measure_all(
-        works,
-        args.repeats,
-        lambda asked: run_worker(sys.executable, script, asked, args.timeout),
-    )
+    libraries = {RLJAX + suffix: tree for suffix, tree in trees.items()}
+
+    def measure(asked: dict[str, Any], library: str) -> dict[str, Any]:
+        tree = libraries[library]
+        return run_in(tree, sys.executable, script, asked, args.timeout)
+
+    return comparisons.measure_all(works, args.repeats, measure, tuple(libraries))
+
+
+@contextlib.contextmanager
+def open_trees(against: str | None) -> Iterator[Trees]:
+    """Gives the trees to measure: the installed package, or this and the revision's."""
+    if against is None:
+        yield {"": None}
+        return
+    commit = revisions.short_hash(ROOT, against)
+    with revisions.side_by_side(ROOT, commit) as (this, other):
+        yield {"": this, f"@{commit}": other}
 
 
 def main(args: Args) -> None:
@@ -313,13 +382,22 @@ def main(args: Args) -> None:
         return
     if args.repeats < 1:
         raise SystemExit(f"--repeats {args.repeats}: must be at least 1")
+    if args.against and args.peers_python:
+        raise SystemExit("--against measures no peers: leave --peers-python out")
     begin = time.time()
-    out = args.out or pathlib.Path(f"runs/benchmark/{args.suite}.csv")
-    if args.suite in ("autodiff", "meta"):
-        rows = report.write_csv(out, comparisons.Row, comparison_rows(args, works))
+    with open_trees(args.against) as trees:
+        ending = "".join(trees).replace("@", "-against-")
+        out = args.out or pathlib.Path(f"runs/benchmark/{args.suite}{ending}.csv")
+        if args.suite in ("autodiff", "meta"):
+            measurements = comparison_rows(args, works, trees)
+            rows = report.write_csv(out, comparisons.Row, measurements)
+        else:
+            rows = report.write_csv(out, Row, training_rows(args, works, trees))
+    if args.against:
+        table = paired.format_table([figure for row in rows for figure in row.figures])
+    elif args.suite in ("autodiff", "meta"):
         table = comparisons.format_table(rows)
     else:
-        rows = report.write_csv(out, Row, training_rows(args, works))
         table = format_table(rows)
     machines = dict.fromkeys(row.machine for row in rows)
     versions = dict.fromkeys(row.versions for row in rows if row.versions)

@@ -3,7 +3,9 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ import types
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from rljax import agents, envs
@@ -33,7 +36,8 @@ benchmark = load(SCRIPTS / "benchmark.py")
 worker = load(SCRIPTS / "benchmarks" / "autodiff_worker.py")
 meta_worker = load(SCRIPTS / "benchmarks" / "meta_worker.py")
 autodiff, meta, report = benchmark.autodiff, benchmark.meta, benchmark.report
-comparisons = benchmark.comparisons
+comparisons, paired = benchmark.comparisons, benchmark.paired
+revisions = benchmark.revisions
 Comparison = comparisons.Comparison
 protocol = importlib.import_module("benchmarks.protocol")
 measuring = importlib.import_module("measuring")  # as the workers import it
@@ -376,7 +380,8 @@ def test_autodiff_table():
 def test_autodiff_work_that_fails_is_not_repeated():
     jobs = []
 
-    def measure(job):
+    def measure(job, library):
+        assert library == "rljax"
         jobs.append((job["name"], job["seed"]))
         good = job["name"] == "good"
         return found((1.0, 1.0, 1.0), (1.0, 1.0, 1.0)) if good else {"note": "hang"}
@@ -385,8 +390,8 @@ def test_autodiff_work_that_fails_is_not_repeated():
     rows = list(comparisons.measure_all(works, 2, measure))
     assert jobs == [("bad", 0), ("good", 0), ("good", 1)]
     assert [row.failed for row in rows] == [True, True, *[False] * 4]
-    assert str(rows[0]) == "bad #0: a / b: hang"
-    assert str(rows[2]) == "good #0: a / b: 1.000"
+    assert str(rows[0]) == "bad rljax #0: a / b: hang"
+    assert str(rows[2]) == "good rljax #0: a / b: 1.000"
     line = comparisons.format_table(rows[:1]).splitlines()[1]
     assert " ".join(line.split()) == "bad a / b - <= 2 - - ms hang"
 
@@ -412,6 +417,10 @@ def test_autodiff_worker(unit, shape):
 def test_autodiff_compares_functions_of_equal_results():
     network, inputs = worker.make(small(PAIR))
     functions = worker.functions(network)
+    products = ("hvp", "gauss_newton_vp", "fisher_vp", "natural_gradient")
+    for name in products:
+        results = jax.eval_shape(functions.pop(name), inputs)
+        chex.assert_trees_all_equal_shapes(results, inputs.params)
     results = jax.jit(lambda x: {name: f(x) for name, f in functions.items()})(inputs)
     norms = results["norms vmap"]
     chex.assert_trees_all_close(results["norms"], norms, rtol=1e-4)
@@ -424,18 +433,36 @@ def test_autodiff_compares_functions_of_equal_results():
         chex.assert_trees_all_close(same, norms, rtol=1e-4)
     grad = results["value_and_grad"][1]
     chex.assert_trees_all_close(grad, results["grad"], rtol=1e-4, atol=1e-5)
-    for name in ("hvp", "gauss_newton_vp", "fisher_vp"):
-        chex.assert_trees_all_equal_shapes(results[name], inputs.params)
 
 
-def test_main_measures_autodiff(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    tiny = dataclasses.replace(autodiff.WORKS[0], batch=4, hidden_sizes=(8,), rounds=1)
+@pytest.fixture
+def tiny_autodiff(monkeypatch):
+    """The suite has one work, of one comparison and a small network."""
+    pair = Comparison("norms", "grad", "<= 0.7")
+    names = {"name": "tiny", "comparisons": (pair,), "hidden_sizes": (8,)}
+    times = {"batch": 4, "rounds": 1, "sample_s": 0.0}
+    tiny = dataclasses.replace(autodiff.WORKS[0], **names, **times)
     monkeypatch.setitem(benchmark.SUITES, "autodiff", (tiny,))
+
+
+def test_main_measures_autodiff(tmp_path, tiny_autodiff, monkeypatch, capsys):
+    results = []
+
+    def run_worker(python, script, job, timeout):
+        assert (python, script.name) == (sys.executable, "autodiff_worker.py")
+        monkeypatch.setattr(worker, "read_job", lambda: json.loads(json.dumps(job)))
+        worker.main()
+        return results[-1]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(worker, "print_result", results.append)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)  # before jax starts only
+    monkeypatch.setattr(benchmark, "run_worker", run_worker)
     benchmark.main(benchmark.Args(suite="autodiff", repeats=1))
     with (tmp_path / "runs" / "benchmark" / "autodiff.csv").open(newline="") as file:
-        first, second = csv.DictReader(file)
+        (first,) = csv.DictReader(file)
     assert set(first) == {f.name for f in dataclasses.fields(comparisons.Row)}
+    assert first["library"] == "rljax"
     assert (first["what"], first["against"]) == ("norms", "grad")
     assert float(first["ratio"]) > 0 and first["bar"] == "<= 0.7"
     printed = capsys.readouterr().out
@@ -448,10 +475,34 @@ def test_main_measures_autodiff(tmp_path, monkeypatch, capsys):
 # The suite meta.
 
 
+SMALL_A2C = agents.get("a2c").Config(num_envs=2, rollout_length=4, hidden_sizes=(8,))
+
+
+@functools.cache
+def untrained(agent, seed, number, *, trained=meta_worker.arguments.__wrapped__):
+    """Returns arguments as those that the worker trains, of random values."""
+    rng = np.random.default_rng(seed)
+
+    def random(path, like):
+        if "opt_state" in jax.tree_util.keystr(path):  # as at the start
+            return np.zeros(like.shape, like.dtype)
+        if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+            return jax.random.key(seed)
+        if jnp.issubdtype(like.dtype, jnp.floating):
+            return rng.random(like.shape, np.float32)
+        return rng.integers(2, size=like.shape).astype(like.dtype)
+
+    like = jax.eval_shape(lambda: trained(agent, seed, number)[1:])
+    state, rollout, key = jax.tree_util.tree_map_with_path(random, like)
+    window = state.window._replace(count=np.int32(number))  # full: there is a gradient
+    return SMALL_A2C, state._replace(window=window), rollout, key
+
+
 @pytest.fixture
 def small_a2c(monkeypatch):
-    config = agents.get("a2c").Config(num_envs=2, rollout_length=4, hidden_sizes=(8,))
-    monkeypatch.setattr(agents, "config_for", lambda agent, env: config)
+    """A small agent whose updates are there without its training."""
+    monkeypatch.setattr(agents, "config_for", lambda agent, env: SMALL_A2C)
+    monkeypatch.setattr(meta_worker, "arguments", untrained)
 
 
 def small_meta(*pairs, unit="ms"):
@@ -473,35 +524,59 @@ def test_meta_worker_knows_the_functions_of_all_works():
 
 
 def test_meta_step_is_that_of_the_iteration(small_a2c):
-    """And the update is the agent's own."""
     _, job = small_meta()
-    results = {}
-    for name in ("update", "meta-step K=2", "iteration K=2"):
-        function, arguments = meta_worker.find(job, name)
-        results[name] = jax.jit(function)(*arguments)
-    raw, opt_state, _ = results["meta-step K=2"]
-    new, _ = results["iteration K=2"]
+    meta_step, arguments = meta_worker.find(job, "meta-step K=2")
+    iteration, same = meta_worker.find(job, "iteration K=2")
+    assert same is arguments
+    both = jax.jit(lambda *x: (meta_step(*x), iteration(*x)))
+    (raw, opt_state, metrics), (new, _) = both(*arguments)
     chex.assert_trees_all_close((raw, opt_state), (new.raw, new.opt_state), rtol=1e-5)
-    assert raw["gamma"] != arguments[1].raw["gamma"]
-    assert len(arguments[1].window.keys) == 2  # K updates are there to be replayed
-    config, state, rollout, key = meta_worker.find(job, "update")[1]
+    gradient = metrics["meta_gamma_gradient"]
+    state = arguments[1]
+    assert raw["gamma"] != state.raw["gamma"]
+    assert gradient != 0 and np.isfinite(gradient)
+    assert len(state.window.keys) == 2  # K updates are there to be replayed
+
+
+@pytest.mark.slow
+def test_meta_arguments_come_from_training(small_a2c):
+    """Adds values: in the fast tests the training is only traced."""
+    train = untrained.__wrapped__.__kwdefaults__["trained"]
+    config, state, rollout, _ = train("a2c", 0, 2)
+    iterations = int(state.agent.step) // (config.num_envs * config.rollout_length)
+    assert state.window.count == iterations == 3  # the window of K = 2 is full
+    assert jnp.isfinite(state.raw["gamma"]) and jnp.any(state.window.keys != 0)
+    newest = jax.tree.map(lambda x: x[-1], state.window.rollouts)
+    chex.assert_trees_all_equal(rollout, newest)
+    chex.assert_tree_all_finite(rollout)
+
+
+def test_meta_suite_measures_the_agents_own_update(small_a2c):
+    """It returns the new state, so that its memory is counted."""
+    _, job = small_meta()
+    update, arguments = meta_worker.find(job, "update K=2")
     agent = agents.get("a2c").make(envs.make("CartPole-v1").spec)
-    want = jax.jit(agent.update)(config, state.agent, rollout, key)
-    chex.assert_trees_all_close(results["update"], want, rtol=1e-5)
+
+    def own(config, state, rollout, key):
+        return agent.update(config, state.agent, rollout, key)
+
+    jaxpr, new = jax.make_jaxpr(update, return_shape=True)(*arguments)
+    assert str(jaxpr) == str(jax.make_jaxpr(own)(*arguments))
+    size = sum(x.nbytes for x in jax.tree.leaves(arguments[1].agent))
+    returned = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(new))
+    assert size <= returned < 1.2 * size
 
 
-def test_meta_worker_counts_results_as_memory(small_a2c):
-    pair = Comparison("update", "update")
+def test_meta_worker_counts_results_as_memory():
+    x = jnp.ones((32, 32))
     values = []
     for unit in ("MB", protocol.WITH_RESULTS):
-        work, job = small_meta(pair, unit=unit)
-        find = functools.partial(meta_worker.find, job)
-        (row,) = comparisons.make_rows(work, 0, meta_worker.compare(job, find))
+        work, job = small_meta(Comparison("a", "a"), unit=unit)
+        found = meta_worker.compare(job, lambda name: (lambda x: x @ x @ x, (x,)))
+        (row,) = comparisons.make_rows(work, 0, found)
         assert row.ratio == 1 and row.suite == "meta" and row.unit == unit
         values.append(row.what_value)
-    _, state, _, _ = meta_worker.find(job, "update")[1]
-    size = sum(x.nbytes for x in jax.tree.leaves(state.agent)) / 1e6
-    assert size <= values[1] - values[0] < 1.2 * size
+    assert values[1] - values[0] == pytest.approx(x.nbytes / 1e6)
 
 
 # The suite td.
@@ -518,3 +593,241 @@ def test_replay_worker_counts_the_steps_of_its_loop(monkeypatch, capsys):
     replay_worker.main()
     result = json.loads(capsys.readouterr().out)
     assert result["steps"] == 50 and result["steps_per_s"] > 0
+
+
+# Another revision of this tree.
+
+
+def figures(*values, name="a ms", library="rljax", note=""):
+    return [
+        paired.Figure("w", name, library, turn, value, note)
+        for turn, value in enumerate(values)
+    ]
+
+
+def test_paired_table():
+    rows = [
+        *figures(2000.0, 300.0, 90.0, 8.0),
+        *figures(1000.0, 100.0, 45.0, library="rljax@abc"),  # the last did not finish
+        *figures(5.0, name="b ms"),
+        *figures(None, name="b ms", library="rljax@abc", note="hang"),
+    ]
+    header, first, second = paired.format_table(rows).splitlines()
+    assert " ".join(first.split()) == "w a ms 300 100 2.00 (2.00-3.00)"
+    assert " ".join(second.split()) == "w b ms - - - rljax@abc: hang"
+    end = header.index("this tree") + len("this tree")
+    assert end == first.index("300") + len("300")
+    reverse = [f._replace(turn=-f.turn) for f in rows[:4]]  # pairs are found by turn
+    assert paired.pairs([*reverse, *rows[4:7]]) == [(2000.0, 1000.0)]
+
+
+def test_figures_of_training():
+    turns = [("1M", 5.0, 2.0), ("1M@abc", 4.0, 8.0)]
+    rows = [make_row(name, 0, rate, cold) for name, rate, cold in turns]
+    table = paired.format_table([f for row in rows for f in row.figures])
+    assert [" ".join(line.split()) for line in table.splitlines()[1:]] == [
+        "w 1M steps/s 5 4 1.25 (1.25-1.25)",
+        "w 1M compile s 1.5 1.5 1.00 (1.00-1.00)",
+        "w 1M cold start s 2 8 0.25 (0.25-0.25)",
+    ]
+
+
+def test_figures_of_comparisons():
+    """Function b is measured in both comparisons: two pairs in every repeat."""
+    this = found((0.5, 1.0, 2.0), (0.5, 3.0, 6.0))
+    other = found((0.5, 4.0, 8.0), (0.5, 6.0, 8.0))
+    rows = [
+        *comparisons.make_rows(PAIR, 0, this),
+        *comparisons.make_rows(PAIR, 0, other, library="rljax@abc"),
+    ]
+    assert [row.library for row in rows] == 2 * ["rljax"] + 2 * ["rljax@abc"]
+    table = paired.format_table([f for row in rows for f in row.figures])
+    assert [" ".join(line.split()) for line in table.splitlines()[1:]] == [
+        "w a ms 1 4 0.25 (0.25-0.25)",
+        "w b ms 4 8 0.50 (0.25-0.75)",
+        "w c ms 3 6 0.50 (0.50-0.50)",
+    ]
+
+
+def test_trees_take_turns():
+    asked = []
+
+    def measure(work, library, repeat):
+        asked.append(library)
+        return {"steps_per_s": 1.0}
+
+    def compare(job, library):
+        asked.append(library)
+        return {"note": "hang"} if library == "rljax@abc" else found(*2 * [(1, 1, 1)])
+
+    work = dataclasses.replace(WORK, variants={"big": {}})
+    trees = ("", "@abc")
+    turns = ["rljax", "rljax@abc", "big", "big@abc"]
+    rows = benchmark.measure_all("td", [work], ("rljax",), 2, measure, trees)
+    assert [row.library for row in rows] == asked == 2 * turns
+    asked.clear()
+    rows = list(comparisons.measure_all([PAIR], 2, compare, ("rljax", "rljax@abc")))
+    assert asked == ["rljax", "rljax@abc"]  # nothing to pair the second repeat with
+    assert [row.failed for row in rows] == [False, False, True, True]
+
+
+def git(root, *command):
+    settings = ("user.name=A", "user.email=a@example.org", "commit.gpgsign=false")
+    options = [word for setting in settings for word in ("-c", setting)]
+    arguments = ["git", "-C", str(root), *options, *command]
+    done = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def write_package(root, text):
+    for part in ("rljax", "agents"):
+        (root / part).mkdir(exist_ok=True)
+        (root / part / "__init__.py").write_text(f"TEXT = {text!r}\n")
+
+
+def commit_all(root):
+    git(root, "add", ".")
+    git(root, "commit", "-q", "-m", "text")
+    return git(root, "rev-parse", "--short", "HEAD")
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A repository of two commits and a change; the script's, for the test."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)  # in a hook they name the repository of this file
+    root = tmp_path / "checkout"
+    root.mkdir()
+    git(root, "init", "-q")
+    (root / "README").write_text("no package yet")
+    commit_all(root)
+    for text in ("first", "second"):
+        write_package(root, text)
+        commit_all(root)
+    write_package(root, "uncommitted")
+    monkeypatch.setattr(benchmark, "ROOT", root)
+    return root
+
+
+def test_workers_measure_their_own_tree(checkout, tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(SCRIPTS / 'benchmarks')!r})\n"
+        "import protocol, rljax, rljax.agents\n"
+        "texts = [rljax.TEXT, rljax.agents.TEXT]\n"
+        "protocol.print_result({'texts': texts})\n"
+    )
+    first = git(checkout, "rev-parse", "--short", "HEAD~1")
+    texts, wrong = {}, None
+    with benchmark.open_trees("HEAD~1") as trees:
+        for suffix, tree in trees.items():
+            result = benchmark.run_in(tree, sys.executable, script, {}, 20.0)
+            texts[suffix] = result["texts"]
+        this, other = trees.values()
+        wrong = revisions.checked(result, this)
+        assert revisions.checked(result, other) == result
+    assert texts == {"": 2 * ["uncommitted"], f"@{first}": 2 * ["first"]}
+    assert set(wrong) == {"note"} and str(other / "rljax") in wrong["note"]
+    assert not this.exists() and not other.exists()
+    assert len(git(checkout, "worktree", "list").splitlines()) == 1
+
+
+def test_a_worker_must_import_rljax_from_its_tree_alone(tmp_path, monkeypatch):
+    strange = {"imported_from": ["/elsewhere/rljax"]}
+    monkeypatch.setattr(benchmark, "run_worker", lambda *_, environ: strange)
+    result = benchmark.run_in(tmp_path, sys.executable, SCRIPTS, {}, 1.0)
+    assert set(result) == {"note"} and "/elsewhere/rljax" in result["note"]
+    note = {"note": "hang"}
+    assert revisions.checked(note, tmp_path) == note
+    nowhere = revisions.checked({"imported_from": []}, tmp_path)
+    assert "imported from nowhere" in nowhere["note"]
+    folders = [str(tmp_path / "rljax"), "/elsewhere/agents"]
+    mixed = revisions.checked({"imported_from": folders}, tmp_path)
+    assert set(mixed) == {"note"} and "/elsewhere/agents" in mixed["note"]
+
+
+def test_environment_keeps_the_path_of_this_process(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    assert revisions.environ(SCRIPTS) == {"PYTHONPATH": f"{SCRIPTS}{os.pathsep}/mine"}
+    monkeypatch.delenv("PYTHONPATH")
+    assert revisions.environ(SCRIPTS) == {"PYTHONPATH": str(SCRIPTS)}
+
+
+@pytest.mark.parametrize(
+    ("revision", "message"),
+    [("nope", "no such revision"), ("--help", "no such"), ("HEAD~2", "no package rl")],
+)
+def test_against_what_is_no_revision(checkout, revision, message):
+    with pytest.raises(SystemExit, match=f"--against .*: .*{message}"):
+        benchmark.main(benchmark.Args(against=revision))
+
+
+def test_against_needs_git_alone(checkout, tmp_path, monkeypatch):
+    python = pathlib.Path(sys.executable)
+    with pytest.raises(SystemExit, match="--against measures no peers"):
+        benchmark.main(benchmark.Args(against="HEAD", peers_python=python))
+    monkeypatch.setattr(benchmark, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with pytest.raises(SystemExit, match="--against HEAD: fatal: not a git repository"):
+        benchmark.main(benchmark.Args(against="HEAD"))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit, match="--against HEAD: git is not installed"):
+        benchmark.main(benchmark.Args(against="HEAD"))
+
+
+def test_main_measures_against_a_revision(checkout, tmp_path, monkeypatch, capsys):
+    old_fails = False
+
+    def run_worker(python, script, job, timeout, *, environ):
+        assert (python, script.name) == (pathlib.Path(sys.executable), name)
+        tree = pathlib.Path(environ["PYTHONPATH"].split(os.pathsep)[0])
+        old = "first" in (tree / "rljax" / "__init__.py").read_text()
+        if old and old_fails:
+            return {"note": "failed: exit status 1: no"}
+        rate = 100.0 if old else 300.0
+        times = {"steps_per_s": rate, "cold_start_s": 1.0, "compile_s": 0.5}
+        return times | {"imported_from": [str(tree / "rljax")]}
+
+    name = "rljax_worker.py"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(benchmark, "run_worker", run_worker)
+    monkeypatch.setattr(benchmark, "peers_python", lambda args: pytest.fail("built"))
+    args = benchmark.Args(only=("ppo-4",), repeats=2, against="HEAD~1")
+    benchmark.main(args)
+    commit = git(checkout, "rev-parse", "--short", "HEAD~1")
+    path = tmp_path / "runs" / "benchmark" / f"speed-against-{commit}.csv"
+    with path.open(newline="") as file:
+        libraries = [row["library"] for row in csv.DictReader(file)]
+    assert libraries == 2 * ["rljax", f"rljax@{commit}"]
+    assert "3.00 (3.00-3.00)" in capsys.readouterr().out
+    old_fails = True
+    with pytest.raises(SystemExit) as error:
+        benchmark.main(args)
+    assert error.value.code == 1
+    assert f"rljax@{commit}: failed: exit status 1: no" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_main_measures_gradients_against_a_revision(
+    checkout, tmp_path, tiny_autodiff, monkeypatch
+):
+    """Adds real processes: they import rljax from both trees and call jitted code."""
+    for part in ("rljax", "agents"):
+        shutil.copytree(SCRIPTS.parent / part, checkout / part, dirs_exist_ok=True)
+    commit = commit_all(checkout)
+    out = tmp_path / "autodiff.csv"
+    args = benchmark.Args(suite="autodiff", repeats=1, against="HEAD", out=out)
+    benchmark.main(args)
+    with out.open(newline="") as file:
+        this, other = csv.DictReader(file)
+    assert (this["library"], other["library"]) == ("rljax", f"rljax@{commit}")
+    assert float(this["what_value"]) > 0 and float(other["what_value"]) > 0
+    (checkout / "rljax" / "autodiff" / "__init__.py").write_text("1 / 0\n")
+    commit = commit_all(checkout)
+    shutil.copytree(SCRIPTS.parent / "rljax", checkout / "rljax", dirs_exist_ok=True)
+    with pytest.raises(SystemExit):
+        benchmark.main(dataclasses.replace(args, against="HEAD"))
+    with out.open(newline="") as file:
+        this, other = csv.DictReader(file)
+    assert float(this["what_value"]) > 0 and other["what_value"] == ""
+    assert "ZeroDivisionError" in other["note"]

@@ -5,7 +5,8 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from . import report
+from . import paired, report
+from .works import RLJAX
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Row:
 
     suite: str
     work: str
+    library: str  # rljax, or rljax@HASH for another revision
     what: str
     against: str
     repeat: int
@@ -50,16 +52,36 @@ class Row:
     def __str__(self) -> str:
         """The line that tells of progress."""
         found = self.note if self.ratio is None else f"{self.ratio:.3f}"
-        return f"{self.work} #{self.repeat}: {self.what} / {self.against}: {found}"
+        compared = f"{self.what} / {self.against}"
+        return f"{self.work} {self.library} #{self.repeat}: {compared}: {found}"
+
+    @property
+    def figures(self) -> tuple[paired.Figure, ...]:
+        """Both absolute numbers, to be paired with those of another tree."""
+        sides = ((self.what, self.what_value), (self.against, self.against_value))
+        return tuple(
+            paired.Figure(
+                work=self.work,
+                name=f"{function} {self.unit}",
+                library=self.library,
+                turn=(self.repeat, self.what, self.against),
+                value=value,
+                note=self.note,
+            )
+            for function, value in sides
+        )
 
 
-def make_rows(work: Any, repeat: int, result: dict[str, Any]) -> list[Row]:
+def make_rows(
+    work: Any, repeat: int, result: dict[str, Any], library: str = RLJAX
+) -> list[Row]:
     """Returns the result of a worker as rows, one per comparison."""
     found = result.get("measurements", [{}] * len(work.comparisons))
     return [
         Row(
             suite=work.suite,
             work=work.name,
+            library=library,
             what=comparison.what,
             against=comparison.against,
             repeat=repeat,
@@ -77,21 +99,26 @@ def make_rows(work: Any, repeat: int, result: dict[str, Any]) -> list[Row]:
 def measure_all(
     works: Sequence[Any],
     repeats: int,
-    measure: Callable[[dict[str, Any]], dict[str, Any]],
+    measure: Callable[[dict[str, Any], str], dict[str, Any]],
+    libraries: Sequence[str] = (RLJAX,),
 ) -> Iterator[Row]:
-    """Yields the rows of all works.
+    """Yields the rows of all works, the libraries taking turns.
 
     Args:
       works: of the suite `autodiff` or `meta`.
-      repeats: processes for each work.
-      measure: `job -> result` of one worker. A work that fails or hangs is not
-        repeated.
+      repeats: processes for each work and library.
+      measure: `(job, library) -> result` of one worker. A work that fails or hangs is
+        not repeated.
+      libraries: rljax, and rljax@HASH for another revision.
     """
     for work in works:
         for repeat in range(repeats):
-            result = measure(dataclasses.asdict(work) | {"seed": repeat})
-            rows = make_rows(work, repeat, result)
-            yield from rows
+            job = dataclasses.asdict(work) | {"seed": repeat}
+            rows = []
+            for library in libraries:
+                new = make_rows(work, repeat, measure(job, library), library)
+                yield from new
+                rows += new
             if any(row.failed for row in rows):
                 break
 

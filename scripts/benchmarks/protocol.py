@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -24,15 +24,28 @@ WITH_RESULTS = "MB with results"  # the unit of memory that counts what is retur
 
 
 def run_worker(
-    python: str | pathlib.Path, script: pathlib.Path, job: Job, timeout: float
+    python: str | pathlib.Path,
+    script: pathlib.Path,
+    job: Job,
+    timeout: float,
+    *,
+    environ: Mapping[str, str] | None = None,
 ) -> Result:
     """Runs one worker to its end.
+
+    Args:
+      python: the interpreter.
+      script: the worker.
+      job: what it is asked to do.
+      timeout: seconds after which it counts as hung and is killed.
+      environ: environment variables, beside those of this process.
 
     Returns: the result of the worker, or only a `note` that says what went wrong.
     """
     hidden = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
-    environ = {k: v for k, v in os.environ.items() if k not in hidden}
-    environ["JAX_TRACEBACK_FILTERING"] = "off"  # its note would be the last line
+    variables = {k: v for k, v in os.environ.items() if k not in hidden}
+    variables["JAX_TRACEBACK_FILTERING"] = "off"  # its note would be the last line
+    variables |= environ or {}
     argument = json.dumps(job | {"start": time.time()})
     try:
         done = subprocess.run(
@@ -40,7 +53,7 @@ def run_worker(
             capture_output=True,
             text=True,
             timeout=timeout,  # kills this process and no other
-            env=environ,
+            env=variables,
         )
     except subprocess.TimeoutExpired:
         return {"note": f"hang: no result after {timeout:g} s"}
@@ -158,6 +171,16 @@ def result(
     }
 
 
+def imported_from() -> list[str]:
+    """Returns the folders from which modules of rljax were imported."""
+    files = [
+        getattr(module, "__file__", None) or "built in"
+        for name, module in sys.modules.items()
+        if name.partition(".")[0] == "rljax"
+    ]
+    return sorted({str(pathlib.Path(file).parent) for file in files})
+
+
 def print_result(values: Result) -> None:
     """Prints the line that the parent reads: the last of the standard output."""
-    print(json.dumps(values), flush=True)
+    print(json.dumps(values | {"imported_from": imported_from()}), flush=True)
