@@ -1,5 +1,6 @@
 """Derivatives of expectations: exact sums where possible, else five standard errors."""
 
+import functools
 import itertools
 
 import jax
@@ -42,12 +43,15 @@ def test_bernoulli(theta, first, second, wrong, x64):
 
     dice = expectation(lambda log_prob, a: a * magic_box(log_prob))
     surrogate = expectation(lambda log_prob, a: a * log_prob)
-    np.testing.assert_allclose(dice(theta), jax.nn.sigmoid(theta), rtol=1e-15)
-    for objective in (dice, surrogate):
-        np.testing.assert_allclose(jax.grad(objective)(theta), first, atol=5e-7)
-    for objective, expected in ((dice, second), (surrogate, wrong)):
-        derivative = jax.grad(jax.grad(objective))(theta)
-        np.testing.assert_allclose(derivative, expected, atol=5e-7)
+
+    @jax.jit
+    def derivatives(x):
+        return dice(x), [(jax.grad(f)(x), jax.hessian(f)(x)) for f in (dice, surrogate)]
+
+    value, (of_dice, of_surrogate) = derivatives(theta)
+    np.testing.assert_allclose(value, 1 / (1 + np.exp(-theta)), rtol=1e-15)
+    np.testing.assert_allclose(of_dice, (first, second), atol=5e-7)
+    np.testing.assert_allclose(of_surrogate, (first, wrong), atol=5e-7)
 
 
 class TwoSteps:
@@ -151,22 +155,50 @@ def test_loaded_dice_gives_the_exact_derivatives_of_the_return(two_steps, x64):
     np.testing.assert_allclose(hessian, two_steps.hessian(), atol=1e-9)
 
 
-@pytest.mark.parametrize("lambda_", [0.0, 0.3])
-def test_lambda_of_loaded_dice(lambda_):
-    """By hand: three steps, whose log-probabilities are theta, 2 theta, 4 theta."""
-    w, adv = np.array([1.0, 0.5, 0.0]), np.array([1.0, -3.0, 7.0])
-    discounts = jnp.array([0.5, 0.0, 0.9])  # step 2 comes after the end
+SLOPES, ADVANTAGES = np.array([1.0, 2.0, 4.0]), np.array([1.0, -3.0, 7.0])
 
-    def objective(x):
-        log_probs = x * jnp.array([1.0, 2.0, 4.0])
-        return loaded_dice_objective(log_probs, jnp.asarray(adv), discounts, lambda_)
 
+@jax.jit
+def derivatives_of_loaded_dice(discounts, lambda_):
+    """First and second in theta at -0.5, and d/d lambda of both."""
+
+    def objective(theta, lambda_):
+        return loaded_dice_objective(theta * SLOPES, ADVANTAGES, discounts, lambda_)
+
+    def derivatives(lambda_):
+        first = jax.grad(objective)
+        return first(-0.5, lambda_), jax.grad(first)(-0.5, lambda_)
+
+    return jax.jvp(derivatives, (lambda_,), (1.0,))
+
+
+def loaded_dice_by_hand(discounts, lambda_):
+    """Of three steps, whose log-probabilities are theta, 2 theta, 4 theta."""
+    weights = np.array([1.0, discounts[0], discounts[0] * discounts[1]])
     before = np.array([0.0, lambda_ * 1, lambda_ * (lambda_ * 1 + 2)])
-    after = before + [1.0, 2.0, 4.0]
-    first = np.sum(w * adv * (after - before))
-    second = np.sum(w * adv * (after**2 - before**2))
-    np.testing.assert_allclose(jax.grad(objective)(-0.5), first, rtol=1e-6)
-    np.testing.assert_allclose(jax.grad(jax.grad(objective))(-0.5), second, rtol=1e-6)
+    after = before + SLOPES
+    first = np.sum(weights * ADVANTAGES * (after - before))
+    return np.array([first, np.sum(weights * ADVANTAGES * (after**2 - before**2))])
+
+
+@pytest.mark.parametrize(
+    "discounts",
+    [[0.5, 0.0, 0.9], [0.5, 0.8, 0.9]],
+    ids=["over after two steps", "going on"],
+)
+@pytest.mark.parametrize("lambda_", [0.0, 0.3])
+def test_lambda_of_loaded_dice(lambda_, discounts, x64):
+    derivatives, _ = derivatives_of_loaded_dice(np.array(discounts), lambda_)
+    expected = loaded_dice_by_hand(discounts, lambda_)
+    np.testing.assert_allclose(derivatives, expected, rtol=1e-12)
+
+
+def test_derivative_in_the_lambda_of_loaded_dice(x64):
+    """0 of the first derivative in theta, which does not depend on lambda."""
+    discounts, lambda_, h = [0.5, 0.8, 0.9], 0.3, 1e-5
+    _, slopes = derivatives_of_loaded_dice(np.array(discounts), lambda_)
+    up, down = (loaded_dice_by_hand(discounts, lambda_ + s) for s in (h, -h))
+    np.testing.assert_allclose(slopes, (up - down) / (2 * h), rtol=1e-8, atol=1e-9)
 
 
 def test_dice_keeps_the_discount_alive(two_steps, x64):
@@ -196,19 +228,39 @@ def test_dice_keeps_the_discount_alive(two_steps, x64):
 
 def test_a_zero_discount_ends_the_episode():
     """And has a finite derivative of its own."""
-    log_probs, rewards = jnp.log(jnp.array([0.5, 0.5, 0.5])), jnp.array([1.0, 2.0, 9.0])
-    discounts = jnp.array([0.5, 0.0, 0.0])
-    value, (g, g_discounts) = jax.value_and_grad(dice_objective, (0, 2))(
-        log_probs, rewards, discounts
-    )
+    log_probs, rewards = np.log(np.float32([0.5] * 3)), np.float32([1.0, 2.0, 9.0])
+    value_and_grad = jax.jit(jax.value_and_grad(dice_objective, (0, 2)))
+    discounts = np.float32([0.5, 0.0, 0.0])
+    value, (g, g_discounts) = value_and_grad(log_probs, rewards, discounts)
     assert value == 2.0
     np.testing.assert_array_equal(g, [2.0, 1.0, 0.0])
     np.testing.assert_array_equal(g_discounts, [2.0, 4.5, 0.0])
 
 
+def test_variance_is_unbiased(x64):
+    """Of three samples, by the mean of their squares."""
+
+    def estimator(params, key):
+        x = params * jax.random.normal(key)
+        return {"x": x, "square": x**2}
+
+    table = variance_table({"it": estimator}, 2.0, jax.random.key(0), 3)["it"]
+    mean, square = float(table["mean"]["x"]), float(table["mean"]["square"])
+    expected = (square - mean**2) * 3 / 2
+    np.testing.assert_allclose(table["variance"]["x"], expected, rtol=1e-12)
+
+
+def table_of(estimators, params, num_samples):
+    """`variance_table` in numpy, compiled as one."""
+    table = jax.jit(lambda key: variance_table(estimators, params, key, num_samples))(
+        jax.random.key(0)
+    )
+    return jax.tree.map(np.asarray, table)
+
+
 def test_score_function_and_pathwise():
     """Of a Gaussian: E (x^2 + 10) = mean^2 + std^2 + 10."""
-    params = {"mean": jnp.float32(0.5), "log_std": jnp.float32(-0.2)}
+    params = {"mean": np.float32(0.5), "log_std": np.float32(-0.2)}
 
     def sample(params, key):
         return params["mean"] + jnp.exp(params["log_std"]) * jax.random.normal(key)
@@ -227,19 +279,13 @@ def test_score_function_and_pathwise():
 
         return estimator
 
-    table = variance_table(
-        {
-            "score": score(0.0),
-            "baseline": score(10.0),
-            "leave_one_out": score("leave_one_out"),
-            "pathwise": lambda params, key: pathwise_gradient(
-                sample, f, params, key, 4
-            ),
-        },
-        params,
-        jax.random.key(0),
-        20_000,
-    )
+    estimators = {
+        "score": score(0.0),
+        "baseline": score(10.0),
+        "leave_one_out": score("leave_one_out"),
+        "pathwise": lambda params, key: pathwise_gradient(sample, f, params, key, 4),
+    }
+    table = table_of(estimators, params, 20_000)
     exact = {"mean": 1.0, "log_std": 2 * np.exp(-0.4)}
     for name, row in table.items():
         for k, expected in exact.items():
@@ -255,35 +301,38 @@ def test_score_function_and_pathwise():
 
 def outcomes(kind):
     if kind == "categorical":
-        return jnp.eye(3)
-    return jnp.array(list(itertools.product((0.0, 1.0), repeat=3)))
+        return np.eye(3)
+    return np.array(list(itertools.product((0.0, 1.0), repeat=3)))
 
 
-W = jnp.array([2.0, 1.0, 0.5])
+W = np.float32([2.0, 1.0, 0.5])
 
 
 def f(b):
     """Neither linear nor separable, and with a mean that costs variance."""
-    d = b - jnp.array([0.45, 0.1, 0.8])
-    return 2 + jnp.sum(d**2) + 2 * b[0] * b[1] - 1.5 * b[2]
+    d = b - np.float32([0.45, 0.1, 0.8])
+    return 2 + (d**2).sum() + 2 * b[0] * b[1] - 1.5 * b[2]
 
 
-def exact_gradient(kind, logits):
+def exact_gradient(kind, logits, h=1e-5):
+    """By central differences of the sum over outcomes."""
+    values = np.array([f(b) for b in outcomes(kind).astype(float)])
+
     def expectation(logits):
         if kind == "categorical":
-            p = jax.nn.softmax(logits)
-        else:
-            signs = 2 * outcomes(kind) - 1
-            p = jnp.prod(jax.nn.sigmoid(signs * logits), axis=1)
-        return p @ jax.vmap(f)(outcomes(kind))
+            return oracles.softmax(logits) @ values
+        signs = 2 * outcomes(kind) - 1
+        return np.prod(1 / (1 + np.exp(-signs * logits)), axis=1) @ values
 
-    return jax.grad(expectation)(logits)
+    moves = h * np.eye(3)
+    up, down = ([expectation(logits + s * m) for m in moves] for s in (1, -1))
+    return np.subtract(up, down) / (2 * h)
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "categorical"])
 def test_rebar_and_relax(kind):
     """Unbiased whatever the surrogate; with a good one less variable than without."""
-    logits, n = jnp.array([0.3, -0.5, 1.0]), 20_000
+    logits, n = np.float32([0.3, -0.5, 1.0]), 20_000
 
     def relax(surrogate):
         return lambda logits, key: relax_gradient(key, logits, f, surrogate, kind=kind)
@@ -299,12 +348,12 @@ def test_rebar_and_relax(kind):
     biased = {"gumbel_1": gumbel(1.0), "gumbel_.1": gumbel(0.1)}
     if kind == "bernoulli":
         biased = {}
-    table = variance_table(estimators | biased, logits, jax.random.key(0), n)
-    exact = exact_gradient(kind, logits)
+    table = table_of(estimators | biased, logits, n)
+    exact = exact_gradient(kind, logits.astype(float))
     z = {k: (t["mean"] - exact) / np.sqrt(t["variance"] / n) for k, t in table.items()}
     for name in estimators:
         assert np.max(np.abs(z[name])) < 5, name
-    total = {name: float(jnp.sum(row["variance"])) for name, row in table.items()}
+    total = {name: float(np.sum(row["variance"])) for name, row in table.items()}
     assert total["rebar"] < 0.7 * total["score"]
     if biased:  # the test can see a bias; a low temperature has variance instead
         assert np.max(np.abs(z["gumbel_1"])) > 5
@@ -313,33 +362,42 @@ def test_rebar_and_relax(kind):
 
 @pytest.mark.parametrize("kind", ["bernoulli", "categorical"])
 def test_variance_of_relax_has_a_gradient_in_its_surrogate(kind, x64):
-    logits, keys = jnp.array([0.3, -0.5, 1.0]), jax.random.split(jax.random.key(1), 16)
+    logits, h = np.array([0.3, -0.5, 1.0]), 1e-6
 
-    def second_moment(scale, temperature):
-        surrogate = rebar_surrogate(f, temperature, scale, kind=kind)
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(0, None))
+    @jax.value_and_grad
+    def second_moment(x, key):
+        surrogate = rebar_surrogate(f, x["temperature"], x["scale"], kind=kind)
+        keys = jax.random.split(key, 16)
         g = jax.vmap(lambda k: relax_gradient(k, logits, f, surrogate, kind=kind))(keys)
         return jnp.mean(jnp.sum(g**2, axis=1))
 
-    second_moment, h = jax.jit(second_moment), 1e-6
-    gradient = jax.grad(second_moment, (0, 1))(0.8, 0.6)
-    differences = (
-        second_moment(0.8 + h, 0.6) - second_moment(0.8 - h, 0.6),
-        second_moment(0.8, 0.6 + h) - second_moment(0.8, 0.6 - h),
-    )
-    np.testing.assert_allclose(gradient, np.array(differences) / (2 * h), rtol=1e-6)
+    scale = 0.8 + h * np.array([0, 1, -1, 0, 0])
+    temperature = 0.6 + h * np.array([0, 0, 0, 1, -1])
+    x = {"scale": scale, "temperature": temperature}
+    values, gradients = jax.tree.map(np.asarray, second_moment(x, jax.random.key(1)))
+    differences = {
+        "scale": (values[1] - values[2]) / (2 * h),
+        "temperature": (values[3] - values[4]) / (2 * h),
+    }
+    for name, expected in differences.items():
+        np.testing.assert_allclose(gradients[name][0], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "categorical"])
 def test_relax_is_finite_for_nearly_certain_samples(kind):
-    logits, keys = (
-        jnp.array([80.0, -80.0, 0.0]),
-        jax.random.split(jax.random.key(0), 99),
-    )
+    logits = np.float32([80.0, -80.0, 0.0])
     surrogate = rebar_surrogate(f, 0.1, kind=kind)
-    g = jax.jit(jax.vmap(lambda k: relax_gradient(k, logits, f, surrogate, kind=kind)))(
-        keys
-    )
-    assert np.all(np.isfinite(g))
+
+    @jax.jit
+    def gradients(key):
+        keys = jax.random.split(key, 99)
+        return jax.vmap(lambda k: relax_gradient(k, logits, f, surrogate, kind=kind))(
+            keys
+        )
+
+    assert np.all(np.isfinite(gradients(jax.random.key(0))))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
@@ -357,7 +415,8 @@ def test_dtypes_stay(dtype, x64):
 
 
 def test_refuses():
-    x, n, key = jnp.ones(2), jnp.arange(2), jax.random.key(0)
+    x, n = np.ones(2, np.float32), np.arange(2, dtype=np.int32)
+    key = jax.random.key(0)
 
     def log_prob(params, x):
         return -((x - params) ** 2)
@@ -376,7 +435,7 @@ def test_refuses():
         ),
         (r"baselines float32\[\]", lambda: dice_objective(x, x, 1.0, x[0])),
         (r"T > 0, got .*\[0\]", lambda: dice_objective(x[:0], x[:0], 1.0)),
-        (r"T=2, got \(3,\)", lambda: dice_objective(x, x, jnp.ones(3))),
+        (r"T=2, got \(3,\)", lambda: dice_objective(x, x, np.ones(3))),
         (r"advantages int32", lambda: loaded_dice_objective(x, n, 1.0)),
         (r"lambda_: .*\(2,\)", lambda: loaded_dice_objective(x, x, 1.0, x)),
         (r"N > 0, got \[\(\)\]", lambda: score(1.0)),
@@ -406,4 +465,4 @@ def test_refuses():
         ("num_samples=1", lambda: variance_table({}, 1.0, key, 1)),
     ):
         with pytest.raises(ValueError, match=match):
-            call()
+            jax.eval_shape(call)  # compiles nothing

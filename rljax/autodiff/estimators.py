@@ -158,6 +158,9 @@ def loaded_dice_objective(
         before = lambda_ * v
         return before + log_prob, before
 
+    # Of value 0, so that lambda has the derivative of a factor: magic boxes would count
+    # lambda times a value as a log-probability that depends on lambda.
+    log_probs = log_probs - jax.lax.stop_gradient(log_probs)
     _, before = jax.lax.scan(step, jnp.zeros_like(log_probs[0]), log_probs)
     factors = magic_box(before + log_probs) - magic_box(before)
     return jnp.sum(weights * factors * advantages)
