@@ -70,7 +70,11 @@ def combinations(vary: tuple[str, ...], config: Any) -> tuple[list[str], np.ndar
 
 
 def report(
-    names: list[str], grid: np.ndarray, returns: np.ndarray, out: Path | None
+    names: list[str],
+    grid: np.ndarray,
+    returns: np.ndarray,
+    first_seed: int,
+    out: Path | None,
 ) -> None:
     """Print the combinations `[C, names]` by mean of `returns` `[C, S]`, best first."""
     order = np.argsort(-returns.mean(axis=1))
@@ -85,7 +89,7 @@ def report(
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow([*names, "seed", "return"])
             for i, j in itertools.product(order, range(returns.shape[1])):
-                writer.writerow([*grid[i], j, returns[i, j]])
+                writer.writerow([*grid[i], first_seed + j, returns[i, j]])
         print(f"all runs: {out}")
 
 
@@ -118,7 +122,8 @@ def main() -> None:
     values = jnp.repeat(jnp.asarray(grid, jnp.float32), options.seeds, axis=0)
     keys = jnp.tile(run.keys(), len(grid))
     returns = np.asarray(run.map_runs(one)(values, keys)).mean(axis=1)
-    report(names, grid, returns.reshape(len(grid), options.seeds), options.out)
+    returns = returns.reshape(len(grid), options.seeds)
+    report(names, grid, returns, options.seed, options.out)
     steps = (
         len(values) * train.num_iterations(config) * train.steps_per_iteration(config)
     )
