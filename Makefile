@@ -2,14 +2,27 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# As many workers as cores and memory allow; each keeps to a stretch of the tests, whose
+# neighbours share compiled programs.
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: train test lint
+.PHONY: train test test-slow mutants check lint
 
 train: $(VENV)/.train
 	$(BIN)/python scripts/train.py ppo --env CartPole-v1 --seeds 4
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST)
+
+test-slow: $(VENV)/.test
+	$(PYTEST) -m slow
+
+mutants: $(VENV)/.test
+	$(BIN)/python tests/mutants/run.py
+
+check: lint
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python tests/changed.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -1,13 +1,23 @@
 """Strictness, and the small training problem that several files share."""
 
+import ctypes
 import functools
+import gc
 import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+# The tests' time is that of compiling. A third is saved without LLVM's optimisations,
+# half of the rest by the older, simpler code for fusions, a fifth by compiling whole.
+# This comes before gymnax: its import starts JAX's backend, which reads these once.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,10 +26,39 @@ from rljax.types import Agent, Box, Rollout, Simulation, Spec
 
 from .agent_case import CONTINUOUS_ONLY, N, T, observe_and_update
 
-# The tests' time is that of compiling: a third less without LLVM's optimisations, and
-# half of what is left with the older, simpler code for fusions.
-FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", FAST)
+PROCESS = Path("/proc/self/statm")  # Linux
+
+
+def pytest_xdist_auto_num_workers():
+    """As many workers as cores, each with 2 GB of the memory that is available."""
+    return max(1, min(len(available_cores()), int(available_bytes() // 2e9)))
+
+
+def available_cores():
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return range(os.cpu_count() or 1)
+
+
+def available_bytes():
+    """Memory to be had without swapping; a container may have less than its host."""
+    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if not meminfo.exists():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    rows = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    free = 1024 * int(rows["MemAvailable"].split()[0])
+    if limit.exists() and limit.read_text().strip() != "max":
+        free = min(free, int(limit.read_text()))
+    return free
+
+
+def resident_bytes():
+    return int(PROCESS.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def num_mappings():
+    return PROCESS.with_name("maps").read_bytes().count(b"\n")
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +72,18 @@ def strict_keys():
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_memory_maps():
-    """Compiled programs go before a worker has all the mappings that Linux allows.
+@pytest.fixture(autouse=True)
+def bounded_memory():
+    """Compiled programs go before a worker has 2 GB, or all mappings that Linux allows.
 
-    Each takes ten or so of 65530; the whole suite in two workers would need more, and
-    then XLA crashes.
+    A program takes about a megabyte and ten of the 65530 mappings; without more of
+    these XLA crashes.
     """
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
+    if PROCESS.exists() and (resident_bytes() > 1.3e9 or num_mappings() > 25_000):
         jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system
 
 
 @pytest.fixture
@@ -182,27 +222,35 @@ def rollout(case, state):
     going_on = ~(terminated | truncated)[:-1]
     next_obs[:-1][going_on] = obs[1:][going_on]
     if isinstance(spec.action, Box):
-        action = jnp.array(rng.uniform(-1, 1, (T, N, *spec.action.shape)), jnp.float32)
+        action = rng.uniform(-1, 1, (T, N, *spec.action.shape)).astype(np.float32)
     else:
-        action = jnp.array(rng.integers(spec.action.num_actions, size=(T, N)))
+        action = rng.integers(spec.action.num_actions, size=(T, N), dtype=np.int32)
     act = functools.partial(case.agent.act, explore=True)
     memory = case.agent.memory(case.config, N)
     key = jax.random.key(0)
     *_, extras = jax.eval_shape(act, case.config, state, memory, obs[0], key)
     simulation = ()
     if case.agent.simulates:
-        start, _ = case.env.reset(jax.random.key(1), N)
-        simulation = Simulation(case.env, start, case.env.draw(key, T, N))
-    return Rollout(
-        obs=jnp.array(obs, jnp.float32),
+        start, noise = jax.jit(start_and_noise)(case.env, key)
+        simulation = Simulation(case.env, start, noise)
+    rollout = Rollout(
+        obs=obs.astype(np.float32),
         action=action,
-        reward=jnp.array(rng.normal(size=(T, N)), jnp.float32),
-        terminated=jnp.array(terminated),
-        truncated=jnp.array(truncated),
-        next_obs=jnp.array(next_obs, jnp.float32),
-        extras=jax.tree.map(lambda x: jnp.full((T, *x.shape), -0.693), extras),
+        reward=rng.normal(size=(T, N)).astype(np.float32),
+        terminated=terminated,
+        truncated=truncated,
+        next_obs=next_obs.astype(np.float32),
+        extras=jax.tree.map(
+            lambda x: np.full((T, *x.shape), -0.693, np.float32), extras
+        ),
         memory=jax.tree.map(
-            lambda x: jnp.array(rng.normal(size=(T, *x.shape)), x.dtype), memory
+            lambda x: rng.normal(size=(T, *x.shape)).astype(x.dtype), memory
         ),
         simulation=simulation,
     )
+    return jax.device_put(rollout)  # compiles nothing
+
+
+def start_and_noise(env, key):
+    start, _ = env.reset(key, N)
+    return start, env.draw(key, T, N)

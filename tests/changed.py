@@ -1,0 +1,122 @@
+"""Run the tests of what changed since the last commit.
+
+    make check
+    python tests/changed.py HEAD~3       # since another commit
+
+A module's tests are in the file of its name, or else in those that import from its
+folder. A loss or an agent has rows in the tables that sweep over all of them, too. What
+all agents share is tried on `ppo` and `dqn`.
+"""
+
+import ast
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterable
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TESTS = ROOT / "tests"
+OVER_AGENTS = ("test_agents.py", "test_train.py", "test_probes.py")
+BOTH_KINDS = ("ppo", "dqn")  # on-policy, and with a replay
+
+
+def changed_files(commit: str) -> list[pathlib.PurePath]:
+    """Returns Python files that differ from a commit or are new, and still exist."""
+    lists = (
+        ["git", "diff", "--name-only", "--relative", commit],
+        ["git", "ls-files", "--others", "--exclude-standard"],
+    )
+    names = [
+        name
+        for command in lists
+        for name in subprocess.run(
+            command, cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+    ]
+    paths = [pathlib.PurePath(name) for name in dict.fromkeys(names)]
+    return [path for path in paths if path.suffix == ".py" and (ROOT / path).exists()]
+
+
+def functions(path: pathlib.PurePath) -> list[str]:
+    """Returns the names of the public functions of a file."""
+    tree = ast.parse((ROOT / path).read_text())
+    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return [name for name in names if not name.startswith("_")]
+
+
+def imports(path: pathlib.Path, module: str) -> bool:
+    """Returns whether a test file imports a module, given by its last name."""
+    return any(
+        module in (*(node.module or "").split("."), *(name.name for name in node.names))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+    )
+
+
+def importing(module: str) -> list[str]:
+    """Returns the test files that import a module."""
+    return [
+        path.name for path in sorted(TESTS.glob("test_*.py")) if imports(path, module)
+    ]
+
+
+def of_both_kinds() -> str:
+    """Returns the expression for pytest's -k that leaves out all other agents."""
+    names = [path.stem for path in sorted((ROOT / "agents").glob("[a-z]*.py"))]
+    others = [name for name in names if name not in BOTH_KINDS]
+    return f"{' or '.join(BOTH_KINDS)} or not ({' or '.join(others)})"
+
+
+def tests_of(path: pathlib.PurePath) -> dict[str, str]:
+    """Returns the test files for a changed file, each with an expression for -k.
+
+    An empty expression stands for the whole file.
+    """
+    folder, own = path.parts[0], f"test_{path.stem}.py"
+    if folder == "tests":
+        names = [path.name] if path.stem.startswith("test_") else importing(path.stem)
+        return dict.fromkeys(names, "")
+    if folder == "agents":
+        return dict.fromkeys(OVER_AGENTS, path.stem) | {own: ""}
+    if folder == "scripts":
+        of_benchmarks = "benchmark" in str(path)
+        return {"test_benchmark.py" if of_benchmarks else "test_scripts.py": ""}
+    if path.parent.name == "losses":
+        swept = " or ".join(functions(path))
+        return {own: ""} | ({"test_losses.py": swept} if swept else {})
+    if len(path.parts) == 2:
+        return dict.fromkeys(OVER_AGENTS, of_both_kinds()) | {own: ""}
+    if (TESTS / own).exists():
+        return {own: ""}
+    return dict.fromkeys(importing(path.parent.name), "")
+
+
+def selection(paths: Iterable[pathlib.PurePath]) -> tuple[list[str], str]:
+    """Returns the test files of all changed files, and one expression for -k."""
+    rules: dict[str, set[str]] = {}
+    for path in paths:
+        for name, rule in tests_of(path).items():
+            if (TESTS / name).exists():
+                whole = of_both_kinds() if name in OVER_AGENTS else ""
+                rules.setdefault(name, set()).add(rule or whole)
+    chosen = [
+        name if "" in of_file else f"({name} and ({' or '.join(sorted(of_file))}))"
+        for name, of_file in sorted(rules.items())
+    ]
+    return [f"tests/{name}" for name in sorted(rules)], " or ".join(chosen)
+
+
+def main() -> int:
+    """Returns pytest's exit status, 0 where nothing changed."""
+    files, expression = selection(
+        changed_files(sys.argv[1] if sys.argv[1:] else "HEAD")
+    )
+    if not files:
+        print("no tests of what changed")
+        return 0
+    pytest = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "--dist", "worksteal"]
+    return subprocess.run([*pytest, *files, "-k", expression], cwd=ROOT).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
