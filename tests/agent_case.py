@@ -1,14 +1,27 @@
 """What the tests of agents share beside the fixtures of conftest.py."""
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax import agents
 
 T, N = 8, 4  # of the case's rollouts
 CONTINUOUS_ONLY = ("apg", "td3")
 
 
+def fast_for(*names):
+    """Parametrise `case`: tests of these agents are fast, the others' are slow."""
+    rows = [
+        name if name in names else pytest.param(name, marks=pytest.mark.slow)
+        for name in agents.names()
+    ]
+    return pytest.mark.parametrize("case", rows, indirect=True)
+
+
 def with_other_next_obs(rollout, mask):
-    next_obs = jnp.where(mask[..., None], rollout.next_obs + 3.0, rollout.next_obs)
+    next_obs = np.array(rollout.next_obs)
+    next_obs[np.array(mask)] += 3.0
     return rollout._replace(next_obs=next_obs)
 
 
@@ -24,6 +37,7 @@ def learned(state):
 
 
 def differ(x, y):
+    x, y = jax.device_get((x, y))
     pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
     return any((a != b).any() for a, b in pairs)
 

@@ -1,5 +1,7 @@
 """What the sweep over the public losses needs to know of each: see `Case`."""
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -74,14 +76,22 @@ def shape(case: Case, argument: str) -> tuple[int, ...]:
     return tuple(SIZES[axis] for axis in axes.split(",") if axis)
 
 
-def draw(case: Case, seed: int = 0, batch: tuple[int, ...] = ()) -> dict[str, Any]:
+def draw_numpy(
+    case: Case, seed: int = 0, batch: tuple[int, ...] = ()
+) -> dict[str, np.ndarray]:
     """Valid arguments by name, in the float type of the current mode."""
-    rng, x = np.random.default_rng(seed), {}
+    rng, floating = np.random.default_rng(seed), jax.dtypes.canonicalize_dtype(float)
+    x = {}
     for argument in case.args:
         value = KINDS[kind(case, argument)](rng, batch + shape(case, argument))
-        dtype = jnp.int32 if kind(case, argument) == "action" else float
-        x[argument] = jnp.asarray(value, dtype)
+        dtype = np.int32 if kind(case, argument) == "action" else floating
+        x[argument] = np.asarray(value, dtype)
     return x
+
+
+def draw(case: Case, seed: int = 0, batch: tuple[int, ...] = ()) -> dict[str, Any]:
+    """The arguments of `draw_numpy` on the device."""
+    return {k: jnp.asarray(v) for k, v in draw_numpy(case, seed, batch).items()}
 
 
 def split(case: Case, x: Mapping[str, Any]) -> tuple[dict, dict]:
@@ -92,6 +102,16 @@ def split(case: Case, x: Mapping[str, Any]) -> tuple[dict, dict]:
 
 def call(case: Case, x: Mapping[str, Any], **stop: str) -> Any:
     return case.fn(**x, **case.static, **stop)
+
+
+@functools.cache
+def jitted(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A loss as one program, which all tests share that call it with the same shapes.
+
+    Without jit every operation in it is a program of its own.
+    """
+    static = {"stop", "n", "method", "tx_pair"} & {*inspect.signature(fn).parameters}
+    return jax.jit(fn, static_argnames=tuple(static))
 
 
 def leaf_sum(tree: Any) -> jax.Array:

@@ -1,44 +1,108 @@
 """Runs command lines of the scripts in one process, to pay for imports once.
 
-Reads `[[script, argument, ...], ...]` as JSON on stdin, prints as JSON, for each, its
-exit code, stdout and stderr.
+    python tests/script_runner.py < lines     # shows each one, stops where one fails
+    python tests/script_runner.py --answer    # for a program: a request a line, as JSON
+
+A line holds a script and its arguments: `train ppo --steps 1000`. A request holds such
+a `line`, the folder `cwd` to run it in, and, to press Ctrl-C, the number `interrupt` of
+the update of the progress bar with which the signal comes. The answer, a line of JSON,
+has the exit code, stdout and stderr.
 """
 
 import contextlib
-import importlib
 import io
 import json
+import os
 import pathlib
+import runpy
+import signal
 import sys
+import time
 import traceback
+from typing import Any
 
 TESTS = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(TESTS.parent / "scripts"), str(TESTS)]
+SCRIPTS = TESTS.parent / "scripts"
+sys.path[:0] = [str(SCRIPTS), str(TESTS)]
 
 
-def run(script: str, *arguments: str) -> dict:
-    """One command line."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    sys.argv = [script, *arguments]
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            importlib.import_module(script).main()
-        except SystemExit as end:
-            code = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-            code = 1
+def run(line: str) -> int:
+    """Runs one command line; returns its exit code."""
+    script, *arguments = line.split()
+    path = str(SCRIPTS / f"{script}.py")
+    sys.argv = [path, *arguments]
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as end:
+        if not isinstance(end.code, str):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+@contextlib.contextmanager
+def interrupted_at(update: int | None) -> Any:
+    """Ctrl-C comes with this update of the progress bar, counted from 1."""
+    from rljax.logging import Progress
+
+    original, count = Progress.update, 0
+
+    def counting(*args: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == update:
+            signal.raise_signal(signal.SIGINT)
+        original(*args)
+
+    Progress.update = counting
+    yield
+    Progress.update = original
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Returns exit code, stdout and stderr of a request."""
+    out, err = io.StringIO(), io.StringIO()
+    os.chdir(request["cwd"])
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        interrupted_at(request["interrupt"]),
+    ):
+        code = run(request["line"])
     return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
 
 
+def answer_all() -> None:
+    """Answers requests until there are no more."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # so that nothing else is among the answers
+    for request in sys.stdin:
+        print(json.dumps(answer(json.loads(request))), file=answers, flush=True)
+
+
+def show_all() -> None:
+    """Runs lines until one fails."""
+    for line in filter(None, map(str.strip, sys.stdin)):
+        print(f"$ {line}", flush=True)
+        begin, code = time.monotonic(), run(line)
+        print(f"[exit code {code}, {time.monotonic() - begin:.0f} s]", flush=True)
+        if code:
+            sys.exit(1)
+
+
 def main() -> None:
-    """Set up as a script does, with a probe environment, and run every line."""
+    """Sets up as a script does, with a probe environment, and runs every line."""
+    answering = sys.argv[1:] == ["--answer"]
     import common  # noqa: F401  first: it sets up devices before jax starts
     import gymnax
     import probe_envs
 
     gymnax.register("Counter-probe", probe_envs.Counter)
-    print(json.dumps([run(*line) for line in json.load(sys.stdin)]))
+    answer_all() if answering else show_all()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """AWR: its loss and a step by hand, what it remembers, slopes in its config."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -13,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from rljax import agents, envs, on_policy, replay
 from rljax.types import Box, Spec
 
+from . import compiled
 from .agent_case import N, T, differ, learned, observe_and_update, parameters
 
 awr = agents.get("awr")
@@ -20,8 +22,7 @@ only_awr = pytest.mark.parametrize("case", ["awr"], indirect=True)
 BOX = Spec((3,), "float32", Box((2,), (-1.0, -2.0), (1.0, 6.0)))  # half widths 1, 4
 
 
-def gaussian_log_prob(policy, action):
-    mean, std = (np.array(x) for x in (policy.mean(), policy.stddev()))
+def gaussian_log_prob(mean, std, action):
     density = -0.5 * ((action - mean) / std) ** 2 - np.log(std * np.sqrt(2 * np.pi))
     return density.sum(axis=-1)
 
@@ -30,28 +31,40 @@ def gaussian_log_prob(policy, action):
 def test_awr_loss_by_hand(kind):
     spec = BOX if kind == "continuous" else envs.make("CartPole-v1").spec
     config = awr.Config(hidden_sizes=(8,), temperature=0.4, max_weight=3.0)
-    state = on_policy.init(spec, config, jax.random.key(0))
-    params = jax.tree.map(lambda x: 10 * x - 0.05, state.actor)
-    obs = jax.random.normal(jax.random.key(1), (12, *spec.obs_shape))
-    policy = on_policy.actor(spec, config).apply(params, obs)
-    action = policy.sample(seed=jax.random.key(2))
+    net, obs = on_policy.actor(spec, config), compiled.normal(1, 12, *spec.obs_shape)
+    params = compiled.scaled(compiled.init(net, jax.random.key(0), obs), 10, -0.05)
     adv = np.linspace(-1.0, 1.0, 12, dtype=np.float32)  # seven below the cap
+
+    @jax.jit
+    def found(params):
+        policy = net.apply(params, obs)
+        action = policy.sample(seed=jax.random.key(2))
+        batch = on_policy.Batch(obs, action, log_prob=adv, advantage=adv, target=adv)
+        out = awr.policy_loss(spec, config, params, batch)
+        continuous = kind == "continuous"
+        seen = (policy.mean(), policy.stddev()) if continuous else (policy.probs,)
+        return out, seen, action
+
+    (loss, metrics), seen, action = jax.tree.map(np.array, found(params))
     if kind == "continuous":
-        log_prob = gaussian_log_prob(policy, np.array(action))
+        log_prob = gaussian_log_prob(*seen, action)
     else:
-        log_prob = np.log(np.array(policy.probs)[np.arange(12), np.array(action)])
+        log_prob = np.log(seen[0][np.arange(12), action])
     weights = [min(np.exp(x / 0.4), 3.0) for x in adv]
-    batch = on_policy.Batch(obs, action, *(jnp.array(adv),) * 3)
-    loss, metrics = awr.policy_loss(spec, config, params, batch)
     np.testing.assert_allclose(loss, -np.mean(weights * log_prob), rtol=1e-5)
     assert metrics["policy_loss"] == loss
+
+
+@pytest.fixture(scope="module")
+def observe(case):
+    return jax.jit(case.agent.observe)
 
 
 def returns_by_hand(case, config, critic, steps):
     """Lambda-returns of sequences and values of their states, `[T, B]`."""
     network = on_policy.critic(case.spec, config)
-    value = np.array(network.apply(critic, steps.obs))
-    next_value = np.array(network.apply(critic, steps.next_obs))
+    value = np.array(compiled.apply(network, critic, steps.obs))
+    next_value = np.array(compiled.apply(network, critic, steps.next_obs))
     returns = np.zeros_like(value)
     for b in range(value.shape[1]):
         later = next_value[-1, b]  # what follows the last step is its value alone
@@ -67,7 +80,7 @@ def returns_by_hand(case, config, critic, steps):
 @only_awr
 @pytest.mark.parametrize("normalized", [False, True])
 def test_awr_steps_along_the_gradients_by_hand(
-    case, update, state, rollout, normalized
+    case, update, observe, state, rollout, normalized
 ):
     """Returns by the critic before its step, advantages by the critic after it."""
     config = dataclasses.replace(
@@ -81,13 +94,18 @@ def test_awr_steps_along_the_gradients_by_hand(
         normalize_advantages=normalized,
         learning_rate=0.03,
     )
-    state = case.agent.observe(config, state, rollout)
-    later = rollout._replace(reward=-rollout.reward, obs=rollout.obs + 0.5)
+    rollout = jax.tree.map(np.array, rollout)
+    state = observe(config, state, rollout)
+    later = rollout._replace(reward=-rollout.reward, obs=rollout.obs + np.float32(0.5))
     key = jax.random.key(4)
-    size = (config.batch_size, config.sequence_length)
-    buffer = replay.add(state.replay, later)
-    _, steps, _ = replay.sample_sequences(buffer, jax.random.split(key, 3)[0], *size)
-    steps = jax.tree.map(np.array, steps)
+
+    @jax.jit
+    def drawn(buffer, later, key):
+        size = (config.batch_size, config.sequence_length)
+        buffer, key = replay.add(buffer, later), jax.random.split(key, 3)[0]
+        return replay.sample_sequences(buffer, key, *size)[1]
+
+    steps = jax.tree.map(np.array, drawn(state.replay, later, key))
     assert steps.reward.shape == (config.sequence_length, config.batch_size)
     assert steps.terminated.any() and (steps.truncated & ~steps.terminated).any()
     old_returns, _ = returns_by_hand(case, config, state.critic, steps)
@@ -96,13 +114,15 @@ def test_awr_steps_along_the_gradients_by_hand(
         v = on_policy.critic(case.spec, config).apply(params, steps.obs)
         return 0.5 * jnp.mean((v - old_returns) ** 2)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def stepped(loss, params):
         clip = optax.clip_by_global_norm(config.max_grad_norm)
         optimizer = optax.chain(clip, optax.adam(config.learning_rate, eps=1e-5))
-        updates, _ = optimizer.update(jax.grad(loss)(params), optimizer.init(params))
-        return optax.apply_updates(params, updates)
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, _ = optimizer.update(grads, optimizer.init(params))
+        return optax.apply_updates(params, updates), value
 
-    critic = jax.jit(stepped, static_argnums=0)(value_loss, state.critic)
+    critic, old_value_loss = stepped(value_loss, state.critic)
     returns, value = returns_by_hand(case, config, critic, steps)
     adv = returns - value
     if normalized:
@@ -114,32 +134,33 @@ def test_awr_steps_along_the_gradients_by_hand(
         policy = on_policy.actor(case.spec, config).apply(params, steps.obs)
         return -jnp.mean(weights * policy.log_prob(steps.action))
 
-    actor = jax.jit(stepped, static_argnums=0)(policy_loss, state.actor)
+    actor, old_policy_loss = stepped(policy_loss, state.actor)
     new, metrics = update(config, state, later, key)
     chex.assert_trees_all_close(new.critic, critic, rtol=1e-3, atol=1e-5)
     chex.assert_trees_all_close(new.actor, actor, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(metrics["policy_loss"], policy_loss(state.actor), 1e-4)
-    np.testing.assert_allclose(metrics["value_loss"], value_loss(state.critic), 1e-4)
+    np.testing.assert_allclose(metrics["policy_loss"], old_policy_loss, 1e-4)
+    np.testing.assert_allclose(metrics["value_loss"], old_value_loss, 1e-4)
     assert new.step == T * N
 
 
 @only_awr
-def test_awr_learns_from_what_the_replay_holds(case, update, state, rollout):
+def test_awr_learns_from_what_the_replay_holds(case, update, observe, state, rollout):
     """From rollouts of the past, whichever policy took them, until they are gone."""
+    rollout = jax.tree.map(np.array, rollout)
     rollouts = case.config.capacity // (T * N)
-    other = rollout._replace(reward=rollout.reward + 1.0)
+    other = rollout._replace(reward=rollout.reward + np.float32(1.0))
 
     def after(first, times):
-        before = case.agent.observe(case.config, state, first)
+        before = observe(case.config, state, first)
         for i in range(times - 1):
-            between = rollout._replace(reward=rollout.reward * i)
-            before = case.agent.observe(case.config, before, between)
+            between = rollout._replace(reward=rollout.reward * np.float32(i))
+            before = observe(case.config, before, between)
         return learned(update(case.config, before, rollout, jax.random.key(1))[0])
 
     assert differ(after(rollout, rollouts - 1), after(other, rollouts - 1))
     same = after(rollout, rollouts), after(other, rollouts)
     chex.assert_trees_all_equal(*same)
-    unlikely = rollout._replace(extras=rollout.extras - 5.0)
+    unlikely = rollout._replace(extras=rollout.extras - np.float32(5.0))
     chex.assert_trees_all_equal(after(rollout, 1), after(unlikely, 1))
 
 
@@ -163,7 +184,7 @@ def test_awr_is_differentiable_in_its_config(case, state, rollout, x64):
     """Slopes of both networks after several steps are those of finite differences."""
 
     def double(x):
-        return x.astype("float64") if x.dtype == jnp.float32 else x
+        return jnp.array(np.array(x, float)) if x.dtype == jnp.float32 else x
 
     state, rollout = jax.tree.map(double, (state, rollout))
     config = dataclasses.replace(
@@ -181,12 +202,8 @@ def test_awr_is_differentiable_in_its_config(case, state, rollout, x64):
         flat, old = (ravel_pytree(parameters(x))[0] for x in (new, state))
         return 1e3 * jnp.sum(jnp.sin(flat - old))
 
-    fn, grad = jax.jit(change), jax.jit(jax.grad(change))(config)
-    for name in ("learning_rate", "gamma", "lambda_", "temperature", "max_weight"):
-        at, step = getattr(config, name), 1e-7
-        up, down = (
-            fn(dataclasses.replace(config, **{name: at + x})) for x in (step, -step)
-        )
-        want = (up - down) / (2 * step)
-        assert abs(want) > 1e-3, name
-        np.testing.assert_allclose(getattr(grad, name), want, rtol=1e-4, err_msg=name)
+    names = ("learning_rate", "gamma", "lambda_", "temperature", "max_weight")
+    found = compiled.slopes(change, config, names, 1e-7)
+    for name, (slope, difference) in found.items():
+        assert abs(difference) > 1e-3, name
+        np.testing.assert_allclose(slope, difference, rtol=1e-4, err_msg=name)

@@ -5,14 +5,13 @@ import functools
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rljax import agents, envs, train
 from rljax.replay import Windows
 
-from . import probe_envs
+from . import compiled, probe_envs
 
 c51 = agents.get("c51")
 SPEC = envs.make("CartPole-v1").spec
@@ -29,15 +28,16 @@ def problem():
     """Two sets of parameters and some transitions."""
     net = c51.network(SPEC, CONFIG)
     params, other = (
-        net.init(jax.random.key(seed), jnp.zeros((1, 4))) for seed in (0, 1)
+        compiled.init(net, jax.random.key(seed), np.zeros((1, 4), np.float32))
+        for seed in (0, 1)
     )
-    obs, next_obs = jax.random.normal(jax.random.key(2), (2, 16, 4))
+    obs, next_obs = compiled.normal(2, 2, 16, 4)
     windows = Windows(
         obs=obs,
-        action=jnp.array(ROWS % 2),
-        reward=jnp.arange(48.0).reshape(16, 3) / 24 * (np.arange(3) <= STEPS[:, None]),
-        num_steps=jnp.array(STEPS + 1),
-        terminated=jnp.array(ROWS % 3 == 0),
+        action=ROWS % 2,
+        reward=np.arange(48.0).reshape(16, 3) / 24 * (np.arange(3) <= STEPS[:, None]),
+        num_steps=STEPS + 1,
+        terminated=ROWS % 3 == 0,
         next_obs=next_obs,
     )
     return params, other, windows
@@ -48,16 +48,25 @@ def softmax(x):
     return e / e.sum(-1, keepdims=True)
 
 
-def losses_and_errors(params, bootstrap_params, windows, **changes):
-    config = dataclasses.replace(CONFIG, **changes)
-    fn = functools.partial(c51.loss, SPEC, config, params, bootstrap_params)
-    return jax.vmap(lambda window: fn(window, jax.random.key(0)))(windows)
+@functools.partial(jax.jit, static_argnames="double")
+def losses_and_gradients(params, bootstrap_params, windows, double):
+    """Losses and errors, and gradients of the losses' sum in both parameters."""
+    config = dataclasses.replace(CONFIG, double=double)
+
+    def total(params, bootstrap_params):
+        fn = functools.partial(c51.loss, SPEC, config, params, bootstrap_params)
+        found = jax.vmap(lambda window: fn(window, jax.random.key(0)))(windows)
+        return found[0].sum(), found
+
+    grads, found = jax.grad(total, (0, 1), has_aux=True)(params, bootstrap_params)
+    return found, grads
 
 
 def targets(params, other, windows, double):
     """`[16, 5]`: probabilities, each atom's mass dealt out by distance."""
+    net = c51.network(SPEC, CONFIG)
     p, p_other = (
-        softmax(np.array(c51.network(SPEC, CONFIG).apply(x, windows.next_obs)))
+        softmax(np.array(compiled.apply(net, x, windows.next_obs)))
         for x in (params, other)
     )
     best, best_other = (p @ ATOMS).argmax(1), (p_other @ ATOMS).argmax(1)
@@ -80,10 +89,10 @@ def targets(params, other, windows, double):
 def test_c51_loss_by_hand(problem, double):
     params, other, windows = problem
     target = targets(params, other, windows, double)
-    logits = np.array(c51.network(SPEC, CONFIG).apply(params, windows.obs))
-    probs = softmax(logits)[ROWS, np.array(windows.action)]
+    logits = np.array(compiled.apply(c51.network(SPEC, CONFIG), params, windows.obs))
+    probs = softmax(logits)[ROWS, windows.action]
     want = -(target * np.log(probs)).sum(axis=1)
-    got, error = losses_and_errors(params, other, windows, double=double)
+    (got, error), _ = losses_and_gradients(params, other, windows, double=double)
     np.testing.assert_allclose(got, want, rtol=1e-4)
     np.testing.assert_array_equal(error, got)
 
@@ -93,19 +102,17 @@ def test_c51_gradient_is_the_semi_gradient(problem, double):
     params, _, windows = problem
     target = targets(params, params, windows, double)
 
-    def total(params, bootstrap_params):
-        args = (params, bootstrap_params, windows)
-        return losses_and_errors(*args, double=double)[0].sum()
-
-    def cross_entropy(params):
+    @jax.jit
+    @jax.grad
+    def gradient(params, target):
         logits = c51.network(SPEC, CONFIG).apply(params, windows.obs)
         log_probs = jax.nn.log_softmax(logits)[ROWS, windows.action]
         return -(target * log_probs).sum()
 
-    semi, rest = jax.jit(jax.grad(total, (0, 1)))(params, params)
-    want = jax.grad(cross_entropy)(params)
+    _, (semi, rest) = losses_and_gradients(params, params, windows, double=double)
+    want = gradient(params, target)
     chex.assert_trees_all_close(semi, want, rtol=1e-4, atol=1e-5)
-    assert all((leaf != 0).any() for leaf in jax.tree.leaves(rest))
+    assert compiled.all_nonzero(rest)
 
 
 def test_c51_needs_discrete_actions():
@@ -116,11 +123,12 @@ def test_c51_needs_discrete_actions():
 def test_c51_acts_by_the_mean(problem):
     params, _, windows = problem
     agent, key = c51.make(SPEC), jax.random.key(0)
-    state = agent.init(CONFIG, key)._replace(params=params)
-    logits = np.array(c51.network(SPEC, CONFIG).apply(params, windows.obs))
+    state = jax.jit(agent.init)(CONFIG, key)._replace(params=params)
+    logits = np.array(compiled.apply(c51.network(SPEC, CONFIG), params, windows.obs))
     by_mean, by_top = (softmax(logits) @ ATOMS).argmax(1), logits[:, :, -1].argmax(1)
     assert (by_mean != by_top).any()
-    action, _, _ = agent.act(CONFIG, state, (), windows.obs, key, False)
+    act = jax.jit(agent.act, static_argnums=5)
+    action, _, _ = act(CONFIG, state, (), windows.obs, key, False)
     np.testing.assert_array_equal(action, by_mean)
 
 
@@ -128,7 +136,7 @@ def test_c51_checks_its_support_also_where_a_bound_is_swept():
     order = r"value_max=3.0: must be in \(3.0, "
     with pytest.raises(ValueError, match=order):
         dataclasses.replace(CONFIG, value_min=3.0).validate()
-    low = jnp.array([-2.0, 0.0])
+    low = np.array([-2.0, 0.0])
 
     def last_atoms(low):
         config = dataclasses.replace(CONFIG, value_min=low)
@@ -136,7 +144,7 @@ def test_c51_checks_its_support_also_where_a_bound_is_swept():
         return c51.atoms(config)
 
     np.testing.assert_allclose(
-        jax.vmap(last_atoms)(low),
+        jax.jit(jax.vmap(last_atoms))(low),
         [[-2.0, -0.75, 0.5, 1.75, 3.0], [0.0, 0.75, 1.5, 2.25, 3.0]],
     )
 
@@ -162,7 +170,8 @@ def test_c51_finds_the_probabilities():
     )
     fn = jax.jit(functools.partial(train.train, c51.make(env.spec)))
     ts, _ = fn(env, config, jax.random.key(0))
-    logits = c51.network(env.spec, config).apply(ts.agent.params, jnp.eye(2))
+    net = c51.network(env.spec, config)
+    logits = np.array(compiled.apply(net, ts.agent.params, np.eye(2)))
     returns = np.array(env.env.gym.returns)
     want = (returns[..., None] == np.arange(-4, 3.5, 0.5)).mean(axis=2)
-    np.testing.assert_allclose(jax.nn.softmax(logits), want, atol=0.05)
+    np.testing.assert_allclose(softmax(logits), want, atol=0.05)

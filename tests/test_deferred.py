@@ -41,6 +41,15 @@ def test_failing_import_leaves_nothing_behind(module):
     assert module not in sys.modules
 
 
-def test_environments_import_without_seaborn():
-    code = "import sys; import rljax.envs; sys.exit('seaborn' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+SELDOM_USED = """
+import sys
+import rljax.checkpoint, rljax.envs
+names = {name.partition(".")[0] for name in sys.modules}
+sys.exit(", ".join(names & {"seaborn", "orbax"}) or 0)
+"""
+
+
+def test_environments_and_checkpoints_import_little():
+    command = [sys.executable, "-c", SELDOM_USED]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

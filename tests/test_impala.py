@@ -4,12 +4,12 @@ import dataclasses
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rljax import agents, on_policy
 
+from . import compiled
 from .agent_case import N, T, differ
 
 only_impala = pytest.mark.parametrize("case", ["impala"], indirect=True)
@@ -21,15 +21,17 @@ def test_impala_targets_by_hand(case, state, rollout):
     config = dataclasses.replace(
         case.config, gamma=0.9, lambda_=0.8, clip_rho=1.2, clip_pg_rho=0.7
     )
-    log_mu = -0.7 + 0.5 * jax.random.normal(jax.random.key(2), (T, N))
+    log_mu = np.float32(-0.7) + np.float32(0.5) * compiled.normal(2, T, N)
     rollout = rollout._replace(extras=log_mu)
     batch, rho = jax.jit(impala.prepare, static_argnums=0)(spec, config, state, rollout)
-    policy = on_policy.actor(spec, config).apply(state.actor, rollout.obs)
-    want_rho = np.exp(policy.log_prob(rollout.action) - log_mu)
+    rollout = jax.tree.map(np.array, rollout)
+    actor = on_policy.actor(spec, config)
+    args = (state.actor, rollout.obs, rollout.action)
+    want_rho = np.exp(compiled.log_prob(actor, *args) - log_mu)
     np.testing.assert_allclose(rho, want_rho, rtol=1e-5)
     assert (want_rho > 1.2).any() and (want_rho < 0.7).any()
     value, next_value = (
-        np.array(on_policy.critic(spec, config).apply(state.critic, x))
+        np.array(compiled.apply(on_policy.critic(spec, config), state.critic, x))
         for x in (rollout.obs, rollout.next_obs)
     )
     error, adv = np.zeros((T + 1, N)), np.zeros((T, N))
@@ -49,17 +51,18 @@ def test_impala_targets_by_hand(case, state, rollout):
 
 
 @only_impala
-def test_impala_whose_actors_do_not_lag_is_a2c(case, state, rollout):
-    policy = on_policy.actor(case.spec, case.config).apply(state.actor, rollout.obs)
-    rollout = rollout._replace(extras=policy.log_prob(rollout.action))
+def test_impala_whose_actors_do_not_lag_is_a2c(case, update, state, rollout):
+    actor = on_policy.actor(case.spec, case.config)
+    args = (state.actor, rollout.obs, rollout.action)
+    rollout = rollout._replace(extras=compiled.log_prob(actor, *args))
     a2c, config = agents.get("a2c"), case.config
     fields = (f.name for f in dataclasses.fields(a2c.Config))
     shared = {name: getattr(config, name) for name in fields if hasattr(config, name)}
     key = jax.random.key(0)
-    want, _ = a2c.make(case.spec).update(
+    want, _ = jax.jit(a2c.make(case.spec).update)(
         a2c.Config(**shared), on_policy.State(*state[:5]), rollout, key
     )
-    new, _ = case.module.make(case.spec).update(config, state, rollout, key)
+    new, _ = update(config, state, rollout, key)
     # Adam magnifies the rounding of gradients near 0.
     chex.assert_trees_all_close(new.actor, want.actor, rtol=1e-3, atol=1e-5)
     chex.assert_trees_all_close(new.critic, want.critic, rtol=1e-3, atol=1e-5)
@@ -81,15 +84,15 @@ def test_impala_actors_follow_every_few_updates(case, update, state, rollout):
 
 @only_impala
 def test_impala_acts_by_the_older_policy_and_is_judged_by_the_newer(case, state):
-    turned = jax.tree.map(lambda x: -x, state.actor)
-    state = state._replace(behaviour=jax.tree.map(lambda x: 5 * x, state.actor))
-    obs = jax.random.normal(jax.random.key(1), (200, 4))
-    act, key = case.agent.act, jax.random.key(0)
+    turned = compiled.scaled(state.actor, -1)
+    state = state._replace(behaviour=compiled.scaled(state.actor, 5))
+    obs = compiled.normal(1, 200, 4)
+    act, key = jax.jit(case.agent.act, static_argnums=5), jax.random.key(0)
     net = on_policy.actor(case.spec, case.config)
     action, _, log_prob = act(case.config, state, (), obs, key, True)
-    want = net.apply(state.behaviour, obs).log_prob(action)
+    want = compiled.log_prob(net, state.behaviour, obs, action)
     np.testing.assert_allclose(log_prob, want, rtol=1e-5)
     state = state._replace(actor=turned)
     greedy, *_ = act(case.config, state, (), obs, key, False)
-    want = net.apply(turned, obs).logits.argmax(axis=-1)
-    np.testing.assert_array_equal(greedy, jnp.asarray(want))
+    want = np.array(compiled.apply(net, turned, obs).logits).argmax(axis=-1)
+    np.testing.assert_array_equal(greedy, want)

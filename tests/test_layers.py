@@ -11,6 +11,8 @@ import pytest
 
 from rljax import autodiff, layers, networks
 
+from . import compiled
+
 
 @pytest.mark.parametrize(
     "shape", [(1, 1), (6, 6), (9, 4), (4, 9), (64, 64), (3, 3, 2, 5), (3, 3, 1, 16)]
@@ -24,9 +26,15 @@ def test_orthogonal_columns_or_rows(shape):
 
 
 def test_orthogonal_scale_and_dtype():
-    one, three = (layers.orthogonal(s)(jax.random.key(0), (4, 3)) for s in (1.0, 3.0))
-    np.testing.assert_allclose(three, 3 * one, rtol=1e-6)
-    half = layers.orthogonal()(jax.random.key(0), (4, 3), jnp.bfloat16)
+    @jax.jit
+    def weights(key):
+        return [layers.orthogonal(s)(key, (4, 3)) for s in (1.0, 3.0)]
+
+    one, three = weights(jax.random.key(0))
+    np.testing.assert_allclose(three, 3 * np.array(one), rtol=1e-6)
+    half = jax.eval_shape(
+        lambda key: layers.orthogonal()(key, (4, 3), jnp.bfloat16), jax.random.key(0)
+    )
     assert half.dtype == jnp.bfloat16
 
 
@@ -62,8 +70,7 @@ def test_orthogonal_is_distributed_as_jax_has_it(shape):
 
 
 def test_convolution_equals_jax():
-    images = jax.random.normal(jax.random.key(0), (3, 2, 6, 5, 2))
-    kernel = jax.random.normal(jax.random.key(1), (3, 2, 2, 4))
+    images, kernel = compiled.normal(0, 3, 2, 6, 5, 2), compiled.normal(1, 3, 2, 2, 4)
 
     def reference(images, kernel):
         layout = ("NHWC", "HWIO", "NHWC")
@@ -71,38 +78,45 @@ def test_convolution_equals_jax():
             images, kernel, (1, 1), "VALID", dimension_numbers=layout
         )
 
-    def outputs_and_gradients(convolution):
+    def outputs_and_gradients(convolution, images, kernel):
         def cubed(images, kernel):
             out = jax.vmap(convolution, in_axes=(0, None))(images, kernel)
             return (out**3).sum(), out
 
-        grad = jax.jit(jax.value_and_grad(cubed, (0, 1), has_aux=True))
-        return grad(images, kernel)
+        return jax.value_and_grad(cubed, (0, 1), has_aux=True)(images, kernel)
 
-    chex.assert_trees_all_close(
-        outputs_and_gradients(layers.valid_convolution),
-        outputs_and_gradients(reference),
-        rtol=1e-4,
-        atol=1e-3,
-    )
+    @jax.jit
+    def both(images, kernel):
+        return [
+            outputs_and_gradients(fn, images, kernel)
+            for fn in (layers.valid_convolution, reference)
+        ]
+
+    got, want = both(images, kernel)
+    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-3)
 
 
 def test_activations_differ():
-    x = jnp.array([[-1.0, 2.0]])
-    outputs = [
-        jax.jit(layers.MLP((8,), name).init_with_output)(jax.random.key(0), x)[0]
-        for name in layers.ACTIVATIONS
-    ]
+    x = np.array([[-1.0, 2.0]])
+
+    @jax.jit
+    def outputs(key):
+        return [
+            layers.MLP((8,), name).init_with_output(key, x)[0]
+            for name in layers.ACTIVATIONS
+        ]
+
+    outputs = outputs(jax.random.key(0))
     assert len(outputs) == 5 and len(np.unique(np.stack(outputs), axis=0)) == 5
 
 
 @pytest.mark.parametrize("shape", [(4,), (10, 10, 4)])
 def test_layer_norm_comes_before_each_activation(shape):
     net = networks.QNetwork(len(shape), 3, (8, 5), layer_norm=True)
-    obs = jax.random.normal(jax.random.key(1), (2, *shape))
-    q, params = jax.jit(net.init_with_output)(jax.random.key(0), obs)
+    obs = compiled.normal(1, 2, *shape)
     params = jax.tree.map(
-        lambda x: x + jax.random.normal(jax.random.key(x.size), x.shape), params
+        lambda x: np.array(x) + compiled.normal(x.size, *x.shape),
+        compiled.init(net, jax.random.key(0), obs),
     )
     weights = params["params"]
 
@@ -115,34 +129,37 @@ def test_layer_norm_comes_before_each_activation(shape):
     if len(shape) == 3:
         encoder = weights["Encoder_0"]
         kernel, bias = encoder["Conv_0"]["kernel"], encoder["Conv_0"]["bias"]
-        x = layers.valid_convolution(x, kernel) + bias
+        x = np.array(jax.jit(layers.valid_convolution)(x, kernel)) + bias
         x = normalised(x, encoder["LayerNorm_0"]).reshape(2, -1)
     for i in range(2):
         dense = weights["MLP_0"][f"Dense_{i}"]
         x = x @ dense["kernel"] + dense["bias"]
         x = normalised(x, weights["MLP_0"][f"LayerNorm_{i}"])
     want = x @ weights["Dense_0"]["kernel"] + weights["Dense_0"]["bias"]
-    np.testing.assert_allclose(net.apply(params, obs), want, rtol=1e-3, atol=1e-4)
+    got = compiled.apply(net, params, obs)
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("factored", [False, True])
 def test_noisy_layer_by_hand(factored):
     """y = x W + b + noise; a weight's noise is f(e_in) f(e_out) times its scale."""
-    layer, x = layers.NoisyDense(3), jnp.array([[1.0, -2.0], [0.5, 4.0]])
-    params = layer.init(jax.random.key(0), x)
+    layer, x = layers.NoisyDense(3), np.float32([[1.0, -2.0], [0.5, 4.0]])
+    params = jax.tree.map(np.array, compiled.init(layer, jax.random.key(0), x))
     means, scales = params["params"]["mean"], params["params"]["scale"]
     bound = 1 / np.sqrt(2)
-    assert (jnp.abs(means["kernel"]) < bound).all() and (means["kernel"] < 0).any()
+    assert (np.abs(means["kernel"]) < bound).all() and (means["kernel"] < 0).any()
     np.testing.assert_allclose(scales["kernel"], 0.5 * bound, rtol=1e-6)
-    quiet = layer.apply(params, x)
+    quiet = compiled.apply(layer, params, x)
     np.testing.assert_allclose(quiet, x @ means["kernel"] + means["bias"], rtol=1e-5)
-    same = jnp.stack([x[0], x[0]])
+    same = np.stack([x[0], x[0]])
 
+    @jax.jit
+    @jax.vmap
     def noise(key):
         y = layer.apply(layers.with_noise(params, key, factored), same)
         return y - layer.apply(params, same)
 
-    draws = jax.vmap(noise)(jax.random.split(jax.random.key(1), 20_000))
+    draws = np.array(noise(jax.random.split(jax.random.key(1), 20_000)))
     np.testing.assert_array_equal(draws[:, 0], draws[:, 1])  # one draw for a batch
     np.testing.assert_allclose(draws.mean(axis=0), 0.0, atol=0.02)
     # E f(e)^2 = E |e|, E f(e) = 0 and independent factors.
@@ -156,20 +173,26 @@ def test_noisy_layer_by_hand(factored):
 def test_noise_of_a_network(factored):
     """Each layer's noise by hand, the same for all inputs and ways to apply it."""
     net = networks.QNetwork(1, 3, (5,), dueling=True, noisy=True)
-    obs, key = jax.random.normal(jax.random.key(1), (4, 2)), jax.random.key(2)
-    params = net.init(jax.random.key(0), obs)
-    noisy = layers.with_noise(params, key, factored)
-    draws = np.array(jax.random.normal(key, (2 + 5 + 5 + 3 + 5 + 1,)))
+    obs, key = compiled.normal(1, 4, 2), jax.random.key(2)
+    params = jax.tree.map(np.array, compiled.init(net, jax.random.key(0), obs))
+
+    @jax.jit
+    def output_and_gradient(params):
+        def sum_of_squares(params):
+            got = net.apply(layers.with_noise(params, key, factored), obs)
+            return (got**2).sum(), got
+
+        grads, got = jax.grad(sum_of_squares, has_aux=True)(params)
+        return got, grads, jax.random.normal(key, (2 + 5 + 5 + 3 + 5 + 1,))
+
+    got, grads, draws = jax.tree.map(np.array, output_and_gradient(params))
     factors = np.sign(draws) * np.sqrt(np.abs(draws))
-    x = jnp.maximum(by_hand(params, ("MLP_0", "NoisyDense_0"), obs, factors[:7]), 0)
+    x = np.maximum(by_hand(params, ("MLP_0", "NoisyDense_0"), obs, factors[:7]), 0)
     advantage = by_hand(params, ("advantage",), x, factors[7:15])
     value = by_hand(params, ("value",), x, factors[15:])
     want = value + advantage - advantage.mean(axis=1, keepdims=True)
-    np.testing.assert_allclose(net.apply(noisy, obs), want, rtol=1e-4, atol=1e-5)
-    grads = jax.grad(
-        lambda p: (net.apply(layers.with_noise(p, key, factored), obs) ** 2).sum()
-    )(params)
-    assert all((leaf != 0).any() for leaf in jax.tree.leaves(grads))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    assert compiled.all_nonzero(grads)
 
 
 def by_hand(params, path, x, factors):
@@ -187,22 +210,27 @@ def by_hand(params, path, x, factors):
 
 def test_noise_leaves_the_norms_of_gradients_factored():
     net = networks.QNetwork(1, 3, (5,), noisy=True)
-    obs, key = jax.random.normal(jax.random.key(1), (4, 2)), jax.random.key(2)
-    params = net.init(jax.random.key(0), obs)
+    obs, key = compiled.normal(1, 4, 2), jax.random.key(2)
+    params = compiled.init(net, jax.random.key(0), obs)
 
     def loss(factored, params, obs):
         noisy = layers.with_noise(params, key, factored)
         return (net.apply(noisy, obs) ** 2).sum()
 
-    factored, merged = (
-        autodiff.per_transition_grad_norms(
-            functools.partial(loss, f), params, obs, method=method
-        )
-        for f, method in ((True, "factored"), (False, "vmap"))
-    )
+    @jax.jit
+    def norms(params):
+        return [
+            autodiff.per_transition_grad_norms(
+                functools.partial(loss, f), params, obs, method=method
+            )
+            for f, method in ((True, "factored"), (False, "vmap"))
+        ]
+
+    factored, merged = norms(params)
     np.testing.assert_allclose(factored, merged, rtol=1e-4)
 
 
 def test_parameters_without_noisy_layers_stay_as_they_are():
-    params = networks.QNetwork(1, 3, (5,)).init(jax.random.key(0), jnp.ones((1, 2)))
+    net = networks.QNetwork(1, 3, (5,))
+    params = jax.eval_shape(net.init, jax.random.key(0), np.ones((1, 2)))
     assert layers.with_noise(params, jax.random.key(0)) is params

@@ -107,14 +107,16 @@ def differences(f, x, h=1e-5):
     return slopes
 
 
-def meta_gradient(game, inner, steps, first_order=False):
+@functools.cache
+def meta_gradient(game, kind, steps, first_order=False):
     """Of the return after steps along expected gradients; in logits and rates."""
+    inner = game.expected(getattr(game, kind))
 
     def after(logits, rates):
-        loss = functools.partial(maml_loss, game.expected(inner), game.outer)
+        loss = functools.partial(maml_loss, inner, game.outer)
         return loss(logits, jnp.zeros(steps), 0, rates, first_order=first_order)
 
-    rates = RATE / (1.0 + jnp.arange(steps))
+    rates = RATE / (1.0 + np.arange(steps))
     return jax.jit(jax.grad(after, (0, 1)))(game.logits, rates)
 
 
@@ -134,18 +136,18 @@ def test_the_meta_gradient_equals_finite_differences(game, steps, x64):
 
     in_logits = differences(lambda x: after(x, rates), game.logits)
     in_rates = differences(lambda x: after(game.logits, x), rates)
-    found = meta_gradient(game, game.dice, steps)
+    found = meta_gradient(game, "dice", steps)
     np.testing.assert_allclose(found[0], in_logits, atol=1e-9)
     np.testing.assert_allclose(found[1], in_rates, atol=1e-9)
-    plain, _ = meta_gradient(game, game.plain, steps)
+    plain, _ = meta_gradient(game, "plain", steps)
     assert np.abs(plain - in_logits).max() > 0.03 * np.abs(in_logits).max()
 
 
 def test_first_order_is_the_gradient_of_the_adapted_parameters(game, x64):
     end = adapted(game, game.logits, [RATE, RATE / 2])
-    found, _ = meta_gradient(game, game.dice, 2, first_order=True)
+    found, _ = meta_gradient(game, "dice", 2, first_order=True)
     np.testing.assert_allclose(found, -game.gradient(end), atol=1e-12)
-    second, _ = meta_gradient(game, game.dice, 2)
+    second, _ = meta_gradient(game, "dice", 2)
     assert np.abs(second - found).max() > 0.03 * np.abs(found).max()
 
 
@@ -212,7 +214,7 @@ def without_values(game):
 
 def test_adaptation_steps_along_semi_gradients(x64):
     """Two steps of a value learning from itself: v += rate (r + discount v - v)."""
-    rewards, rates = jnp.array([1.0, -2.0]), jnp.array([0.5, 0.25])
+    rewards, rates = np.array([1.0, -2.0]), np.array([0.5, 0.25])
 
     def end(discount, rates):
         def loss(v, v_bootstrap, r):
@@ -228,14 +230,40 @@ def test_adaptation_steps_along_semi_gradients(x64):
             v += rate * errors[-1]
         return v, np.array(errors)
 
-    params, errors = end(0.9, rates)
-    v, by_hand_errors = by_hand(0.9, np.array(rates))
-    np.testing.assert_allclose(params["v"], v, rtol=1e-12)
+    @jax.jit
+    def with_slope(discount):
+        def last(discount):
+            params, errors = end(discount, rates)
+            return params["v"], errors
+
+        return jax.value_and_grad(last, has_aux=True)(discount)
+
+    (last, errors), slope = with_slope(0.9)
+    v, by_hand_errors = by_hand(0.9, rates)
+    np.testing.assert_allclose(last, v, rtol=1e-12)
     np.testing.assert_allclose(errors, by_hand_errors, rtol=1e-12)
-    slope = jax.grad(lambda discount: end(discount, rates)[0]["v"])(0.9)
     h = 1e-6
-    up, down = (by_hand(0.9 + x, np.array(rates))[0] for x in (h, -h))
+    up, down = (by_hand(0.9 + x, rates)[0] for x in (h, -h))
     np.testing.assert_allclose(slope, (up - down) / (2 * h), rtol=1e-8)
+
+
+def test_outer_losses_learn_along_semi_gradients(x64):
+    """One that bootstraps from itself, by v, after one step by hand."""
+    rate, discount = 0.25, 0.9
+
+    def inner(v, _, r):
+        return 0.5 * (r - v) ** 2
+
+    def outer(v, v_bootstrap, r):
+        return 0.5 * (r + discount * v_bootstrap - v) ** 2
+
+    def after(v):
+        return maml_loss(inner, outer, v, np.ones(1), 2.0, rate)
+
+    slope = jax.jit(jax.grad(after))(3.0)
+    adapted = 3.0 + rate * (1.0 - 3.0)
+    want = -(2.0 + discount * adapted - adapted) * (1.0 - rate)
+    np.testing.assert_allclose(slope, want, rtol=1e-12)
 
 
 SMALL = maml.Config(
@@ -248,60 +276,33 @@ def tabular():
     draw = meta_envs.tabular()
     spec = jax.eval_shape(draw, jax.random.key(0)).spec
     network = networks.ActorCritic(1, spec.action, (8,), "relu")
-    state = maml.init(network, SMALL, draw, jax.random.key(1))
-    return draw, network, state
+    init = jax.jit(functools.partial(maml.init, network, SMALL, draw))
+    return draw, network, init(jax.random.key(1))
 
 
-def test_tasks_under_vmap_equal_a_loop(tabular):
+def value_and_grad(network, config, draw, params, number):
+    """Of the loss of a task that is drawn by the number's bits."""
+    task_key, key = jax.random.split(jax.random.wrap_key_data(number))
+    loss = functools.partial(maml.task_loss, network, config)
+    return jax.value_and_grad(loss, has_aux=True)(params, draw(task_key), key)
+
+
+def test_keys_are_used_once_and_all_parameters_learn(tabular):
+    """In two steps of the adaptation, with a network."""
     draw, network, state = tabular
-    keys, task_keys = jax.random.split(jax.random.key(2), (2, 3))
-    one = functools.partial(maml.task_loss, network, SMALL)
-
-    def value_and_grad(params, task_key, key):
-        return jax.value_and_grad(one, has_aux=True)(params, draw(task_key), key)
-
-    over_tasks = jax.jit(jax.vmap(value_and_grad, (None, 0, 0)))
-    batched = over_tasks(state.params, task_keys, keys)
-    alone = jax.jit(value_and_grad)
+    of_one = functools.partial(value_and_grad, network, SMALL, draw)
     with jax.debug_key_reuse(True):
-        pairs = [(task_keys[i], keys[i]) for i in range(3)]
-        rows = [alone(state.params, *pair) for pair in pairs]
-    loop = jax.tree.map(lambda *x: jnp.stack(x), *rows)
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
-        batched,
-        loop,
-    )
-    for gradient in jax.tree.leaves(batched[1]):
+        _, gradients = jax.jit(of_one)(state.params, np.zeros(2, np.uint32))
+    for gradient in jax.tree.leaves(gradients):
         assert np.abs(gradient).max() > 0
-    assert len(set(np.asarray(batched[0][1]["return"]))) == 3
-
-
-def test_two_runs_equal_one_long_one(tabular):
-    draw, network, state = tabular
-    run = jax.jit(
-        lambda state, n: maml.run(network, SMALL, draw, state, n), static_argnums=1
-    )
-    half, first = run(state, 2)
-    end, second = run(half, 2)
-    whole, metrics = run(state, 4)
-    assert set(metrics) == {"return", "adapted_return"}
-    for name in metrics:
-        both = np.append(first[name], second[name])
-        np.testing.assert_allclose(metrics[name], both, rtol=1e-5)
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
-        whole.params,
-        end.params,
-    )
 
 
 def test_adapt_policy_is_what_the_task_loss_adapts(tabular):
     """With the rate 0 nothing moves; else the policy plays better on what it saw."""
     draw, network, state = tabular
-    env = draw(jax.random.key(3))
-    still = dataclasses.replace(SMALL, inner_rate=0.0)
+    env = jax.jit(draw)(jax.random.key(3))
     config = dataclasses.replace(SMALL, num_envs=256, rollout_length=10)
+    still = dataclasses.replace(config, inner_rate=0.0)
     move = jax.jit(functools.partial(maml.adapt_policy, network))
     same = move(still, state.params, env, jax.random.key(4))
     jax.tree.map(np.testing.assert_array_equal, same, state.params)
@@ -321,6 +322,60 @@ class Lever:
     def apply(self, params, obs):
         logits = jnp.concatenate([params["x"] * obs, 0.0 * obs], -1)
         return distrax.Categorical(logits=logits), params["v"] * obs[..., 0]
+
+    def init(self, key, obs):
+        x, v = jax.random.normal(key, 2)
+        return {"x": x, "v": v}
+
+
+COUNTER = envs.wrap(probe_envs.Counter(), probe_envs.CounterParams(terminate_at=3))
+
+
+def draw_counter(key):
+    """Its tasks pay differently."""
+    return meta_envs.with_params(COUNTER, reward=jax.random.normal(key))
+
+
+def test_tasks_under_vmap_equal_a_loop():
+    config = maml.Config(num_envs=4, rollout_length=5, inner_rate=0.5)
+    params = {"x": np.float32(0.5), "v": np.float32(0.25)}
+    alone = functools.partial(value_and_grad, Lever(), config, draw_counter)
+    numbers = np.arange(6, dtype=np.uint32).reshape(3, 2)
+    batched = jax.jit(jax.vmap(alone, (None, 0)))(params, numbers)
+    alone = jax.jit(alone)
+    rows = [jax.device_get(alone(params, number)) for number in numbers]
+    loop = jax.tree.map(lambda *x: np.stack(x), *rows)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+        batched,
+        loop,
+    )
+    assert len(set(np.asarray(batched[0][1]["return"]))) == 3
+
+
+def test_two_runs_equal_one_long_one():
+    config = maml.Config(num_tasks=2, num_envs=2, rollout_length=4)
+    state = jax.jit(lambda key: maml.init(Lever(), config, draw_counter, key))(
+        jax.random.key(1)
+    )
+    run = jax.jit(
+        functools.partial(maml.run, Lever(), config, draw_counter), static_argnums=1
+    )
+    half, first = run(state, 1)
+    end, second = run(half, 1)
+    whole, metrics = run(state, 2)
+    assert set(metrics) == {"return", "adapted_return"}
+    for name in metrics:
+        both = np.append(first[name], second[name])
+        np.testing.assert_allclose(metrics[name], both, rtol=1e-5)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+        whole.params,
+        end.params,
+    )
+    keys = [np.asarray(jax.random.key_data(x.key)) for x in (state, half, end, whole)]
+    assert len(np.unique(keys[:3], axis=0)) == 3
+    np.testing.assert_array_equal(keys[2], keys[3])
 
 
 def test_only_an_environments_first_episode_counts():
@@ -372,6 +427,44 @@ def test_later_episodes_leave_the_loss_alone():
     )
     _, returns = derivatives(batch)[0]
     np.testing.assert_array_equal(returns, (batch.reward * counts).sum(0))
+
+
+def test_the_value_learns_lambda_returns():
+    """Of one trajectory by hand: the loss, its value and the critic's gradient."""
+    config = maml.Config(gamma=0.5, lambda_=0.8, value_cost=0.7, reward_scale=2.0)
+    params = {"x": np.float32(0.0), "v": np.float32(0.25)}
+    old = {"x": np.float32(0.0), "v": np.float32(-0.5)}
+    times, reward = np.arange(1.0, 4.0), np.array([1.0, -2.0, 3.0])
+    ended = np.array([False, False, True])
+    batch = Rollout(
+        obs=times.reshape(3, 1, 1),
+        action=np.zeros((3, 1), int),
+        reward=reward[:, None],
+        terminated=ended[:, None],
+        truncated=np.zeros((3, 1), bool),
+        next_obs=1.0 + times.reshape(3, 1, 1),
+        extras=(),
+        memory=(),
+    )
+
+    @jax.jit
+    def value_and_grad(value_cost):
+        costly = dataclasses.replace(config, value_cost=value_cost)
+
+        def loss(params):
+            return maml.policy_loss(Lever(), costly, params, old, batch)[0]
+
+        return jax.value_and_grad(loss)(params)
+
+    target, later = np.zeros(3), 0.0
+    for t in reversed(range(3)):
+        v_t = -0.5 * (times[t] + 1.0)
+        after = (1 - 0.8) * v_t + 0.8 * later if t < 2 else 0.0
+        target[t] = later = 2.0 * reward[t] + (0.0 if ended[t] else 0.5 * after)
+    error = 0.25 * times - target
+    (total, slopes), (without, _) = map(value_and_grad, (0.7, 0.0))
+    np.testing.assert_allclose(total - without, 0.7 * np.mean(error**2), rtol=1e-5)
+    np.testing.assert_allclose(slopes["v"], 1.4 * np.mean(error * times), rtol=1e-5)
 
 
 def test_refuses(game):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from rljax import losses, networks, optimizers
 from rljax.autodiff import semi_gradient
@@ -16,11 +17,11 @@ from rljax.meta import (
     bootstrapped_meta_gradient,
     check_meta_gradient,
     evolution_gradient,
-    finite_differences,
     meta_gradient,
     squared_distance,
     unroll,
 )
+from rljax.meta.diagnostics import saturated_fraction
 
 T = 6
 
@@ -33,22 +34,22 @@ class Problem(NamedTuple):
     data: tuple  # obs [K + 1, T + 1, ...], reward [K + 1, T]
 
 
+def product(w, x):
+    return x @ w
+
+
 def tabular():
     """Four states in a random walk."""
     rng = np.random.default_rng(0)
     states = rng.integers(4, size=(6, T + 1))
     obs = np.eye(5)[states]  # the fifth is never visited: its gradient is zero
-    return Problem(
-        lambda w, x: x @ w, rng.normal(size=5), (obs, obs[:, 1:] @ rng.normal(size=5))
-    )
+    return Problem(product, rng.normal(size=5), (obs, obs[:, 1:] @ rng.normal(size=5)))
 
 
 def linear():
     rng = np.random.default_rng(1)
     obs = rng.normal(size=(6, T + 1, 5)) * [1, 1, 1, 1, 0]
-    return Problem(
-        lambda w, x: x @ w, rng.normal(size=5), (obs, rng.normal(size=(6, T)))
-    )
+    return Problem(product, rng.normal(size=5), (obs, rng.normal(size=(6, T))))
 
 
 def images():
@@ -56,7 +57,7 @@ def images():
     rng = np.random.default_rng(2)
     obs = (rng.random((6, T + 1, 10, 10, 4)) < 0.1) * (np.arange(4) < 3)
     net = networks.Critic(3, (8,), "relu")
-    params = net.init(jax.random.key(0), obs[0].astype(float))
+    params = jax.jit(net.init)(jax.random.key(0), obs[0].astype(float))
     return Problem(net.apply, params, (obs.astype(float), rng.normal(size=(6, T))))
 
 
@@ -114,55 +115,94 @@ def parts_of(problem, optimizer, steps, remat=False):
 ETA = {"gamma": 0.9, "lambda_": 0.7, "rate": 0.1}
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-@pytest.mark.parametrize("make", [tabular, linear, images])
-def test_meta_gradient_equals_finite_differences(make, kind, x64):
-    """Through one, two and five updates; reverse and forward mode alike."""
-    apply, *arrays = make()
-    problem = Problem(apply, *jax.tree.map(lambda x: jnp.asarray(x, float), arrays))
+H = 1e-6
+
+
+@functools.cache
+def gradients_of(apply, kind, all_steps):
+    """Reverse and forward mode and finite differences, for each number of steps.
+
+    A function of a problem's arrays: those of one shape share a program.
+    """
 
     @jax.jit
-    def gradients(eta):
-        out = []
-        for steps in (1, 2, 5):
-            inner, outer = parts_of(problem, OPTIMIZERS[kind], steps)
-            reverse = meta_gradient(inner, outer, eta)[1]
-            forward = meta_gradient(inner, outer, eta, mode="forward")[1]
-            score = functools.partial(lambda f, g, e: g(f(e)), inner, outer)
-            out.append((reverse, forward, finite_differences(score, eta, 1e-6)))
+    def gradients(params, data):
+        problem, out = Problem(apply, params, data), []
+        eta, unravel = ravel_pytree(ETA)
+        moves = jnp.concatenate([jnp.zeros((1, 3)), H * jnp.eye(3), -H * jnp.eye(3)])
+        for steps in all_steps:
+            parts = parts_of(problem, OPTIMIZERS[kind], steps)
+            reverse_of = functools.partial(meta_gradient, *parts)
+            values, reverse = jax.vmap(lambda e, f=reverse_of: f(unravel(e)))(
+                eta + moves
+            )
+            forward = meta_gradient(*parts, unravel(eta), mode="forward")[1]
+            differences = unravel((values[1:4] - values[4:]) / (2 * H))
+            out.append((jax.tree.map(lambda x: x[0], reverse), forward, differences))
         return out
 
-    for reverse, forward, differences in gradients(ETA):
+    return gradients
+
+
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "make, kind, all_steps",
+    [
+        *((tabular, kind, (1, 2, 5)) for kind in OPTIMIZERS),
+        *((linear, kind, (1, 2, 5)) for kind in OPTIMIZERS),
+        (images, "adam", (2,)),
+        *(slow(images, kind, (1, 2, 5)) for kind in OPTIMIZERS),
+    ],
+)
+def test_meta_gradient_equals_finite_differences(make, kind, all_steps, x64):
+    """Through one, two and five updates; reverse and forward mode alike.
+
+    The slow ones add a convolution to each optimiser and number of updates.
+    """
+    apply, *arrays = make()
+    arrays = jax.tree.map(lambda x: np.asarray(x, float), arrays)
+    gradients = gradients_of(apply, kind, all_steps)
+    for reverse, forward, differences in jax.device_get(gradients(*arrays)):
         chex.assert_trees_all_close(reverse, forward, rtol=1e-6, atol=1e-12)
         chex.assert_trees_all_close(reverse, differences, rtol=1e-4, atol=1e-8)
         if kind != "adam":
             assert all(g != 0 for g in reverse.values())
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5, 9])
+@pytest.mark.parametrize("steps", [1, 2, 5, 7, 9])
 def test_rematerialised_unroll_is_the_same(steps):
     """Values, metrics, derivatives; where sqrt(K) does not divide K; empty data."""
 
     def update(rate, x, target, key):
         target, _ = target
         noise = jax.random.normal(key)
-        return x + rate * (jnp.sin(target * x) + noise), {"x": x, "none": jnp.ones(0)}
+        metrics = {"x": x, "noise": noise, "none": jnp.ones(0)}
+        return x + rate * (jnp.sin(target * x) + noise), metrics
 
-    targets = (jnp.arange(1.0, steps + 1), jnp.ones((steps, 0)))
-    keys = jax.random.split(jax.random.key(0), steps)
+    targets = (np.arange(1.0, steps + 1), np.ones((steps, 0)))
 
-    def run(remat):
-        def after(rate):
-            x, metrics = unroll(update, rate, 0.5, targets, keys, remat=remat)
-            return x, metrics
+    @jax.jit
+    def run(rate):
+        keys = jax.random.split(jax.random.key(0), steps)
 
-        return jax.jit(jax.value_and_grad(after, has_aux=True))(0.3)
+        def after(rate, remat):
+            return unroll(update, rate, 0.5, targets, keys, remat=remat)
 
-    chex.assert_trees_all_close(run(True), run(False), rtol=1e-6)
+        derivatives = jax.value_and_grad(after, has_aux=True)
+        return derivatives(rate, True), derivatives(rate, False)
+
+    remat, plain = run(0.3)
+    chex.assert_trees_all_close(remat, plain, rtol=1e-6)
+    (end, metrics), _ = remat
     x = 0.5
-    for target, key in zip(targets[0], keys, strict=True):
-        x = x + 0.3 * (np.sin(target * x) + jax.random.normal(key))
-    np.testing.assert_allclose(run(True)[0][0], x, rtol=1e-5)
+    for k in range(steps):
+        np.testing.assert_allclose(metrics["x"][k], x, rtol=1e-5)
+        x = x + 0.3 * (np.sin(targets[0][k] * x) + np.asarray(metrics["noise"])[k])
+    np.testing.assert_allclose(end, x, rtol=1e-5)
+    assert len(np.unique(metrics["noise"])) == steps
 
 
 def test_rematerialised_unroll_needs_less_memory():
@@ -200,10 +240,15 @@ def test_bootstrapped_meta_gradient_is_a_multiple(steps, x64):
         slope = jax.grad(outer)(state)
         return optax.tree.add_scale(state, -alpha, slope)
 
-    args = (inner, target, squared_distance, ETA)
-    got = jax.jit(lambda: bootstrapped_meta_gradient(*args)[1])()
-    forward = jax.jit(lambda: bootstrapped_meta_gradient(*args, mode="forward")[1])()
-    want = jax.jit(lambda: meta_gradient(inner, outer, ETA)[1])()
+    @jax.jit
+    def gradients(eta):
+        bootstrapped = functools.partial(
+            bootstrapped_meta_gradient, inner, target, squared_distance, eta
+        )
+        want = meta_gradient(inner, outer, eta)[1]
+        return bootstrapped()[1], bootstrapped(mode="forward")[1], want
+
+    got, forward, want = jax.device_get(gradients(ETA))
     want = jax.tree.map(lambda x: alpha * x, want)
     chex.assert_trees_all_close(got, want, rtol=1e-12)
     chex.assert_trees_all_close(forward, want, rtol=1e-12)
@@ -386,3 +431,31 @@ def test_check_finds_a_wrong_rule():
     twice.defvjp(lambda x: (2.0 * x, None), lambda _, g: (3.0 * g,))
     check = check_meta_gradient(twice, jnp.sin, 0.3)
     assert check.forward is None and "a custom rule is wrong" in check.causes[0]
+
+
+def clips(*counts):
+    """Optimisers' states: `(steps, saturated)` of each."""
+    return [optimizers.ClipState(np.int32(x), np.int32(y)) for x, y in counts]
+
+
+def test_saturated_fraction_is_of_the_steps_between():
+    """Of all optimisers together, whatever went before; 0 if there were no steps."""
+    start, end = clips((10, 10), (3, 0)), clips((14, 11), (7, 2))
+    assert saturated_fraction(start, end) == 3 / 8
+    assert saturated_fraction(start[:1], end[:1]) == 1 / 4
+    assert saturated_fraction(end, end) == saturated_fraction((), ()) == 0
+
+
+def test_check_blames_clipping_only_if_every_gradient_was_clipped(x64):
+    """Also where some were clipped and the meta-gradient vanishes by itself."""
+
+    def inner(eta, saturated):
+        state = optimizers.ClipState(jnp.int32(4), jnp.int32(saturated))
+        return eta, state
+
+    def blamed(saturated):
+        with_clips = functools.partial(inner, saturated=saturated)
+        found = causes(with_clips, lambda s: (s[0] - 0.9) ** 2, 0.9, step=1e-6)
+        return "every gradient was clipped" in found
+
+    assert blamed(4) and not blamed(3) and not blamed(0)

@@ -28,20 +28,41 @@ def test_tasks_can_be_drawn_under_vmap_and_differ(name):
     draw = meta_envs.tasks(name)
 
     @jax.jit
-    def rewards(keys):
+    def under_vmap_and_alone():
         def one(key):
             env = draw(key)
             actions = jnp.zeros((6, 2, *getattr(env.spec.action, "shape", ())), int)
-            return play(env, jax.random.key(0), actions).reward
+            return env, play(env, jax.random.key(0), actions).reward
 
-        return jax.vmap(one)(keys)
+        keys = jax.random.split(jax.random.key(1), 3)
+        return jax.vmap(one)(keys), one(keys[1])[1]
 
-    keys = jax.random.split(jax.random.key(1), 3)
-    several = rewards(keys)
-    np.testing.assert_allclose(several[1:2], rewards(keys[1:2]), rtol=1e-5)
+    (drawn, several), alone = jax.device_get(under_vmap_and_alone())
+    np.testing.assert_allclose(several[1], alone, rtol=1e-5)
     assert np.isfinite(several).all()
-    leaves = jax.tree.leaves(jax.vmap(draw)(keys))
-    assert any(len(np.unique(np.asarray(leaf), axis=0)) == 3 for leaf in leaves)
+    leaves = jax.tree.leaves(drawn)
+    assert any(len(np.unique(leaf, axis=0)) == 3 for leaf in leaves)
+
+
+def test_cartpoles_differ_in_length_and_force():
+    """The pole's mass times its half length follows; a push goes either way."""
+    draw, number = meta_envs.cartpole(), 400
+
+    @jax.jit
+    def several():
+        keys = jax.random.split(jax.random.key(0), number)
+        return jax.vmap(lambda key: draw(key).env.params)(keys)
+
+    params = jax.device_get(several())
+    np.testing.assert_allclose(params.polemass_length, params.masspole * params.length)
+    length, force = params.length, abs(params.force_mag)
+    for values, low, high in ((length, 0.1, 2.0), (force, 2.0, 20.0)):
+        assert low <= values.min() and values.max() <= high
+        error = (high - low) / (12 * number) ** 0.5  # of a uniform variable's mean
+        assert abs(values.mean() - 0.5 * (low + high)) < 5 * error
+        assert np.ptp(values) > 0.9 * (high - low)
+    right = (params.force_mag > 0).mean()
+    assert abs(right - 0.5) < 5 * 0.5 / number**0.5
 
 
 def test_parameters_reach_the_environment_inside_its_wrappers():
@@ -70,7 +91,7 @@ def table():
 def test_the_tabular_environment_follows_its_table(table):
     env, n = envs.wrap(meta_envs.Tabular(2, 3), table), 3000
     assert env.spec.obs_shape == (2,) and env.spec.action.num_actions == 3
-    actions = jax.random.randint(jax.random.key(0), (8, n), 0, 3)
+    actions = np.random.default_rng(0).integers(3, size=(8, n))
     steps = jax.jit(play)(env, jax.random.key(1), actions)
     np.testing.assert_array_equal(
         steps.terminated, np.tile((np.arange(8) % 4 == 3)[:, None], (1, n))
@@ -104,11 +125,6 @@ def test_the_optimum_is_the_best_of_all_policies(table):
 def test_returns_of_the_tabular_tasks():
     """experiments.md B12: 10.0 for a uniform policy, 21.84 for the best ones."""
     draw = meta_envs.tabular()
-    params = jax.vmap(lambda key: draw(key).env.params)(
-        jax.random.split(jax.random.key(0), 4000)
-    )
-    best = jax.vmap(meta_envs.tabular_optimum)(params)
-    assert abs(best.mean() - 21.84) < 5 * 0.04 * 2**0.5
 
     def uniform(params):
         value = jnp.zeros(10)
@@ -116,7 +132,16 @@ def test_returns_of_the_tabular_tasks():
             value = jnp.mean(params.reward + params.transition @ value, axis=1)
         return value[0]
 
-    values = jax.vmap(uniform)(params)
+    @jax.jit
+    def best_and_uniform():
+        def one(key):
+            params = draw(key).env.params
+            return meta_envs.tabular_optimum(params), uniform(params)
+
+        return jax.vmap(one)(jax.random.split(jax.random.key(0), 4000))
+
+    best, values = jax.device_get(best_and_uniform())
+    assert abs(best.mean() - 21.84) < 5 * 0.04 * 2**0.5
     assert abs(values.mean() - 10.0) < 5 * values.std() / 4000**0.5
 
 

@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -67,39 +68,49 @@ def documented():
     return {name: rest for name, *rest in cells}
 
 
-def learn(optimizer, all_zero, eta):
-    """Three steps; `unseen` have the gradient 0, since their input is."""
+def learn(optimizer, first, eta):
+    """Three steps; `unseen` have the gradient 0, since their input is.
+
+    `first` scales the first loss: with 0 all its gradients are 0.
+    """
     params = {
         "seen": jnp.array([[0.3, -0.8], [0.5, 0.1]]),
         "unseen": jnp.array([0.2, 0.4]),
     }
     target, state = jnp.array([[1.0, 2.0], [-1.0, 0.5]]), optimizer.init(params)
-    for k in range(3):
 
-        def loss(params, k=k):
+    def step(carry, scale):
+        params, state = carry
+
+        def loss(params):
             seen = params["seen"]
             behind_zero = params["unseen"] * jnp.zeros(2) * seen[0]
             error = 0.5 * jnp.sum((seen - eta * target) ** 2) + behind_zero.sum()
-            return error * (0.0 if all_zero and k == 0 else 1.0)
+            return error * scale
 
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-        params = optax.apply_updates(params, updates)
+        return (optax.apply_updates(params, updates), state), None
+
+    scales = jnp.array([first, 1.0, 1.0])
+    (params, _), _ = jax.lax.scan(step, (params, state), scales)
     weights = jnp.array([[1.0, 0.3], [0.2, 0.7]])
     score = jnp.sum(weights * jnp.sin(params["seen"]))
     return score + jnp.sum(params["unseen"] ** 2)
 
 
-def gradients(optimizer, all_zero):
-    """Reverse mode, forward mode, finite differences."""
+def gradients(optimizer):
+    """For both sizes of the first loss, 1 and 0: both modes, finite differences."""
 
     @jax.jit
-    def all_three(eta):
-        fn = functools.partial(learn, optimizer, all_zero)
-        forward = jax.jvp(fn, (eta,), (jnp.ones_like(eta),))[1]
-        differences = (fn(eta + 1e-6) - fn(eta - 1e-6)) / 2e-6
-        return jax.grad(fn)(eta), forward, differences
+    def all_three(etas, firsts):
+        fn = functools.partial(learn, optimizer)
+        around = jax.vmap(jax.value_and_grad(fn, 1), (None, 0))
+        values, reverse = jax.vmap(around, (0, None))(firsts, etas)
+        forward = jax.vmap(jax.jacfwd(fn, 1), (0, None))(firsts, etas[0])
+        return reverse[:, 0], forward, (values[:, 1] - values[:, 2]) / 2e-6
 
-    return all_three(1.3)
+    etas = 1.3 + np.array([0.0, 1e-6, -1e-6])
+    return jax.device_get(all_three(etas, np.array([1.0, 0.0])))
 
 
 def in_words(gradient, differences):
@@ -114,14 +125,35 @@ def test_every_optimiser_is_documented():
     assert list(documented()) == list(NAMED)
 
 
-@pytest.mark.parametrize("name", NAMED)
+EVERY_ANSWER = (  # one for each kind of derivative, and all of this package
+    "sgd",
+    "rmsprop",
+    "adam",
+    "adam, eps_root=1e-8",
+    "lars",
+    "sign_sgd",
+    "clip_by_global_norm",
+    "normalize_by_update_norm",
+    "inject_hyperparams(adam)",
+    "`rljax.optimizers.adam`",
+    "`rljax.optimizers.clip_by_global_norm`",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in EVERY_ANSWER else pytest.mark.slow)
+        for name in NAMED
+    ],
+)
 @pytest.mark.filterwarnings("ignore")  # of optax, which casts to float64 as it can
 def test_derivatives_are_as_documented(name, x64):
+    """The slow ones are optax's other optimisers."""
     found = []
-    for all_zero in (False, True):
-        *both, differences = gradients(NAMED[name], all_zero)
+    for reverse, forward, differences in zip(*gradients(NAMED[name]), strict=True):
         assert np.isfinite(differences)
-        found += [in_words(g, differences) for g in both]
+        found += [in_words(g, differences) for g in (reverse, forward)]
     assert found == documented()[name]
 
 
@@ -230,11 +262,19 @@ def test_values_are_those_of_optax_bit_for_bit(ours, theirs):
 
 
 def test_clipping_counts_what_it_cuts():
+    """A norm that is exactly the limit is cut too, to itself."""
     clip = optimizers.clip_by_global_norm(1.0)
-    state = clip.init(jnp.ones(2))
-    for size in (0.5, 3.0, 0.0, 1.5, 0.7):
-        _, state = clip.update(jnp.array([size, 0.0]), state)
-    assert state == (5, 2)
+    state, update = clip.init(np.ones(2)), jax.jit(clip.update)
+    for size, counts in (
+        (0.5, (1, 0)),
+        (3.0, (2, 1)),
+        (0.0, (3, 1)),
+        (1.5, (4, 2)),
+        (1.0, (5, 3)),
+        (0.7, (6, 3)),
+    ):
+        _, state = update(np.array([size, 0.0], np.float32), state)
+        assert state == counts
 
 
 def test_the_limit_has_a_derivative():
@@ -242,9 +282,9 @@ def test_the_limit_has_a_derivative():
         clip = optimizers.clip_by_global_norm(limit)
         return clip.update(x, clip.init(x))[0] @ jnp.array([1.0, 2.0])
 
-    x = jnp.array([3.0, 4.0])
+    x = np.array([3.0, 4.0], np.float32)
     for differentiate in (jax.grad, jax.jacfwd):
-        slope = differentiate(clipped)
+        slope = jax.jit(differentiate(clipped))
         np.testing.assert_allclose(slope(1.0, x), 11 / 5, rtol=1e-6)
         assert slope(9.0, x) == 0
         assert slope(1.0, 0 * x) == 0
@@ -255,7 +295,18 @@ def test_second_derivatives_at_zero_are_finite():
         adam = optimizers.adam(0.5)
         return adam.update(x, adam.init(x))[0] * x
 
-    for order in range(3):
-        assert np.isfinite(after(0.0))
-        after = jax.grad(after)
-        del order
+    def orders(x):
+        return after(x), jax.grad(after)(x), jax.grad(jax.grad(after))(x)
+
+    assert np.isfinite(jax.jit(orders)(0.0)).all()
+
+
+def test_an_annealed_rate_stays_0_after_the_last_step():
+    """More steps than planned are taken where rollouts do not divide them."""
+    config = SimpleNamespace(total_steps=200, anneal=True)
+    for step, progress, rate in ((0, 0.0, 0.3), (50, 0.25, 0.225), (260, 1.0, 0.0)):
+        found = optimizers.progress(config, np.int32(step))
+        np.testing.assert_allclose(found, progress, rtol=1e-6)
+        np.testing.assert_allclose(
+            optimizers.annealed(config, found, 0.3), rate, rtol=1e-6
+        )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -13,7 +14,7 @@ from rljax import agents, distributions, envs
 from rljax.replay import Windows
 from rljax.types import Box
 
-from . import probe_envs
+from . import compiled, probe_envs
 from .agent_case import differ, observe_and_update
 
 mpo = agents.get("mpo")
@@ -36,54 +37,104 @@ class Problem:
             epsilon_mean=0.04,
             epsilon_stddev=0.05,
         )
-        state, other = (mpo.init(spec, config, jax.random.key(i)) for i in (0, 1))
-        more = jax.random.normal(jax.random.key(3), (5,)).tolist()
-        self.duals = jax.tree.map(lambda x: x + more.pop(), state.duals)
+        init = jax.jit(functools.partial(mpo.init, spec))
+        state, other = (init(config, jax.random.key(i)) for i in (0, 1))
+        more = list(compiled.normal(3, 5))
+        self.duals = jax.tree.map(lambda x: np.array(x) + more.pop(), state.duals)
         self.continuous = isinstance(spec.action, Box)
         scale = 4 if self.continuous else 50
-        scaled = jax.tree.map(lambda x: scale * x, (state.actor, other.actor))
+        scaled = compiled.scaled((state.actor, other.actor), scale)
         self.state = state._replace(
             actor=scaled[0],
             target_actor=scaled[1],
-            target_critic=jax.tree.map(lambda x: 2 * x, other.critic),
+            target_critic=compiled.scaled(other.critic, 2),
             duals=self.duals,
         )
-        self.obs, next_obs = jax.random.normal(jax.random.key(2), (2, *spec.obs_shape))
-        self.action = jnp.array([0.5, 1.5]) if self.continuous else jnp.array(1)
+        self.obs, next_obs = compiled.normal(2, 2, *spec.obs_shape)
+        self.action = np.float32([0.5, 1.5]) if self.continuous else np.array(1)
+        self.actor, self.critic = mpo.actor(spec, config), mpo.critic(spec, config)
         self.window = Windows(
             obs=self.obs,
             action=self.action,
-            reward=jnp.array([2.0, 3.0, 0.0]),
-            num_steps=jnp.array(2),
-            terminated=jnp.array(False),
+            reward=np.float32([2.0, 3.0, 0.0]),
+            num_steps=np.array(2),
+            terminated=np.array(False),
             next_obs=next_obs,
         )
 
     def errors(self, params, bootstrap, **changes):
         window = self.window._replace(**changes)
-        return mpo.td_errors(self.spec, self.config, params, bootstrap, window, KEY)
+        args = (self.spec, self.config, params, bootstrap, window)
+        return np.array(errors_and_gradients(*args)[0])
 
-    def policy(self, params, obs):
-        return mpo.actor(self.spec, self.config).apply(params, obs)
+    def log_probs(self, params, obs):
+        logits = np.array(compiled.apply(self.actor, params, obs).logits)
+        return logits - np.log(np.exp(logits).sum())
 
     def gaussian(self, params, obs):
-        base = self.policy(params, obs).distribution
-        return np.array(base.loc), np.array(base.scale_diag)
+        return tuple(np.array(x) for x in gaussian(self.actor, params, obs))
 
     def q(self, params, *inputs):
-        return np.array(mpo.critic(self.spec, self.config).apply(params, *inputs))[0]
+        return np.array(compiled.apply(self.critic, params, *inputs))[0]
 
     def samples(self, obs):
         """Before the tanh, their values, and the shares of each."""
         state = self.state
         if not self.continuous:
-            probs = np.array(self.policy(state.target_actor, obs).probs)
+            probs = np.exp(self.log_probs(state.target_actor, obs))
             return None, self.q(state.target_critic, obs), probs
         mean, stddev = self.gaussian(state.target_actor, obs)
         x = mean + stddev * np.array(jax.random.normal(KEY, (5, 2)))
         actions = np.tanh(x) * [1.0, 2.0] + [0.0, 1.0]
-        values = [self.q(state.target_critic, obs, jnp.array(a)) for a in actions]
+        actions = actions.astype(np.float32)
+        values = [self.q(state.target_critic, obs, a) for a in actions]
         return x, np.array(values, np.float32), np.full(5, 0.2)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gaussian(actor, params, obs):
+    base = actor.apply(params, obs).distribution
+    return base.loc, base.scale_diag
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def errors_and_gradients(spec, config, params, bootstrap, window):
+    """Errors; gradients of their sum in critic, target critic and target actor."""
+
+    def total(params, target_critic, target_actor):
+        targets = dict(target_critic=target_critic, target_actor=target_actor)
+        state = bootstrap._replace(**targets)
+        found = mpo.td_errors(spec, config, params, state, window, KEY)
+        return found.sum(), found
+
+    args = (params, bootstrap.target_critic, bootstrap.target_actor)
+    grads, found = jax.grad(total, (0, 1, 2), has_aux=True)(*args)
+    return found, grads
+
+
+class ActorLoss(NamedTuple):
+    loss: Any
+    evidence: Any
+    gradients: Any  # in the target critic and the dual variables
+    slopes: Any  # of the dual variables' own losses
+    weights: Any
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def actor_loss(spec, config, params, obs, bootstrap):
+    def loss(target_critic, duals):
+        state = bootstrap._replace(target_critic=target_critic, duals=duals)
+        return mpo.actor_loss(spec, config, params, obs, KEY, state)
+
+    args = (bootstrap.target_critic, bootstrap.duals)
+    (value, evidence), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(*args)
+
+    def loss_of_duals(duals):
+        parts = mpo.mpo_parts(config, duals, evidence)
+        return parts.temperature_loss + parts.alpha_loss, parts.normalized_weights
+
+    slopes, weights = jax.grad(loss_of_duals, has_aux=True)(bootstrap.duals)
+    return ActorLoss(value, evidence, grads, slopes, weights)
 
 
 def weights_of(values, shares, temperature):
@@ -121,7 +172,7 @@ def test_mpo_targets_by_hand(problem):
     want = reward + 0.81 * (shares * values).sum() - q
     assert np.ptp(values) > 0.1 and (p.continuous or np.ptp(shares) > 0.1)
     np.testing.assert_allclose(p.errors(p.state.critic, p.state), [want], rtol=1e-4)
-    ended = p.errors(p.state.critic, p.state, terminated=jnp.array(True))
+    ended = p.errors(p.state.critic, p.state, terminated=np.array(True))
     np.testing.assert_allclose(ended, [reward - q], rtol=1e-5)
 
 
@@ -140,53 +191,37 @@ def test_mpo_actor_loss_by_hand(problem):
             np.log(std / old_std) + old_std**2 / (2 * std**2) - 0.5,
         ]
     else:
-        log_probs = np.log(p.policy(state.actor, p.obs).probs)
+        log_probs = p.log_probs(state.actor, p.obs)
         kls = [(shares * (np.log(shares) - log_probs)).sum()]
     pairs = list(zip(multipliers, kls, strict=True))
     want = -(weights * log_probs).sum() + sum((a * kl).sum() for a, kl in pairs)
-    args = (p.spec, p.config, state.actor, p.obs, KEY, state)
-    loss, evidence = mpo.actor_loss(*args)
-    np.testing.assert_allclose(loss, want, rtol=1e-4)
-    chex.assert_trees_all_close(list(evidence.kls), kls, rtol=1e-3, atol=1e-6)
+    got = actor_loss(p.spec, p.config, state.actor, p.obs, state)
+    np.testing.assert_allclose(got.loss, want, rtol=1e-4)
+    chex.assert_trees_all_close(list(got.evidence.kls), kls, rtol=1e-3, atol=1e-6)
     # Slopes of the duals' losses: bound less divergence, times the dual variable.
     bounds = [0.04, 0.05] if p.continuous else [0.03]
     divergence = (weights * np.log(weights / shares)).sum()
     want = [temperature * (0.2 - divergence)]
     want += [a * (e - kl) for e, (a, kl) in zip(bounds, pairs, strict=True)]
-
-    def loss_of_duals(duals):
-        parts = mpo.mpo_parts(p.config, duals, evidence)
-        return parts.temperature_loss + parts.alpha_loss
-
-    slopes = jax.grad(loss_of_duals)(p.duals)
-    for got, slope in zip(slopes, want, strict=True):
-        np.testing.assert_allclose(got, slope, rtol=1e-3, atol=1e-5)
+    for found, slope in zip(got.slopes, want, strict=True):
+        np.testing.assert_allclose(found, slope, rtol=1e-3, atol=1e-5)
 
 
 def test_mpo_gradients_are_in_the_trained_networks_alone(problem):
     p, state = problem, problem.state
 
-    def errors(critic, target_critic, target_actor):
-        targets = dict(target_critic=target_critic, target_actor=target_actor)
-        return p.errors(critic, state._replace(**targets)).sum()
+    @jax.jit
+    @jax.grad
+    def minus_q(params):
+        q = functools.partial(p.critic.apply, params, p.obs)
+        return -q(p.action)[0] if p.continuous else -q()[0, 1]
 
-    def value(params):
-        q = functools.partial(mpo.critic(p.spec, p.config).apply, params, p.obs)
-        return q(p.action)[0] if p.continuous else q()[0, 1]
-
-    args = (state.critic, state.target_critic, state.target_actor)
-    semi, *rest = jax.grad(errors, (0, 1, 2))(*args)
-    minus_q = jax.tree.map(jnp.negative, jax.grad(value)(state.critic))
-    chex.assert_trees_all_close(semi, minus_q, rtol=1e-4, atol=1e-6)
-
-    def actor_loss(actor, target_critic, duals):
-        changed = state._replace(target_critic=target_critic, duals=duals)
-        args = (p.spec, p.config, actor, p.obs, KEY, changed)
-        return mpo.actor_loss(*args)[0]
-
-    more = jax.grad(actor_loss, (1, 2))(state.actor, state.target_critic, p.duals)
+    args = (p.spec, p.config, state.critic, state, p.window)
+    _, (semi, *rest) = errors_and_gradients(*args)
+    chex.assert_trees_all_close(semi, minus_q(state.critic), rtol=1e-4, atol=1e-6)
+    more = actor_loss(p.spec, p.config, state.actor, p.obs, state).gradients
     for tree in (*rest, *more):  # differentiable all the same
-        assert any((leaf != 0).any() for leaf in jax.tree.leaves(tree))
+        assert any(np.array(leaf).any() for leaf in jax.tree.leaves(tree))
 
 
 def test_mpo_values_an_action_by_all_its_weight(discrete):
@@ -194,23 +229,22 @@ def test_mpo_values_an_action_by_all_its_weight(discrete):
     p = discrete
 
     def add(path, x):
-        sure = jnp.array([0.0, 50.0, 0.0])
-        return x + sure if x.shape == (3,) else x
+        sure = np.float32([0.0, 50.0, 0.0])
+        return np.array(x) + sure if x.shape == (3,) else x
 
     actor = jax.tree.map_with_path(add, p.state.target_actor)
     state = p.state._replace(target_actor=actor)
     got = p.errors(p.state.critic, state) - p.errors(
-        p.state.critic, state, reward=jnp.zeros(3)
+        p.state.critic, state, reward=np.zeros(3, np.float32)
     )
     np.testing.assert_allclose(got, [2.0 + 0.9 * 3.0], rtol=1e-4)
-    target = p.errors(p.state.critic, state, reward=jnp.zeros(3))
+    target = p.errors(p.state.critic, state, reward=np.zeros(3, np.float32))
     target += p.q(p.state.critic, p.obs)[1]
     want = 0.81 * p.q(p.state.target_critic, p.window.next_obs)[1]
     np.testing.assert_allclose(target, [want], rtol=1e-4)
-    loss, evidence = mpo.actor_loss(p.spec, p.config, actor, p.obs, KEY, state)
-    weights = mpo.mpo_parts(p.config, p.duals, evidence).normalized_weights
-    np.testing.assert_allclose(weights, [0.0, 1.0, 0.0], atol=1e-6)
-    np.testing.assert_allclose(loss, 0.0, atol=1e-5)
+    found = actor_loss(p.spec, p.config, actor, p.obs, state)
+    np.testing.assert_allclose(found.weights, [0.0, 1.0, 0.0], atol=1e-6)
+    np.testing.assert_allclose(found.loss, 0.0, atol=1e-5)
 
 
 @only_mpo
@@ -219,6 +253,7 @@ def test_mpo_rates_and_targets(case, update, state, rollout):
         case.config, target_rate=0.25, learning_rate=0.1, dual_learning_rate=0.02
     )
     new, _ = update(config, state, rollout, jax.random.key(1))
+    new, state = jax.tree.map(np.array, (new, state))
     for name in ("actor", "critic"):
         old, trained = getattr(state, name), getattr(new, name)
         want = jax.tree.map(lambda x, y: x + 0.25 * (y - x), old, trained)
@@ -241,7 +276,7 @@ def test_mpo_rates_and_targets(case, update, state, rollout):
 def test_mpo_duals_grow_where_divergences_exceed_their_bounds(
     case, update, state, rollout, field
 ):
-    other = jax.tree.map(lambda x: 10 * x, state.actor)
+    other = compiled.scaled(state.actor, 10)
     state = state._replace(actor=other)
     which = ["epsilon", "epsilon_policy"].index(field)
     for bound, sign in ((1e-9, 1), (10.0, -1)):
@@ -276,16 +311,26 @@ def test_mpo_is_differentiable_in_its_config(case, rollout, state):
 
 def test_a_change_of_mean_or_stddev_alone_is_the_whole_divergence():
     box = Box((2,), (-1.0, -1.0), (1.0, 3.0))
-    mean, log_std = jnp.array([0.3, -2.0]), jnp.array([-1.0, 0.5])
-    old = distributions.tanh_gaussian(mean, log_std, box)
-    x = jax.random.normal(KEY, (4, 2))
-    for step in (jnp.array([0.7, 0.1]), jnp.array([-0.2, 0.4])):
-        moved = distributions.tanh_gaussian(mean + step, log_std, box)
-        wider = distributions.tanh_gaussian(mean, log_std + step, box)
-        for i, new in enumerate((moved, wider)):
-            log_probs, kls = distributions.compare(old, new, x)
-            whole = old.distribution.kl_divergence(new.distribution)
-            np.testing.assert_allclose(kls[i].sum(), whole, rtol=1e-5)
+    mean, log_std = np.array([0.3, -2.0]), np.array([-1.0, 0.5])
+    x = compiled.normal(1, 4, 2)
+
+    @jax.jit
+    def compared(to_mean, to_log_std):
+        old, new = (
+            distributions.tanh_gaussian(*parameters, box)
+            for parameters in (
+                (jnp.array(mean), jnp.array(log_std)),
+                (mean + to_mean, log_std + to_log_std),
+            )
+        )
+        log_probs, kls = distributions.compare(old, new, x)
+        whole = old.distribution.kl_divergence(new.distribution)
+        both = new.distribution.log_prob(x) + old.distribution.log_prob(x)
+        return log_probs, kls, whole, both
+
+    for step in (np.array([0.7, 0.1]), np.array([-0.2, 0.4])):
+        for i, moves in enumerate(((step, np.zeros(2)), (np.zeros(2), step))):
+            log_probs, kls, whole, both = compared(*moves)
+            np.testing.assert_allclose(np.sum(kls[i]), whole, rtol=1e-5)
             np.testing.assert_allclose(kls[1 - i], 0.0, atol=1e-6)
-            both = new.distribution.log_prob(x) + old.distribution.log_prob(x)
             np.testing.assert_allclose(log_probs, both, rtol=1e-5)

@@ -14,6 +14,7 @@ PROGRAM = Path(__file__).with_name("hang_check.py")
 @pytest.mark.parametrize("num_seeds", [1, 16, 64])
 @pytest.mark.parametrize("agent", ["ppo", "dqn"])
 def test_a_fresh_process_ends(agent, num_seeds, attempt):
+    """Finds hangs, which come in some processes and not in others."""
     result = subprocess.run(
         [sys.executable, PROGRAM, agent, str(num_seeds)],
         capture_output=True,

@@ -15,13 +15,14 @@ from rljax.losses import PopArtState, art, popart
 
 N = 3
 STATE = PopArtState(
-    jnp.array([1.0, -2.0, 0.5]),
-    jnp.array([2.0, 0.5, 3.0]),
-    jnp.array([5.0, 4.25, 9.25]),
+    np.float32([1.0, -2.0, 0.5]),
+    np.float32([2.0, 0.5, 3.0]),
+    np.float32([5.0, 4.25, 9.25]),
 )
-TARGETS = jnp.array([[4.0, -3.0, 7.0, 1.0], [0.0, 2.0, -1.0, 6.0]])
-INDICES = jnp.array([[0, 2, 0, 0], [2, 2, 0, 2]])  # none of output 1
+TARGETS = np.float32([[4.0, -3.0, 7.0, 1.0], [0.0, 2.0, -1.0, 6.0]])
+INDICES = np.int32([[0, 2, 0, 0], [2, 2, 0, 2]])  # none of output 1
 NAMES = [("kernel", "bias"), ("w", "b")]
+jitted_art = jax.jit(art, static_argnames=("scale_lb", "scale_ub"))
 
 
 @pytest.fixture(autouse=True)
@@ -33,47 +34,55 @@ def no_rank_promotion():
 def parameters(names, num_inputs=4):
     rng = np.random.default_rng(0)
     weight, bias = rng.normal(size=(num_inputs, N)), rng.normal(size=N)
-    return {names[0]: jnp.asarray(weight, float), names[1]: jnp.asarray(bias, float)}
+    return {names[0]: weight, names[1]: bias}
 
 
-def outputs(params, names, state, x):
-    y = x @ params[names[0]] + params[names[1]][None]
-    indices = jnp.broadcast_to(jnp.arange(N)[None], y.shape)
-    return losses.unnormalize(state, y, indices)
+@jax.jit
+def outputs(state, weight, bias, x):
+    y = x @ weight + bias[None]
+    return losses.unnormalize(state, y, np.tile(np.arange(N), (len(x), 1)))
 
 
 @pytest.mark.parametrize("names", NAMES)
 def test_outputs_are_preserved(names, x64):
     """By any number of updates, while the statistics move far."""
     init, update = popart(N, 0.1, 1e-2, 1e3)
-    params, state = parameters(names), init()
-    x = jnp.asarray(np.random.default_rng(1).normal(size=(5, 4)))
-    before = outputs(params, names, state, x)
+    params, state, update = parameters(names), init(), jax.jit(update)
+    x = np.random.default_rng(1).normal(size=(5, 4))
+    weight, bias = names
+    before = outputs(state, params[weight], params[bias], x)
     for seed in range(20):
-        rng = np.random.default_rng(seed)
-        targets = jnp.asarray(rng.normal(100.0, 30.0, 4))
-        new, state = jax.jit(update)(params, state, targets, jnp.array([0, 1, 2, 0]))
+        targets = np.random.default_rng(seed).normal(100.0, 30.0, 4)
+        new, state = update(params, state, targets, np.array([0, 1, 2, 0]))
         assert set(new) == set(names)
         chex.assert_trees_all_equal_shapes_and_dtypes(new, params)
         params = new
-    assert np.all(state.shift > 50)
-    np.testing.assert_allclose(outputs(params, names, state, x), before, rtol=1e-10)
+    assert np.min(state.shift) > 50
+    after = outputs(state, params[weight], params[bias], x)
+    np.testing.assert_allclose(after, before, rtol=1e-10)
 
 
 def test_outputs_of_a_flax_layer_are_preserved():
-    layer, x = nn.Dense(N), jnp.ones((2, 4))
-    params = layer.init(jax.random.key(0), x)["params"]
-    new = art(STATE, TARGETS, INDICES, 0.1, 0.1, 10.0)
-    popped = losses.pop(params, STATE, new)
-    indices = jnp.tile(jnp.arange(N), (2, 1))
-    before = losses.unnormalize(STATE, layer.apply({"params": params}, x), indices)
-    after = losses.unnormalize(new, layer.apply({"params": popped}, x), indices)
+    layer, x = nn.Dense(N), np.ones((2, 4), np.float32)
+    indices = np.tile(np.arange(N, dtype=np.int32), (2, 1))
+
+    @jax.jit
+    def before_and_after(key, state):
+        params = layer.init(key, x)["params"]
+        new = art(state, TARGETS, INDICES, 0.1, 0.1, 10.0)
+        popped = losses.pop(params, state, new)
+        return (
+            losses.unnormalize(state, layer.apply({"params": params}, x), indices),
+            losses.unnormalize(new, layer.apply({"params": popped}, x), indices),
+        )
+
+    before, after = before_and_after(jax.random.key(0), STATE)
     np.testing.assert_allclose(after, before, rtol=1e-5)
 
 
 @pytest.mark.parametrize("names", [("kernel",), ("w", "bias"), ("kernel", "bias", "x")])
 def test_unknown_parameters(names):
-    params = {name: jnp.ones((2, N)) for name in names}
+    params = {name: np.ones((2, N), np.float32) for name in names}
     with pytest.raises(ValueError, match="'kernel' and 'bias'") as error:
         losses.pop(params, STATE, STATE)
     assert str(sorted(names)) in str(error.value)
@@ -82,25 +91,29 @@ def test_unknown_parameters(names):
 def test_statistics_converge():
     """To mean and standard deviation, each output's own."""
     init, update = popart(2, 2e-3, 1e-3, 1e3)
-    params = {"w": jnp.ones((1, 2)), "b": jnp.zeros(2)}
-    keys = jax.random.split(jax.random.key(0), 2000)
-    indices = jnp.array([0, 0, 1, 1, 1])
-    mean, std = jnp.array([10.0, -3.0]), jnp.array([2.0, 0.5])
+    params = {"w": np.ones((1, 2), np.float32), "b": np.zeros(2, np.float32)}
+    indices = np.array([0, 0, 1, 1, 1])
+    mean, std = np.float32([10.0, -3.0]), np.float32([2.0, 0.5])
+    noise = np.random.default_rng(0).normal(size=(2000, 5))
+    targets = mean[indices] + std[indices] * np.float32(noise)
 
-    def step(carry, key):
-        targets = mean[indices] + std[indices] * jax.random.normal(key, (5,))
-        return update(*carry, targets, indices), None
+    @jax.jit
+    def learn(params, state, targets):
+        def step(carry, targets):
+            return update(*carry, targets, indices), None
 
-    (_, state), _ = jax.lax.scan(step, (params, init()), keys)
+        (_, state), _ = jax.lax.scan(step, (params, state), targets)
+        return state, losses.normalize(state, mean + std, np.arange(2))
+
+    state, z = learn(params, init(), targets)
     np.testing.assert_allclose(state.shift, mean, atol=0.2)
     np.testing.assert_allclose(state.scale, std, rtol=0.1)
-    z = losses.normalize(state, mean + std, jnp.arange(2))
     np.testing.assert_allclose(z, 1.0, atol=0.2)
 
 
 def test_one_step_is_a_moving_average():
-    new = art(STATE, TARGETS, INDICES, 0.1, 1e-3, 1e3)
-    shift, second = np.array(STATE.shift), np.array(STATE.second_moment)
+    new = jitted_art(STATE, TARGETS, INDICES, 0.1, 1e-3, 1e3)
+    shift, second = STATE.shift.copy(), STATE.second_moment.copy()
     for g, i in zip(TARGETS.ravel(), INDICES.ravel(), strict=True):
         shift[i] += 0.1 * (g - STATE.shift[i])
         second[i] += 0.1 * (g**2 - STATE.second_moment[i])
@@ -142,94 +155,116 @@ def test_bounds_of_the_scale():
     """Targets that are all the same, and huge ones."""
     state = STATE
     for _ in range(50):
-        state = art(state, jnp.full(4, 7.0), jnp.zeros(4, int), 0.2, 0.25, 4.0)
-    assert state.scale[0] == 0.25
-    state = art(state, jnp.array([1e4, 1e4]), jnp.array([1, 2]), 0.5, 0.25, 4.0)
-    np.testing.assert_array_equal(state.scale[1:], 4.0)
+        targets = np.full(4, 7.0, np.float32)
+        state = jitted_art(state, targets, np.zeros(4, int), 0.2, 0.25, 4.0)
+    assert np.asarray(state.scale)[0] == 0.25
+    targets, indices = np.full(4, 1e4, np.float32), np.array([1, 2, 1, 2])
+    state = jitted_art(state, targets, indices, 0.25, 0.25, 4.0)
+    np.testing.assert_array_equal(np.asarray(state.scale)[1:], 4.0)
 
 
 def test_other_outputs_are_unchanged():
     """Also by an index that is no output's: it moves nothing."""
-    new = art(STATE, TARGETS, INDICES, 0.1, 0.1, 10.0)
-    for before, after in zip(STATE, new, strict=True):
+    new = jitted_art(STATE, TARGETS, INDICES, 0.1, 0.1, 10.0)
+    for before, after in zip(STATE, map(np.asarray, new), strict=True):
         assert before[1] == after[1] and before[0] != after[0]
+    targets = np.where(np.arange(8).reshape(2, 4) == 3, np.float32(np.nan), 1e9)
     for index in (-1, N):
-        targets = jnp.array([jnp.nan, 1e9])
-        new = art(STATE, targets, jnp.full(2, index), 0.1, 0.1, 10.0)
+        indices = np.full_like(INDICES, index)
+        new = jitted_art(STATE, np.float32(targets), indices, 0.1, 0.1, 10.0)
         chex.assert_trees_all_close(new, STATE, rtol=1e-6)
 
 
 def test_no_such_output():
+    @jax.jit
+    def outputs(x, i):
+        return (
+            losses.normalize(STATE, x[:, 0], i),
+            losses.unnormalize(STATE, x[:, 0], i),
+            *losses.unnormalize_linear(STATE, x, i),
+        )
+
     for index in (-1, N):
-        x, i = jnp.ones(2), jnp.array([0, index])
-        for out in (
-            losses.normalize(STATE, x, i),
-            losses.unnormalize(STATE, x, i),
-            *losses.unnormalize_linear(STATE, jnp.ones((2, N)), i),
-        ):
-            np.testing.assert_array_equal(jnp.isnan(out), [False, True])
+        for out in outputs(np.ones((2, N), np.float32), np.array([0, index])):
+            np.testing.assert_array_equal(np.isnan(out), [False, True])
 
 
 def test_normalising_and_back():
-    z = losses.normalize(STATE, TARGETS, INDICES)
+    @jax.jit
+    def results(targets, y):
+        z = losses.normalize(STATE, targets, INDICES)
+        out = losses.unnormalize_linear(STATE, y, INDICES[0])
+        chosen = losses.unnormalize(STATE, out.normalized, INDICES[0])
+        return z, losses.unnormalize(STATE, z, INDICES), out, chosen
+
+    y = np.arange(4 * N, dtype=np.float32).reshape(4, N)
+    z, back, out, chosen = results(TARGETS, y)
     assert not np.allclose(z, TARGETS)
-    np.testing.assert_allclose(losses.unnormalize(STATE, z, INDICES), TARGETS, 1e-6)
-    y = jnp.arange(4.0 * N).reshape(4, N)
-    out = losses.unnormalize_linear(STATE, y, INDICES[0])
-    np.testing.assert_array_equal(out.normalized, y[jnp.arange(4), INDICES[0]])
-    np.testing.assert_array_equal(
-        out.unnormalized, losses.unnormalize(STATE, out.normalized, INDICES[0])
-    )
+    np.testing.assert_allclose(back, TARGETS, 1e-6)
+    np.testing.assert_array_equal(out.normalized, y[np.arange(4), INDICES[0]])
+    np.testing.assert_array_equal(out.unnormalized, chosen)
 
 
 @pytest.mark.parametrize("axis_name", ["i", ("i", "j")])
 def test_a_mapped_axis_equals_the_whole_batch(axis_name):
-    whole = art(STATE, TARGETS, INDICES, 0.05, 0.1, 10.0)
-    part = functools.partial(art, step_size=0.05, scale_lb=0.1, scale_ub=10.0)
-    f = functools.partial(part, STATE, axis_name=axis_name)
+    whole = jitted_art(STATE, TARGETS, INDICES, 0.1, 0.1, 10.0)
+
+    def part(targets, indices):
+        return art(STATE, targets, indices, 0.1, 0.1, 10.0, axis_name)
+
     if axis_name == "i":
-        mapped = jax.vmap(f, axis_name="i")(TARGETS, INDICES)
-        each = jax.tree.map(lambda x: x[0], mapped)
+        mapped = jax.vmap(part, axis_name="i")
     else:
-        f = jax.vmap(jax.vmap(f, axis_name="j"), axis_name="i")
-        mapped = f(TARGETS, INDICES)
-        each = jax.tree.map(lambda x: x[0, 0], mapped)
-    chex.assert_trees_all_close(each, whole, rtol=1e-6)
-    for x, y in zip(mapped, whole, strict=True):
+        mapped = jax.vmap(jax.vmap(part, axis_name="j"), axis_name="i")
+    for x, y in zip(jax.jit(mapped)(TARGETS, INDICES), whole, strict=True):
         np.testing.assert_allclose(x, np.broadcast_to(y, x.shape), rtol=1e-6)
 
 
 def test_under_vmap():
     """Independent statistics for every seed."""
-    states = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), STATE)
+    states = jax.tree.map(lambda x: np.stack([x, 2 * x]), STATE)
     f = functools.partial(art, step_size=0.05, scale_lb=0.1, scale_ub=10.0)
-    many = jax.vmap(f)(states, TARGETS, INDICES)
-    for i in range(2):
-        each = f(jax.tree.map(lambda x, i=i: x[i], states), TARGETS[i], INDICES[i])
-        chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], many), each)
+
+    @jax.jit
+    def both(states, targets, indices):
+        each = [
+            f(jax.tree.map(lambda x, i=i: x[i], states), targets[i], indices[i])
+            for i in range(2)
+        ]
+        return jax.vmap(f)(states, targets, indices), each
+
+    many, each = both(states, TARGETS, INDICES)
+    stacked = jax.tree.map(lambda *x: np.stack(x), *each)
+    chex.assert_trees_all_close(many, stacked)
 
 
 def test_gradients_reach_targets_and_step_size(x64):
     """Nothing is stopped, and at a bound of the scale nothing is NaN."""
     state = jax.tree.map(lambda x: x.astype(float), STATE)
 
-    @functools.partial(jax.jit, static_argnums=2)
-    def score(targets, step_size, bounds=(0.1, 10.0)):
+    def score(x, bounds):
+        """Of the eight targets, then the step size."""
+        targets, step_size = x[:8].reshape(2, 4), x[8]
         new = art(state, targets, INDICES, step_size, *bounds)
-        return sum(jnp.sum(jnp.sin(x)) for x in new)
+        return sum(jnp.sum(jnp.sin(part)) for part in new)
 
-    targets, h = TARGETS.astype(float), 1e-6
-    for argument in (0, 1):
-        g = jax.grad(score, argument)(targets, 0.05)
-        x = [targets, jnp.asarray(0.05)]
-        flat = x[argument].ravel()
-        for i, expected in enumerate(g.ravel()):
-            moved = [flat.at[i].add(s).reshape(g.shape) for s in (h, -h)]
-            values = [score(*x[:argument], m, *x[argument + 1 :]) for m in moved]
-            fd = (values[0] - values[1]) / (2 * h)
-            np.testing.assert_allclose(expected, fd, rtol=1e-6, atol=1e-8)
-    for bounds in ((0.1, 0.2), (50.0, 60.0)):
-        chex.assert_tree_all_finite(jax.grad(score, (0, 1))(targets, 0.05, bounds))
+    @jax.jit
+    def derivatives(x):
+        value_and_grad = jax.value_and_grad(
+            functools.partial(score, bounds=(0.1, 10.0))
+        )
+        at_bounds = [jax.grad(score)(x[0], b) for b in ((0.1, 0.2), (50.0, 60.0))]
+        return jax.vmap(value_and_grad)(x), at_bounds
+
+    x, h = np.append(TARGETS.ravel(), 0.05), 1e-6
+    moved = h * np.eye(9)
+    (values, gradients), at_bounds = derivatives(
+        np.stack([x, *(x + moved), *(x - moved)])
+    )
+    up, down = np.split(np.asarray(values)[1:], 2)
+    expected = (up - down) / (2 * h)
+    np.testing.assert_allclose(np.asarray(gradients)[0], expected, rtol=1e-6, atol=1e-8)
+    chex.assert_tree_all_finite(at_bounds)
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.0, 1.0), (2.0, 1.0)])
@@ -244,7 +279,7 @@ def test_impossible_bounds(bounds):
 
 
 def test_refusals():
-    x, i = jnp.ones(4), jnp.zeros(4, int)
+    x, i = np.ones(4, np.float32), np.zeros(4, np.int32)
     with pytest.raises(
         AssertionError, match=r"targets float32\[4\].*indices int32\[1\]"
     ):
@@ -254,7 +289,8 @@ def test_refusals():
     with pytest.raises(AssertionError, match=r"normalized bfloat16\[4\]"):
         losses.unnormalize(STATE, x.astype(jnp.bfloat16), i)
     with pytest.raises(AssertionError):
-        losses.unnormalize_linear(STATE, jnp.ones((4, N + 1)), i)
-    for shape in ((4, 1), (N,), (4, N + 1)):
+        losses.unnormalize_linear(STATE, np.ones((4, N + 1), np.float32), i)
+    for size in (1, N, N + 1):
+        params = {"w": np.ones((4, 1), np.float32), "b": np.ones(size, np.float32)}
         with pytest.raises(AssertionError):
-            losses.pop({"w": jnp.ones((4, 1)), "b": jnp.ones(shape[-1])}, STATE, STATE)
+            losses.pop(params, STATE, STATE)

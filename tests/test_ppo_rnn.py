@@ -5,7 +5,6 @@ import functools
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
@@ -44,9 +43,23 @@ class Leaving(probe_envs.TwoPlaces):
 
 ENV = envs.wrap(Leaving())
 AGENT, NETS = ppo_rnn.make(ENV.spec), ppo_rnn.nets(ENV.spec, CONFIG)
-act = jax.jit(NETS.actor.apply)
 value_of = jax.jit(NETS.critic.apply)
 LOSSES = {"actor": ppo_rnn.actor_loss, "critic": ppo_rnn.critic_loss}
+# (config, params, parameters of the burn-in, batch) -> ((loss, metrics), gradient)
+GRADIENTS = {
+    name: jax.jit(
+        jax.value_and_grad(functools.partial(loss, ENV.spec), 1, has_aux=True)
+    )
+    for name, loss in LOSSES.items()
+}
+prepare = jax.jit(functools.partial(ppo_rnn.prepare, ENV.spec, CONFIG))
+
+
+@jax.jit
+def act(*args):
+    """Log-probabilities of the actions, and the next memory."""
+    policy, memory = NETS.actor.apply(*args)
+    return jax.nn.log_softmax(policy.logits), memory
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +78,7 @@ def acted():
         ts, second, _ = unroll(AGENT, ENV, CONFIG, ts, jax.random.key(2), T)
         return ts.agent, first, second
 
-    state, first, second = rollouts(jax.random.key(0))
+    state, first, second = jax.tree.map(np.array, rollouts(jax.random.key(0)))
     ended = first.truncated | first.terminated
     assert any(0 < row.sum() < N for row in ended[-3:])
     assert second.terminated.any() and (second.truncated & ~second.terminated).any()
@@ -75,22 +88,21 @@ def acted():
 @pytest.fixture(scope="module")
 def sequences(acted):
     state, _, second = acted
-    return ppo_rnn.prepare(ENV.spec, CONFIG, state, second)[0]
+    return jax.tree.map(np.array, prepare(state, second)[0])
 
 
 def test_ppo_rnn_sees_in_learning_what_it_saw_in_acting(acted, sequences):
     """With unchanged parameters every probability ratio is 1, also after burn-in."""
     state, first, _ = acted
-    loss = jax.jit(functools.partial(ppo_rnn.actor_loss, ENV.spec, CONFIG))
-    _, metrics = loss(state.actor, state.actor, sequences)
+    loss = functools.partial(GRADIENTS["actor"], CONFIG)
+    (_, metrics), _ = loss(state.actor, state.actor, sequences)
     assert abs(metrics["approx_kl"]) < 1e-6 and metrics["clip_fraction"] == 0
-    fresh = AGENT.init(CONFIG, jax.random.key(0))
+    fresh = jax.jit(AGENT.init)(CONFIG, jax.random.key(0))
     fresh = fresh._replace(actor=state.actor, critic=state.critic)
-    prepare = jax.jit(functools.partial(ppo_rnn.prepare, ENV.spec, CONFIG))
-    _, metrics = loss(state.actor, state.actor, prepare(fresh, first)[0])
+    (_, metrics), _ = loss(state.actor, state.actor, prepare(fresh, first)[0])
     assert abs(metrics["approx_kl"]) < 1e-6  # nothing was before it
-    other = jax.tree.map(jnp.zeros_like, state.actor)
-    _, metrics = loss(state.actor, other, sequences)
+    other = jax.tree.map(np.zeros_like, state.actor)
+    (_, metrics), _ = loss(state.actor, other, sequences)
     assert metrics["approx_kl"] > 1e-5
 
 
@@ -122,6 +134,7 @@ def by_a_loop(state, rollout):
         before = rollout.memory.critic[t]
         value, after = value_of(state.critic, rollout.obs[t], before)
         next_value, _ = value_of(state.critic, rollout.next_obs[t], after)
+        value, next_value = np.array(value), np.array(next_value)
         terminated = np.array(rollout.terminated[t])
         going_on = ~(terminated | np.array(rollout.truncated[t]))
         values[t] = value
@@ -138,9 +151,9 @@ def walk(apply, params, older, one, memory):
     """Outputs of one sequence after the burn-in, step by step."""
     outputs = []
     for t in range(7):
-        memory = jnp.where(one.start[t], 0.0, memory)
+        memory = np.where(one.start[t], np.float32(0), memory)
         output, memory = apply(older if t < 3 else params, one.obs[t], memory)
-        outputs.append(output)
+        outputs.append(np.array(output))
     return outputs[3:]
 
 
@@ -148,8 +161,8 @@ def test_ppo_rnn_losses_by_a_loop(acted, sequences):
     """Parameters have moved on; the burn-in's are others again."""
     state, _, _ = acted
     config = dataclasses.replace(CONFIG, entropy_cost=0.3)
-    actor, critic = moved(state.actor, jnp.sin), moved(state.critic, jnp.sin)
-    old_actor, old_critic = moved(state.actor, jnp.cos), moved(state.critic, jnp.cos)
+    actor, critic = moved(state.actor, np.sin), moved(state.critic, np.sin)
+    old_actor, old_critic = moved(state.actor, np.cos), moved(state.critic, np.cos)
     adv = np.array(sequences.advantage)
     adv = (adv - adv.mean()) / adv.std()
     actor_terms, critic_terms = [], []
@@ -157,30 +170,29 @@ def test_ppo_rnn_losses_by_a_loop(acted, sequences):
         one = jax.tree.map(lambda x, i=i: x[i], sequences)
         policies = walk(act, actor, old_actor, one, one.memory.actor)
         values = walk(value_of, critic, old_critic, one, one.memory.critic)
-        for t, (policy, value) in enumerate(zip(policies, values, strict=True)):
-            ratio = np.exp(policy.log_prob(one.action[t]) - one.log_prob[t])
+        for t, (log_probs, value) in enumerate(zip(policies, values, strict=True)):
+            ratio = np.exp(log_probs[one.action[t]] - one.log_prob[t])
             gain = min(ratio * adv[i, t], np.clip(ratio, 0.8, 1.2) * adv[i, t])
-            actor_terms.append(-gain - 0.3 * policy.entropy())
+            entropy = -(np.exp(log_probs) * log_probs).sum()
+            actor_terms.append(-gain - 0.3 * entropy)
             critic_terms.append((value - one.target[t]) ** 2 / 2)
     for name, args, terms in (
         ("actor", (actor, old_actor), actor_terms),
         ("critic", (critic, old_critic), critic_terms),
     ):
-        loss = jax.jit(functools.partial(LOSSES[name], ENV.spec, config))
-        got, _ = loss(*args, sequences)
+        (got, _), _ = GRADIENTS[name](config, *args, sequences)
         np.testing.assert_allclose(got, np.mean(terms), rtol=1e-4)
 
 
 def test_ppo_rnn_steps_along_the_gradients_that_burn_in_does_not_carry(acted):
     state, _, second = acted
-    batch, past = ppo_rnn.prepare(ENV.spec, CONFIG, state, second)
+    batch, past = prepare(state, second)
     new, _ = jax.jit(AGENT.update)(CONFIG, state, second, jax.random.key(0))
-    for name, loss in LOSSES.items():
+    for name, gradient in GRADIENTS.items():
         params = getattr(state, name)
-        loss = functools.partial(loss, ENV.spec, CONFIG)
-        grads, _ = jax.jit(jax.grad(loss, has_aux=True))(params, params, batch)
+        _, grads = gradient(CONFIG, params, params, batch)
         first_moment = getattr(new.opt_states, name)[1].mu  # a tenth of the gradient
-        want = 0.1 * ravel_pytree(grads)[0]
+        want = 0.1 * ravel_pytree(jax.tree.map(np.array, grads))[0]
         np.testing.assert_allclose(first_moment, want, rtol=1e-3, atol=1e-6)
     chex.assert_trees_all_equal(past, new.past)
     np.testing.assert_array_equal(past.obs, second.obs[-3:])

@@ -12,23 +12,36 @@ from jax.flatten_util import ravel_pytree
 
 from rljax import agents, envs
 
+from . import compiled
 from .agent_case import N, T, parameters
 
 only_pqn = pytest.mark.parametrize("case", ["pqn"], indirect=True)
 GAMMA, LAMBDA = 0.9, 0.8
 
 
-def targets(case, config, params, rollout):
-    return jax.jit(functools.partial(case.module.targets, case.spec))(
-        config, params, rollout
-    )
+@pytest.fixture(scope="module")
+def targets(case):
+    return jax.jit(functools.partial(case.module.targets, case.spec))
+
+
+@pytest.fixture(scope="module")
+def gradient(case):
+    """The loss of a batch, the metrics and the gradient."""
+    loss = functools.partial(case.module.loss, case.spec)
+    return jax.jit(jax.value_and_grad(loss, 1, has_aux=True))
+
+
+def batch_of(case, rollout, target):
+    obs, action = np.reshape(rollout.obs, (T * N, -1)), np.ravel(rollout.action)
+    return case.module.Batch(obs=obs, action=action, target=np.ravel(target))
 
 
 @only_pqn
-def test_pqn_targets_by_hand(case, state, rollout):
+def test_pqn_targets_by_hand(case, targets, state, rollout):
     config = dataclasses.replace(case.config, gamma=GAMMA, lambda_=LAMBDA)
     net = case.module.network(case.spec, config)
-    v_t = np.array(net.apply(state.params, rollout.next_obs).max(axis=-1))
+    v_t = np.array(compiled.apply(net, state.params, rollout.next_obs)).max(axis=-1)
+    assert v_t.shape == (T, N)
     want = np.zeros((T + 1, N))
     want[T] = v_t[-1]
     for t in reversed(range(T)):
@@ -39,12 +52,12 @@ def test_pqn_targets_by_hand(case, state, rollout):
                 mixed = (1 - LAMBDA) * v_t[t, n] + LAMBDA * want[t + 1, n]
             bootstrap = 0.0 if terminated else GAMMA * mixed
             want[t, n] = rollout.reward[t, n] + bootstrap
-    got = targets(case, config, state.params, rollout)
+    got = targets(config, state.params, rollout)
     np.testing.assert_allclose(got, want[:T], rtol=1e-4, atol=1e-5)
 
 
 @only_pqn
-def test_pqn_targets_are_differentiable(case, state, rollout):
+def test_pqn_targets_are_differentiable(case, targets, state, rollout):
     """In gamma, lambda and the parameters they bootstrap from."""
 
     def total(config, params):
@@ -55,57 +68,51 @@ def test_pqn_targets_are_differentiable(case, state, rollout):
     for name in ("gamma", "lambda_"):
         value, step = getattr(config, name), 1e-2
         above, below = (
-            targets(
-                case, dataclasses.replace(config, **{name: x}), state.params, rollout
+            np.array(
+                targets(dataclasses.replace(config, **{name: x}), state.params, rollout)
             )
             for x in (value + step, value - step)
         )
         want = (above - below).sum() / (2 * step)
         np.testing.assert_allclose(getattr(by_config, name), want, rtol=2e-3)
-    assert all((leaf != 0).any() for leaf in jax.tree.leaves(by_params))
+    assert compiled.all_nonzero(by_params)
 
 
 @only_pqn
-def test_pqn_loss_by_hand(case, state, rollout):
-    pqn, rng = case.module, np.random.default_rng(0)
-    target = jnp.array(rng.normal(size=T * N), jnp.float32)
-    obs, action = rollout.obs.reshape(T * N, -1), rollout.action.ravel()
-    q = np.array(pqn.network(case.spec, case.config).apply(state.params, obs))
-    want = 0.5 * ((q[np.arange(T * N), np.array(action)] - target) ** 2).mean()
-    batch = pqn.Batch(obs, action, target)
-    loss, metrics = pqn.loss(case.spec, case.config, state.params, batch)
+def test_pqn_loss_by_hand(case, gradient, state, rollout):
+    net = case.module.network(case.spec, case.config)
+    batch = batch_of(case, rollout, compiled.normal(0, T, N))
+    q = np.array(compiled.apply(net, state.params, rollout.obs)).reshape(T * N, -1)
+    want = 0.5 * ((q[np.arange(T * N), batch.action] - batch.target) ** 2).mean()
+    (loss, metrics), _ = gradient(case.config, state.params, batch)
     np.testing.assert_allclose(loss, want, rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"], want, rtol=1e-5)
 
 
 @only_pqn
-def test_pqn_update_is_the_semi_gradient_step(case, state, rollout):
+def test_pqn_update_is_the_semi_gradient_step(case, targets, gradient, state, rollout):
     """One epoch, one minibatch: Adam's first step, whose moments are the gradient's."""
-    pqn, spec = case.module, case.spec
     config = dataclasses.replace(
         case.config, num_epochs=1, num_minibatches=1, max_grad_norm=1e9
     )
     new, _ = jax.jit(case.agent.update)(config, state, rollout, jax.random.key(0))
-    target = targets(case, config, state.params, rollout)
-    batch = pqn.Batch(rollout.obs, rollout.action, target)
-    batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
-    grads = jax.jit(
-        jax.grad(lambda p: pqn.loss(spec, config, p, batch)[0])  # target is fixed
-    )(state.params)
-    mean = new.opt_state[1].mu / 0.1
-    want, _ = ravel_pytree(grads)
+    target = targets(case.config, state.params, rollout)
+    batch = batch_of(case, rollout, target)
+    _, grads = gradient(case.config, state.params, batch)
+    mean = np.array(new.opt_state[1].mu) / 0.1
+    want, _ = ravel_pytree(jax.tree.map(np.array, grads))
     np.testing.assert_allclose(mean, want, rtol=1e-3, atol=1e-4)
 
 
 @only_pqn
-def test_pqn_learns_from_each_transition_once_an_epoch(case, update, state, rollout):
+def test_pqn_learns_from_each_transition_once_an_epoch(
+    case, targets, gradient, update, state, rollout
+):
     """The rewards far above the values: the loss's mean is the rollout's own."""
     config = dataclasses.replace(case.config, learning_rate=1e-9)
     _, metrics = update(config, state, rollout, jax.random.key(0))
-    target = targets(case, config, state.params, rollout)
-    batch = case.module.Batch(rollout.obs, rollout.action, target)
-    batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
-    want, _ = case.module.loss(case.spec, config, state.params, batch)
+    target = targets(config, state.params, rollout)
+    (want, _), _ = gradient(config, state.params, batch_of(case, rollout, target))
     np.testing.assert_allclose(metrics["loss"], want, rtol=1e-4)
 
 
@@ -120,14 +127,15 @@ def test_pqn_learning_rate_falls_to_zero(case, update, state, rollout):
 @only_pqn
 def test_pqn_explores_less_and_less(case, state):
     config = dataclasses.replace(case.config, epsilon_start=0.8, epsilon_end=0.2)
-    obs = jnp.zeros((20_000, 4)).at[:, 0].set(1.0)
+    obs = np.tile(np.float32([1, 0, 0, 0]), (20_000, 1))
     act = jax.jit(case.agent.act, static_argnums=5)
-    q = case.module.network(case.spec, config).apply(state.params, obs[0])
+    net = case.module.network(case.spec, config)
+    greedy = np.array(compiled.apply(net, state.params, obs[0])).argmax()
     end = int(config.exploration_fraction * config.total_steps)
     for step, epsilon in ((0, 0.8), (end // 2, 0.5), (end, 0.2), (2 * end, 0.2)):
         now = state._replace(step=jnp.int32(step))
         action, *_ = act(config, now, (), obs, jax.random.key(step), True)
-        explored = 2 * (action != q.argmax()).mean()  # of two actions
+        explored = 2 * (np.array(action) != greedy).mean()  # of two actions
         np.testing.assert_allclose(explored, epsilon, atol=0.03)
 
 

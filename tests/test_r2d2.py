@@ -16,7 +16,7 @@ from rljax.evaluate import evaluate
 from rljax.rollout import unroll
 from rljax.types import Discrete, Rollout, Spec
 
-from . import probe_envs
+from . import compiled, probe_envs
 
 N, T, ROWS, LIMIT = 3, 4, 12, 5
 SPEC = Spec((2,), "float32", Discrete(3), max_steps=LIMIT)
@@ -76,7 +76,8 @@ def stacked(*lists):
 
     def column(name):
         rows = zip(*[[getattr(s, name) for s in steps] for steps in lists], strict=True)
-        return jnp.array(np.array(list(rows)))
+        array = np.array(list(rows))
+        return array.astype(np.float32) if array.dtype == float else array
 
     return Rollout(**{name: column(name) for name in Step._fields}, extras=())
 
@@ -87,7 +88,7 @@ def sequence(steps):
 
 @pytest.fixture(scope="module")
 def two_networks():
-    init = jax.jit(lambda key: NET.init(key, jnp.zeros(2), jnp.zeros(12)))
+    init = jax.jit(lambda key: NET.init(key, np.zeros(2), np.zeros(12)))
     return init(jax.random.key(0)), init(jax.random.key(1))
 
 
@@ -176,7 +177,7 @@ def test_r2d2_gradient_is_the_semi_gradient_after_the_burn_in(two_networks):
     seen, start = sequence(episodes(7, seed=3)), CONFIG.burn_in
     ended = seen.terminated | seen.truncated
     assert not ended[: start + 1].any()  # what was before the burn-in still counts
-    starts = jnp.concatenate([jnp.array([False]), ended[:-1]])
+    starts = np.concatenate([[False], ended[:-1]])
     walk = functools.partial(NET.apply, method="unroll")
     _, memories = jax.jit(walk)(
         params, seen.obs[:start], starts[:start], seen.memory[0]
@@ -186,15 +187,18 @@ def test_r2d2_gradient_is_the_semi_gradient_after_the_burn_in(two_networks):
         args = (SPEC, CONFIG, params, bootstrap_params, seen)
         return r2d2.td_errors(*args).sum()
 
-    def total_q(params):
-        q, _ = walk(params, seen.obs[start:], starts[start:], memories[-1])
-        return q[jnp.arange(5), seen.action[start:]].sum()
+    memory = np.array(memories)[-1]
+
+    @jax.jit
+    @jax.grad
+    def minus_q(params):
+        q, _ = walk(params, seen.obs[start:], starts[start:], memory)
+        return -q[np.arange(5), seen.action[start:]].sum()
 
     semi, rest = jax.jit(jax.grad(total_error, (0, 1)))(params, other)
-    minus_q = jax.tree.map(jnp.negative, jax.jit(jax.grad(total_q))(params))
-    chex.assert_trees_all_close(semi, minus_q, rtol=1e-4, atol=1e-6)
-    assert all((leaf != 0).any() for leaf in jax.tree.leaves(rest))
-    assert all((leaf != 0).any() for leaf in jax.tree.leaves(semi))
+    chex.assert_trees_all_close(semi, minus_q(params), rtol=1e-4, atol=1e-6)
+    assert compiled.all_nonzero(rest)
+    assert compiled.all_nonzero(semi)
 
 
 def test_r2d2_target_keeps_its_derivative_through_the_burn_in(two_networks, x64):
@@ -202,20 +206,20 @@ def test_r2d2_target_keeps_its_derivative_through_the_burn_in(two_networks, x64)
     assert not seen.terminated[:5].any() and seen.truncated[4]  # a target after burn-in
     double = functools.partial(
         jax.tree.map,
-        lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+        lambda x: np.array(x, float) if x.dtype == np.float32 else x,
     )
     (params, other), seen = double(two_networks), double(seen)
     leaves, structure = jax.tree.flatten(other)
     rng = np.random.default_rng(0)
-    step = structure.unflatten([jnp.array(rng.normal(size=x.shape)) for x in leaves])
+    step = structure.unflatten([rng.normal(size=x.shape) for x in leaves])
 
-    @jax.jit
     def total_error(size):
         moved = jax.tree.map(lambda x, d: x + size * d, other, step)
         return r2d2.td_errors(SPEC, CONFIG, params, moved, seen).sum()
 
-    want = (total_error(1e-5) - total_error(-1e-5)) / 2e-5
-    np.testing.assert_allclose(jax.grad(total_error)(0.0), want, rtol=1e-6)
+    fn = jax.jit(jax.vmap(jax.value_and_grad(total_error)))
+    (_, above, below), slopes = (np.array(x) for x in fn(np.array([0, 1e-5, -1e-5])))
+    np.testing.assert_allclose(slopes[0], (above - below) / 2e-5, rtol=1e-6)
 
 
 def test_r2d2_remembers_in_replay_what_it_did_in_acting():
@@ -235,6 +239,7 @@ def test_r2d2_remembers_in_replay_what_it_did_in_acting():
 
     rollout, q, next_q, at_acting = values(jax.random.key(0))
     np.testing.assert_allclose(q, at_acting, rtol=1e-5, atol=1e-6)
+    rollout, q, next_q = jax.tree.map(np.array, (rollout, q, next_q))
     going_on = ~(rollout.terminated | rollout.truncated)[:-1]
     np.testing.assert_allclose(next_q[:-1][going_on], q[1:][going_on], rtol=1e-5)
     assert not rollout.memory[1:][~going_on].any() and (~going_on).any()
@@ -247,12 +252,17 @@ def test_r2d2_scores_a_large_batch_of_sequences():
     state = jax.jit(AGENT.observe)(config, state, rollout)
     new, metrics = jax.jit(AGENT.update)(config, state, rollout, jax.random.key(1))
     assert new.replay.tree is None and jnp.isfinite(metrics["loss"])
-    changed = jax.tree.map(lambda x, y: (x != y).any(), new.params, state.params)
-    assert all(jax.tree.leaves(changed))
+    before, after = jax.tree.map(np.array, (state.params, new.params))
+    changed = jax.tree.map(np.subtract, after, before)
+    assert compiled.all_nonzero(changed)
 
 
+@pytest.mark.slow
 def test_r2d2_finds_the_values_that_only_memory_tells():
-    """The bit seen first must be repeated after two steps that show nothing."""
+    """The bit seen first must be repeated after two steps that show nothing.
+
+    To the errors by a loop this adds a whole training, on what only memory tells.
+    """
     env = envs.make("MemoryChain-bsuite", memory_length=3)
     config = r2d2.Config(
         learning_rate=3e-3,
@@ -278,10 +288,10 @@ def test_r2d2_finds_the_values_that_only_memory_tells():
     returns = play(env, config, ts, jax.random.key(1)).returns
     np.testing.assert_array_equal(returns, 1.0)
     # Observations are: time left, query, bit; gymnax shows the first one twice.
-    net, bit = r2d2.network(env.spec, config), jnp.array([-1.0, 1.0])
-    obs = jnp.zeros((4, 2, 3)).at[:, :, 0].set(jnp.array([[1, 1, 2 / 3, 1 / 3]]).T)
-    obs = obs.at[:2, :, 2].set(bit)
-    starts, fresh = jnp.zeros((4, 2), bool), agent.memory(config, 2)
+    net, obs = r2d2.network(env.spec, config), np.zeros((4, 2, 3))
+    obs[:, :, 0] = np.array([[1, 1, 2 / 3, 1 / 3]]).T
+    obs[:2, :, 2] = np.array([-1.0, 1.0])
+    starts, fresh = np.zeros((4, 2), bool), agent.memory(config, 2)
     walk = jax.jit(functools.partial(net.apply, method="unroll"))
     q, _ = walk(ts.agent.params, obs, starts, fresh)
     want = np.zeros((4, 2, 2))

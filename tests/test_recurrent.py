@@ -1,16 +1,18 @@
 """Networks that remember: an LSTM by hand, episodes apart, sequences in parts."""
 
 import functools
+from typing import Any, NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rljax import recurrent
 from rljax.networks import PolicyHead
 from rljax.types import Discrete
+
+from . import compiled
 
 NETWORKS = {
     "q": recurrent.RecurrentQNetwork(1, 3, (5,), "relu", 4),
@@ -22,22 +24,33 @@ NETWORKS = {
 def problem(request):
     """A network, parameters without zeros, observations, starts, a memory."""
     net = NETWORKS[request.param]
-    key, obs_key, memory_key, noise_key = jax.random.split(jax.random.key(0), 4)
-    obs = jax.random.normal(obs_key, (6, 2, 3))
-    memory = jax.random.normal(memory_key, (2, 8))
-    keys = jax.random.split(key, 2)
+    obs, memory = compiled.normal(0, 6, 2, 3), compiled.normal(1, 2, 8)
+    keys = jax.random.split(jax.random.key(0), 2)
     init = jax.jit(jax.vmap(lambda key: net.init(key, obs[0], memory)))
-    compiled = init.lower(keys).compile()
-    assert "custom-call" not in compiled.as_text()  # LAPACK
-    params = jax.tree.map(lambda x: x[0], compiled(keys))
+    init = init.lower(keys).compile()
+    assert "custom-call" not in init.as_text()  # LAPACK
+    params = jax.tree.map(lambda x: np.array(x)[0], init(keys))
     kernel = params["params"]["cell"]["hf"]["kernel"]
     np.testing.assert_allclose(kernel.T @ kernel, np.eye(4), atol=1e-5)
-    noise = jax.random.split(noise_key, 30)  # biases other than 0
-    params = jax.tree.map(
-        lambda x: x + jax.random.normal(noise[x.size % 30], x.shape), params
+    params = jax.tree.map(  # biases other than 0
+        lambda x: x + compiled.normal(x.size, *x.shape), params
     )
-    starts = jnp.array([0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0]).reshape(6, 2) == 1
-    return request.param, net, params, obs, starts, memory
+    starts = np.array([0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0]).reshape(6, 2) == 1
+    return Problem(request.param, net, params, obs, starts, memory)
+
+
+class Problem(NamedTuple):
+    kind: str
+    net: Any
+    params: Any
+    obs: Any
+    starts: Any
+    memory: Any
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def unroll(net, *args):
+    return arrays(net.apply(*args, method="unroll"))
 
 
 def linear(layer, x):
@@ -62,8 +75,8 @@ def arrays(outputs):
 
 def test_recurrent_network_equals_an_lstm_by_hand(problem):
     kind, net, params, obs, starts, memory = problem
-    unroll = jax.jit(lambda *args: arrays(net.apply(*args, method="unroll")))
-    outputs, memories = unroll(params, obs, starts, memory)
+    args = (net, params, obs, starts, memory)
+    outputs, memories = jax.tree.map(np.array, unroll(*args))
     weights = jax.tree.map(lambda x: np.array(x, float), params["params"])
     cell, output = np.split(np.array(memory), 2, axis=-1)
     for t in range(6):
@@ -85,22 +98,24 @@ def test_recurrent_network_equals_an_lstm_by_hand(problem):
 
 def test_recurrent_sequences_in_parts_are_those_in_one(problem):
     _, net, params, obs, starts, memory = problem
-    unroll = jax.jit(functools.partial(net.apply, params, method="unroll"))
-    whole = arrays(unroll(obs, starts, memory))
-    first = arrays(unroll(obs[:4], starts[:4], memory))
-    second = arrays(unroll(obs[4:], starts[4:], first[1][-1]))
-    parts = jax.tree.map(lambda *x: jnp.concatenate(x), first, second)
+    walk = functools.partial(unroll, net, params)
+    whole = jax.tree.map(np.array, walk(obs, starts, memory))
+    first = jax.tree.map(np.array, walk(obs[:3], starts[:3], memory))
+    second = walk(obs[3:], starts[3:], first[1][-1])
+    parts = jax.tree.map(lambda *x: np.concatenate(x), first, second)
     chex.assert_trees_all_close(parts, whole, rtol=1e-5, atol=1e-6)
-    step = arrays(net.apply(params, obs[2], whole[1][1]))  # no episode starts there
+    step = jax.jit(lambda *args: arrays(net.apply(params, *args)))
+    step = step(obs[2], whole[1][1])  # no episode starts there
     want = jax.tree.map(lambda x: x[2], whole)
     chex.assert_trees_all_close(step, want, rtol=1e-5)
 
 
 def test_recurrent_networks_forget_where_an_episode_starts(problem):
     _, net, params, obs, starts, memory = problem
-    unroll = jax.jit(functools.partial(net.apply, params, method="unroll"))
-    outputs = arrays(unroll(obs, starts, memory))
-    other = arrays(unroll(obs.at[0].add(1.0), starts, memory + 1.0))
+    outputs = unroll(net, params, obs, starts, memory)
+    moved = obs + (np.arange(6) == 0)[:, None, None].astype(np.float32)
+    other = unroll(net, params, moved, starts, memory + 1)
+    outputs, other = jax.tree.map(np.array, (outputs, other))
     for x, y in zip(jax.tree.leaves(outputs), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(x[1:, 0], y[1:, 0])  # starts there
         np.testing.assert_array_equal(x[3:, 1], y[3:, 1])

@@ -21,12 +21,12 @@ def rollout_of(terminated, truncated):
     going_on = ~(terminated | truncated)[:-1]
     next_obs[:-1][going_on] = obs[1:][going_on]
     return Rollout(
-        obs=jnp.array(obs),
-        action=jnp.zeros((T, N), jnp.int32),
-        reward=jnp.zeros((T, N)),
-        terminated=jnp.array(terminated),
-        truncated=jnp.array(truncated),
-        next_obs=jnp.array(next_obs),
+        obs=np.float32(obs),
+        action=np.zeros((T, N), np.int32),
+        reward=np.zeros((T, N), np.float32),
+        terminated=terminated,
+        truncated=truncated,
+        next_obs=np.float32(next_obs),
         extras=(),
         memory=(),
     )
@@ -42,6 +42,13 @@ def critic(obs):
     return jnp.sin(obs[..., 0]) + obs[..., 1]
 
 
+def by_hand(obs):
+    return np.sin(obs[..., 0]) + obs[..., 1]
+
+
+values_of = jax.jit(values, static_argnums=(0, 2))
+
+
 @pytest.mark.parametrize("max_steps", [1, 2, 5, 6, 12, 500])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_values_are_those_of_every_observation(max_steps, seed):
@@ -51,10 +58,10 @@ def test_values_are_those_of_every_observation(max_steps, seed):
         cut_every(max_steps, seed) if max_steps < 500 else np.zeros((T, N), bool)
     )
     rollout = rollout_of(terminated, truncated)
-    v_tm1, v_t = jax.jit(values, static_argnums=(0, 2))(critic, rollout, max_steps)
-    np.testing.assert_allclose(v_tm1, critic(rollout.obs), rtol=1e-6)
-    want = critic(rollout.next_obs)
-    np.testing.assert_allclose(v_t[~terminated], want[~terminated], rtol=1e-6)
+    v_tm1, v_t = jax.device_get(values_of(critic, rollout, max_steps))
+    np.testing.assert_allclose(v_tm1, by_hand(rollout.obs), 1e-6, 1e-6)
+    want = by_hand(rollout.next_obs)
+    np.testing.assert_allclose(v_t[~terminated], want[~terminated], 1e-6, 1e-6)
     assert (truncated & ~terminated)[:-1].any() or max_steps >= 12
 
 
@@ -66,9 +73,9 @@ def test_values_in_pieces_are_the_same(monkeypatch):
         seen.append(obs.shape)
         return critic(obs)
 
-    want = values(critic, rollout, 6)
+    want = values_of(critic, rollout, 6)
     monkeypatch.setattr("rljax.rollout._CACHED", 5 * N * 2)  # of 12 + 1 + 2 rows
-    got = values(counting, rollout, 6)
+    got = values_of(counting, rollout, 6)
     chex.assert_trees_all_close(got, want, rtol=1e-6)
     pieces = jax.default_backend() == "cpu"
     assert seen[0] == ((N, 2) if pieces else (T + 1 + 2, N, 2))  # of five, by vmap
@@ -77,17 +84,19 @@ def test_values_in_pieces_are_the_same(monkeypatch):
 def test_values_keep_their_derivatives():
     rollout = rollout_of(np.zeros((T, N), bool), cut_every(6))
 
-    def total(scale, values_of):
-        v_tm1, v_t = values_of(lambda obs: critic(scale * obs))
+    def total(scale, of_all):
+        v_tm1, v_t = of_all(lambda obs: critic(scale * obs))
         return (v_tm1 * 2 + v_t**2).sum()
 
-    def every(f):
-        return f(rollout.obs), f(rollout.next_obs)
+    @jax.jit
+    def slopes(scale, rollout):
+        def every(f):
+            return f(rollout.obs), f(rollout.next_obs)
 
-    got, want = (
-        jax.grad(total)(1.3, values_of)
-        for values_of in (lambda f: values(f, rollout, 6), every)
-    )
+        slope = jax.grad(total)
+        return slope(scale, lambda f: values(f, rollout, 6)), slope(scale, every)
+
+    got, want = slopes(1.3, rollout)
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
@@ -98,7 +107,8 @@ def test_values_skip_what_the_next_row_tells():
         seen.append(obs.shape)
         return critic(obs)
 
-    chex.assert_shape(values(counting, rollout, 6), (T, N))
+    shapes = jax.eval_shape(lambda rollout: values(counting, rollout, 6), rollout)
+    chex.assert_shape(shapes, (T, N))
     assert seen == [(T + 1 + 2, N, 2)]  # the newest successors, two limits
 
 
@@ -139,28 +149,42 @@ def test_a_rollout_can_be_simulated_once_more(probe, strict_keys):
         noise=0.5, terminate_at=5, max_steps_in_episode=7
     )
     rollout = jax.jit(replayable)(envs.wrap(gym, params), jax.random.key(0))
-    same = jax.jit(lambda rollout: simulate(rollout, again))(rollout)
+
+    @jax.jit
+    def again_and_other(rollout):
+        return simulate(rollout, again), simulate(rollout, lambda obs, extras: extras)
+
+    same, other = again_and_other(rollout)
     assert rollout.terminated.any() and rollout.reward.std() > 0.1
     for name in Rollout._fields[:-1]:
         got, want = getattr(same, name), getattr(rollout, name)
         chex.assert_trees_all_close(got, want, rtol=1e-6, atol=1e-6)
-    other = simulate(rollout, lambda obs, extras: extras)
-    assert abs(other.reward - rollout.reward).mean() > 0.1
+    assert np.abs(np.asarray(other.reward) - np.asarray(rollout.reward)).mean() > 0.1
+
+
+GYMS = {probe: probe() for probe in (probe_envs.Slide, probe_envs.SlideOn)}
+replay_on = jax.jit(replayable)
+
+
+@jax.jit
+def slopes_of_rewards(rollout):
+    """d reward_t / d action_s of the first environment, `[T, T]`."""
+
+    def rewards(actions):
+        taken = rollout._replace(extras=actions)
+        return simulate(taken, lambda obs, action: action).reward[:, 0]
+
+    return jax.jacrev(rewards)(rollout.action)[:, :, 0, 0]
 
 
 @pytest.mark.parametrize("probe", [probe_envs.Slide, probe_envs.SlideOn])
 @pytest.mark.parametrize("ends", ["terminate_at", "max_steps_in_episode"])
 def test_no_derivative_passes_from_one_episode_to_the_next(probe, ends):
     """Within an episode d reward_t / d action_s is -2 x_t 0.9^(t - s)."""
-    gym = probe()
+    gym = GYMS[probe]  # jit caches by its identity
     params = gym.default_params.replace(**{ends: 5})
-    rollout = jax.jit(replayable)(envs.wrap(gym, params), jax.random.key(1))
-
-    def rewards(actions):
-        taken = rollout._replace(extras=actions)
-        return simulate(taken, lambda obs, action: action).reward[:, 0]
-
-    got = jax.jit(jax.jacrev(rewards))(rollout.action)[:, :, 0, 0]
+    rollout = jax.device_get(replay_on(envs.wrap(gym, params), jax.random.key(1)))
+    got = slopes_of_rewards(rollout)
     t, s = np.mgrid[:T, :T]
     same_episode = (t // 5 == s // 5) & (t >= s)
     place = rollout.next_obs[:, 0]

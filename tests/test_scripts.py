@@ -22,45 +22,78 @@ SMALL = {
     "dqn": "--config.num-envs 2 --config.capacity 64 --config.warmup-steps 16 "
     "--config.batch-size 16",
 }
-
-
-def run_scripts(cwd, *lines):
-    """Exit code, stdout and stderr of each command line, run in one process."""
-    words = json.dumps([line.split() for line in lines])
-    command = [sys.executable, str(TESTS / "script_runner.py")]
-    done = subprocess.run(
-        command, input=words, capture_output=True, text=True, cwd=cwd, timeout=280
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+PPO = f"ppo {SMALL['ppo']} --config.hidden-sizes 8 --seeds 2 --seed 3"
+# 113 iterations, a prime number, after a warm-up that is longer than one of 3 chunks.
+DQN = f"train dqn {SMALL['dqn']} --config.warmup-steps 100 --steps 326 --rows 4 "
+DQN += "--config.hidden-sizes 8 --episodes 0"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Small finished runs: `ppo`, `dqn`, without episodes, with a tuned discount."""
-    path = tmp_path_factory.mktemp("scripts")
-    lines = [
-        f"train ppo {SMALL['ppo']} --steps 320 --seeds 2 --name ppo --episodes 3 "
-        "--rows 4 --config.hidden-sizes 8",
-        f"train dqn {SMALL['dqn']} --steps 320 --name dqn --episodes 0 --rows 4 "
-        "--config.hidden-sizes 8",
-        "train a2c --env TwoColors-v0 --steps 640 --name endless --episodes 2 --rows 4 "
-        "--config.hidden-sizes 8",
-        "train a2c --steps 1280 --seeds 2 --name tuned --episodes 2 --rows 4 "
-        "--config.hidden-sizes 8 --config.gamma 0.6 --meta gamma "
-        "entropy_cost=contextual,0,0.5 --meta-settings.num-updates 2",
-    ]
-    for result in run_scripts(path, *lines):
+def scripts():
+    """Run command lines as scripts, all of them in one process.
+
+    Call it with a folder and lines; it returns exit code, stdout and stderr of each.
+    """
+    command = [sys.executable, str(TESTS / "script_runner.py"), "--answer"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+    def run(cwd, *lines, interrupt=None):
+        results = []
+        for line in lines:
+            request = {"cwd": str(cwd), "line": line, "interrupt": interrupt}
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            results.append(json.loads(process.stdout.readline()))
+        return results
+
+    yield run
+    process.stdin.close()
+    assert process.wait(timeout=60) == 0
+    process.stdout.close()
+
+
+def finished(scripts, cwd, *lines):
+    for result in scripts(cwd, *lines):
         assert result["code"] == 0, result["err"]
+
+
+@pytest.fixture(scope="module")
+def folder(scripts, tmp_path_factory):
+    """A folder with two small finished runs, `ppo` and `dqn`."""
+    path = tmp_path_factory.mktemp("scripts")
+    learning_rate = "--config.learning-rate 0.01"
+    ppo = f"train {PPO} {learning_rate} --steps 320 --name ppo --episodes 3 --rows 4"
+    finished(scripts, path, ppo, f"{DQN} --name dqn")
     return path
+
+
+@pytest.fixture(scope="module")
+def endless(scripts, folder):
+    """A run of the folder without an end of an episode."""
+    line = "train a2c --env TwoColors-v0 --steps 640 --name endless --episodes 2"
+    finished(scripts, folder, f"{line} --rows 4 --config.hidden-sizes 8")
+    return folder / "runs" / "endless"
+
+
+@pytest.fixture(scope="module")
+def tuned(scripts, folder):
+    """A run of the folder with a tuned discount and a tuned entropy cost."""
+    line = "train a2c --steps 1280 --seeds 2 --name tuned --episodes 2 --rows 4 "
+    line += "--config.hidden-sizes 8 --config.gamma 0.6 --meta gamma "
+    line += "entropy_cost=contextual,0,0.5 --meta-settings.num-updates 2"
+    finished(scripts, folder, line)
+    return folder / "runs" / "tuned"
 
 
 def test_a_run_leaves_config_metrics_curve_checkpoint_and_evaluation(folder):
     run = folder / "runs" / "ppo"
     assert json.loads((run / "config.json").read_text())["config"]["gamma"] == 0.99
     table = read_csv(run / "metrics.csv")
-    assert sorted(set(table["seed"])) == [0, 1]
+    assert table["seed"].tolist() == [3, 4] * 4
     assert len(table["step"]) == 8 and table["step"][-1] == 320
+    assert (table["policy_loss"][::2] != table["policy_loss"][1::2]).all()
     assert table["episodes"].sum() > 0
     assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert (run / "checkpoints" / "320" / "manifest.json").exists()
@@ -69,26 +102,26 @@ def test_a_run_leaves_config_metrics_curve_checkpoint_and_evaluation(folder):
     assert evaluation["mean_return"] > 5
 
 
-def test_rewards_are_shown_where_no_episode_ends(folder, tmp_path):
-    run = folder / "runs" / "endless"
-    table = read_csv(run / "metrics.csv")
+def test_rewards_are_shown_where_no_episode_ends(scripts, folder, endless, tmp_path):
+    table = read_csv(endless / "metrics.csv")
     assert np.isnan(table["episode_return"]).all() and np.ptp(table["reward"]) > 0
-    (plot,) = run_scripts(folder, "plot runs/endless --labels a2c --out endless.png")
+    (plot,) = scripts(folder, "plot runs/endless --labels a2c --out endless.png")
     assert plot["code"] == 0, plot["err"]
     curves, picture = {"a2c": (table["step"], table["reward"][None])}, tmp_path / "png"
     for title, path in (
-        ("a2c on TwoColors-v0", run / "curve.png"),
+        ("a2c on TwoColors-v0", endless / "curve.png"),
         ("TwoColors-v0", folder / "endless.png"),
     ):
         learning_curve(curves, picture, title=title, ylabel="Reward per step")
         assert path.read_bytes() == picture.read_bytes()
-    evaluation = json.loads((run / "evaluation.json").read_text())
+    evaluation = json.loads((endless / "evaluation.json").read_text())
     assert -1000 < evaluation["mean_return"] < 1000 * 0.27
 
 
-def test_a_tuned_discount_is_in_metrics_picture_and_config(folder, tmp_path):
-    run = folder / "runs" / "tuned"
-    table = read_csv(run / "metrics.csv")
+def test_a_tuned_discount_is_in_metrics_picture_and_config(
+    scripts, folder, tuned, tmp_path
+):
+    table = read_csv(tuned / "metrics.csv")
     gamma = table["meta_gamma"].reshape(4, 2)
     assert (gamma > 0.5).all() and (np.diff(gamma, axis=0) != 0).all()
     assert (table["meta_entropy_cost"] < 0.5).all()
@@ -101,19 +134,22 @@ def test_a_tuned_discount_is_in_metrics_picture_and_config(folder, tmp_path):
     curves = {"a2c": (table["step"][::2], table["episode_return"].reshape(4, 2).T)}
     picture = tmp_path / "png"
     learning_curve(curves, picture, title="a2c on CartPole-v1", below=below)
-    assert (run / "curve.png").read_bytes() == picture.read_bytes()
-    config = json.loads((run / "config.json").read_text())
+    assert (tuned / "curve.png").read_bytes() == picture.read_bytes()
+    config = json.loads((tuned / "config.json").read_text())
     assert config["meta"] == ["gamma", "entropy_cost=contextual,0,0.5"]
     assert config["meta_settings"]["num_updates"] == 2
-    (evaluate,) = run_scripts(folder, "evaluate runs/tuned --episodes 2")
-    trained = json.loads((run / "evaluation.json").read_text())
+    (evaluate,) = scripts(folder, "evaluate runs/tuned --episodes 2")
+    trained = json.loads((tuned / "evaluation.json").read_text())
     assert f"mean return {trained['mean_return']:.1f}" in evaluate["out"]
 
 
-def test_runs_that_keep_a_value_are_below_beside_those_that_tune_it(folder, tmp_path):
+@pytest.mark.usefixtures("tuned", "endless")
+def test_runs_that_keep_a_value_are_below_beside_those_that_tune_it(
+    scripts, folder, tmp_path
+):
     """None where the agent has no such field."""
     line = "plot runs/ppo runs/dqn runs/tuned runs/endless --statistic mean"
-    (plot,) = run_scripts(folder, f"{line} --labels A B C D --out beside.png")
+    (plot,) = scripts(folder, f"{line} --labels A B C D --out beside.png")
     assert plot["code"] == 0, plot["err"]
     tables = [
         read_csv(folder / "runs" / run / "metrics.csv")
@@ -150,24 +186,51 @@ def test_runs_that_keep_a_value_are_below_beside_those_that_tune_it(folder, tmp_
     assert (folder / "beside.png").read_bytes() == picture.read_bytes()
 
 
-def test_evaluate_plot_and_sweep(folder):
-    evaluate, plot, sweep = run_scripts(
+def test_evaluate_and_plot(scripts, folder):
+    evaluate, explore, plot = scripts(
         folder,
         "evaluate runs/ppo --episodes 3",
+        "evaluate runs/ppo --episodes 3 --explore",
         "plot runs/ppo runs/dqn --labels A B --out both.png",
-        f"sweep ppo {SMALL['ppo']} --vary gamma=0.9,0.99 learning_rate=1e-3 --steps 64 "
-        "--config.hidden-sizes 8 --seeds 2 --episodes 2 --out sweep.csv",
     )
     assert evaluate["code"] == 0, evaluate["err"]
     trained = json.loads((folder / "runs/ppo/evaluation.json").read_text())
     assert f"mean return {trained['mean_return']:.1f}" in evaluate["out"]
+    assert explore["code"] == 0, explore["err"]
+    assert explore["out"] != evaluate["out"]
     assert plot["code"] == 0, plot["err"]
     assert (folder / "both.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_animation_ends_with_the_episode(scripts, folder):
+    train, evaluate = scripts(
+        folder,
+        "train a2c --env Counter-probe --env-params terminate_at 3 reward 2 --steps 8 "
+        "--config.num-envs 1 --config.rollout-length 8 --config.hidden-sizes 8 "
+        "--rows 1 --episodes 0 --name counter",
+        "evaluate runs/counter --episodes 1 --gif episode.gif",
+    )
+    assert train["code"] == 0, train["err"]
+    assert evaluate["code"] == 0, evaluate["err"]
+    assert "drew 3 steps, return 6.0: episode.gif" in evaluate["out"]
+    assert (folder / "episode.gif").read_bytes().startswith(b"GIF8")
+
+
+def test_a_row_of_a_sweep_is_the_run_of_its_seed(scripts, folder):
+    (sweep,) = scripts(
+        folder,
+        f"sweep {PPO} --vary gamma=0.5,0.99 learning_rate=0.01 --steps 320 "
+        "--episodes 3 --out sweep.csv",
+    )
     assert sweep["code"] == 0, sweep["err"]
     table = read_csv(folder / "sweep.csv")
-    assert len(table["return"]) == 4 and set(table["gamma"]) == {0.9, 0.99}
+    assert len(table["return"]) == 4 and set(table["gamma"]) == {0.5, 0.99}
     means = table["return"].reshape(2, 2).mean(axis=1)
     assert means[0] >= means[1]  # the best combination comes first
+    assert table["seed"].tolist() == [3, 4] * 2
+    trained = json.loads((folder / "runs/ppo/evaluation.json").read_text())
+    returns = table["return"][table["gamma"] == 0.99]
+    np.testing.assert_allclose(returns, trained["mean_return_per_seed"], rtol=1e-6)
 
 
 BAD = {
@@ -189,6 +252,10 @@ BAD = {
     "setting": (
         "train ppo --meta-settings.outer-gama 1",
         "mean: --meta-settings.outer-gamma",
+    ),
+    "unknown environment to measure on": (
+        "gradient_variance --env CartPol",
+        "did you mean: CartPole-v1",
     ),
     "no number": ("train ppo --config.gamma high", "gamma"),
     "unknown parameter": ("train ppo --env-params gravit 9", "mean: gravity"),
@@ -229,9 +296,10 @@ BAD = {
 }
 
 
-def test_gradient_norms_are_the_best_priorities(tmp_path):
+@pytest.mark.slow
+def test_gradient_norms_are_the_best_priorities(scripts, tmp_path):
     line = "gradient_variance --steps 3000 --transitions 1000 --batches 300"
-    (done,) = run_scripts(tmp_path, line)
+    (done,) = scripts(tmp_path, line)
     assert done["code"] == 0, done["err"]
     rows = [line.split() for line in done["out"].splitlines()[2:]]
     exact, measured, least, share = np.array([row[1:] for row in rows], float).T
@@ -244,17 +312,17 @@ def test_gradient_norms_are_the_best_priorities(tmp_path):
     assert (measured / exact > 0.6).all() and (measured / exact < 1.2).all()
 
 
-def test_maml_adapts_and_states_the_gap(tmp_path):
+def test_maml_adapts_and_states_the_gap(scripts, tmp_path):
     line = "maml --iterations 4 --rows 2 --test-tasks 5 --out log.csv "
     small = "--config.first-order --config.num-tasks 3 --config.num-envs 4 "
-    (done,) = run_scripts(tmp_path, line + small + "--hidden-sizes 8")
+    (done,) = scripts(tmp_path, line + small + "--hidden-sizes 8")
     assert done["code"] == 0, done["err"]
     assert "4 of 4 updates" in done["out"] and "gap" in done["out"]
     assert list(read_csv(tmp_path / "log.csv")["iteration"]) == [1, 2, 3, 4]
 
 
 @pytest.fixture(scope="module")
-def bad(folder):
+def bad(scripts, folder, tuned):
     """Results of every line of BAD, and that nothing which was there has changed."""
     runs = folder / "runs"
     (folder / "both.txt").write_text("not a folder")
@@ -267,7 +335,7 @@ def bad(folder):
     shutil.rmtree(runs / "missing/checkpoints")
     (runs / "badconfig/config.json").write_text('{"agent": "ppo"}')
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    results = run_scripts(folder, *[line for line, _ in BAD.values()])
+    results = scripts(folder, *[line for line, _ in BAD.values()])
     changed = [p for p, content in before.items() if p.read_bytes() != content]
     assert not changed
     return dict(zip(BAD, results, strict=True))
@@ -283,11 +351,19 @@ def test_bad_input_is_one_line_and_exit_code_2(bad, name):
     assert BAD[name][1] in result["err"]
 
 
-def test_help_lists_agents_environments_and_every_field(tmp_path):
-    agents, fields = run_scripts(tmp_path, "train --help", "train ppo --help")
+def test_help_lists_agents_environments_and_every_field(scripts, tmp_path):
+    agents, fields = scripts(tmp_path, "train --help", "train ppo --help")
     assert "agents: a2c, apg, awr, c51, dqn, impala" in agents["out"]
     assert "Breakout-MinAtar" in agents["out"]
     assert "--config.clip-epsilon" in fields["out"] and "0.2" in fields["out"]
+
+
+def same_run(run, other):
+    """The last checkpoint and the metrics of two runs are equal, bit for bit."""
+    assert final_checkpoint(run) == final_checkpoint(other)
+    columns, others = (read_csv(x / "metrics.csv") for x in (run, other))
+    for name in columns.keys() - {"seconds", "steps_per_second"}:
+        np.testing.assert_array_equal(columns[name], others[name], err_msg=name)
 
 
 def final_checkpoint(run):
@@ -296,8 +372,23 @@ def final_checkpoint(run):
     return step, [leaf["sha256"] for leaf in leaves["leaves"]]
 
 
+def test_stopped_and_resumed_equals_uninterrupted(scripts, folder):
+    (stopped,) = scripts(folder, f"{DQN} --name stopped", interrupt=1)
+    assert stopped["code"] == 130, stopped["err"]
+    assert "--name stopped --resume goes on" in stopped["out"]
+    whole, run = folder / "runs/dqn", folder / "runs/stopped"
+    step, _ = final_checkpoint(run)
+    assert read_csv(run / "metrics.csv")["step"].tolist() == [step] == [176]
+    (resumed,) = scripts(folder, f"{DQN} --name stopped --resume")
+    assert resumed["code"] == 0, resumed["err"]
+    assert final_checkpoint(whole)[0] == 328  # not less than was asked for
+    same_run(whole, run)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", ["ppo", "dqn"])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, agent):
+    """Kills a process without warning, between any two of its operations."""
     command = [sys.executable, str(SCRIPTS / "train.py"), agent, *SMALL[agent].split()]
     command += ["--config.hidden-sizes", "8", "--rows", "40", "--episodes", "0"]
     command += ["--steps", "200000", "--checkpoint-seconds", "0", "--name"]
@@ -319,14 +410,12 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, agent):
 
     whole, resumed = tmp_path / "runs/whole", tmp_path / "runs/killed"
     assert killed_at < final_checkpoint(whole)[0]
-    assert final_checkpoint(resumed) == final_checkpoint(whole)
-    for name, column in read_csv(whole / "metrics.csv").items():
-        if name not in ("seconds", "steps_per_second"):
-            other = read_csv(resumed / "metrics.csv")[name]
-            np.testing.assert_array_equal(other, column, err_msg=name)
+    same_run(whole, resumed)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    """The signal comes from outside, while a chunk runs."""
     command = [sys.executable, str(SCRIPTS / "train.py"), "ppo", *SMALL["ppo"].split()]
     command += ["--steps", "10000000", "--rows", "1000", "--name", "stopped"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=-1, stderr=-3, text=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -15,55 +16,143 @@ from rljax.rollout import unroll
 from rljax.types import Agent, TrainState
 
 from . import probe_envs
-from .agent_case import CONTINUOUS_ONLY
+from .agent_case import CONTINUOUS_ONLY, fast_for
 
 pytestmark = pytest.mark.usefixtures("strict_keys")
 
 init = jax.jit(train.init, static_argnums=0)
 run = jax.jit(train.run, static_argnums=(0, 4, 5))
 ITERATIONS, STEPS = 6, 32  # of the case, and environment steps in each
+SEEDS = (0, 1, 1, 1, 2)  # of a sweep, run by run
+RATES = (1e-3, 1e-3, 3e-3, 1e-2, 1e-2)
 
 
-def start(case, seed=0, **changes):
-    config = dataclasses.replace(case.config, **changes)
-    return init(case.agent, case.env, config, jax.random.key(seed))
+class Result(NamedTuple):
+    """Numpy arrays, those of a sweep with an axis in front."""
+
+    first: TrainState  # at the start
+    last: TrainState
+    rows: dict[str, Any]  # metrics, [ITERATIONS]
 
 
-@pytest.fixture(scope="module")
-def long_run(case):
-    """State at the start, at the end, and a row of metrics per iteration."""
-    first = start(case)
-    ts, metrics = run(case.agent, case.env, case.config, start(case), ITERATIONS)
-    return jax.device_get((first._replace(key=()), ts._replace(key=()), metrics))
+def whole_run(agent, env, config, key):
+    first = train.init(agent, env, config, key)
+    last, rows = train.run(agent, env, config, first, ITERATIONS)
+    return Result(first, last, rows)
 
 
-def data(tree):
-    """Keys as numbers, so that trees can be compared."""
-    return jax.tree.map(
-        lambda x: (
-            jax.random.key_data(x)
-            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-            else x
-        ),
-        tree,
+def is_key(x):
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def numbers(tree):
+    """Numpy arrays, with keys as numbers, so that trees can be compared."""
+    return jax.device_get(
+        jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
     )
 
 
-def test_chunks_equal_one_long_run(case, long_run):
-    whole, _ = run(case.agent, case.env, case.config, start(case), ITERATIONS)
-    ts, rows = start(case), []
+def with_keys(tree, like):
+    """Undo `numbers`."""
+    return jax.tree.map(
+        lambda x, y: jax.random.wrap_key_data(x) if is_key(y) else x, tree, like
+    )
+
+
+def row(tree, i):
+    return jax.tree.map(lambda x: x[i], tree)
+
+
+@pytest.fixture(scope="module")
+def config(case):
+    """The case's; its replay is much larger than all else, and sampled by priority."""
+    changes = {"capacity": 1_000 * STEPS, "priority": "td_error"}
+    mine = {k: v for k, v in changes.items() if hasattr(case.config, k)}
+    return dataclasses.replace(case.config, **mine)
+
+
+def swept(config, rates):
+    """Its learning rates, and the axes of `vmap` over them."""
+    axes = jax.tree.map(lambda _: None, config)
+    axes = dataclasses.replace(axes, learning_rate=0)
+    return dataclasses.replace(config, learning_rate=np.array(rates)), axes
+
+
+def keys(seeds):
+    return jax.vmap(jax.random.key)(np.array(seeds))
+
+
+@pytest.fixture(scope="module")
+def sweep_program(case, config):
+    """Whole runs of several seeds and learning rates, compiled."""
+    rates, axes = swept(config, RATES)
+    fn = jax.vmap(functools.partial(whole_run, case.agent), (None, axes, 0))
+    with jax.debug_key_reuse(False):  # takes keys that vmap moves for consumed ones
+        return jax.jit(fn).lower(case.env, rates, keys(SEEDS)).compile()
+
+
+@pytest.fixture(scope="module")
+def sweep(case, config, sweep_program):
+    rates, _ = swept(config, RATES)
+    return numbers(sweep_program(case.env, rates, keys(SEEDS)))
+
+
+@pytest.fixture(scope="module")
+def start_types(case, config):
+    return init.eval_shape(case.agent, case.env, config, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def program(case, config, start_types):
+    """A run from a state that `init` returned, compiled."""
+    fn = jax.jit(train.run, static_argnums=(0, 4), donate_argnums=3)
+    lowered = fn.lower(case.agent, case.env, config, start_types, ITERATIONS)
+    return lowered.compile()
+
+
+@pytest.fixture(scope="module")
+def train_alone(case, config, sweep, start_types, program):
+    """A function: one run of the sweep again, without the others."""
+
+    def run_row(i):
+        first = row(sweep.first, i)
+        ts = jax.device_put(with_keys(first, start_types))
+        one = dataclasses.replace(config, learning_rate=RATES[i])
+        last, rows = numbers(program(case.env, one, ts))
+        return Result(first, last, rows)
+
+    return run_row
+
+
+@pytest.fixture(scope="module")
+def long_run(train_alone):
+    return train_alone(0)
+
+
+def start(case, seed=0):
+    return init(case.agent, case.env, case.config, jax.random.key(seed))
+
+
+@fast_for("dqn", "ppo_rnn")
+def test_chunks_equal_one_long_run(case):
+    """The slow ones add the other agents' states to those with replay and memory."""
+    whole, rows = run(case.agent, case.env, case.config, start(case), ITERATIONS)
+    ts, chunks = start(case), []
     for _ in range(3):
         ts, metrics = run(case.agent, case.env, case.config, ts, 2)
-        rows.append(metrics)
-    chex.assert_trees_all_equal(data(ts), data(whole))
-    chunks = jax.tree.map(lambda *x: np.concatenate(x), *rows)
-    chex.assert_trees_all_equal(chunks, long_run[2])
+        chunks.append(jax.device_get(metrics))
+    chex.assert_trees_all_equal(numbers(ts), numbers(whole))
+    chunks = jax.tree.map(lambda *x: np.concatenate(x), *chunks)
+    chex.assert_trees_all_equal(chunks, jax.device_get(rows))
 
 
-def test_log_every_averages_rows(case, long_run):
-    _, end, rows = long_run
-    ts, metrics = run(case.agent, case.env, case.config, start(case), ITERATIONS, 3)
-    chex.assert_trees_all_close(ts._replace(key=()), end, rtol=1e-5, atol=1e-6)
+@fast_for("dqn", "ppo_rnn")
+def test_log_every_averages_rows(case):
+    """The slow ones add the other agents' metrics; how to average is the loop's."""
+    whole = run(case.agent, case.env, case.config, start(case), ITERATIONS)
+    logged = run(case.agent, case.env, case.config, start(case), ITERATIONS, 3)
+    (end, rows), (ts, metrics) = numbers((whole, logged))
+    chex.assert_trees_all_close(ts, end, rtol=1e-5, atol=1e-6)
     rows = jax.tree.map(lambda x: x.reshape(2, 3), rows)
     np.testing.assert_array_equal(metrics.pop("step"), rows.pop("step")[:, -1])
     episodes = rows.pop("episodes")
@@ -95,6 +184,7 @@ def test_episode_metrics_account_for_every_step(case, long_run):
 
 def test_steps_are_counted(case, long_run):
     first, last, rows = long_run
+    assert {x.shape for x in rows.values()} == {(ITERATIONS,)}
     warm_up = train.warm_up_iterations(case.config) * STEPS
     assert (first.step, last.step) == (warm_up, case.config.total_steps)
     want = warm_up + STEPS * np.arange(1, ITERATIONS + 1)
@@ -103,7 +193,7 @@ def test_steps_are_counted(case, long_run):
 
 @pytest.mark.parametrize("case", ["dqn"], indirect=True)
 def test_warm_up_fills_the_replay_and_learns_nothing(case, long_run):
-    state, end = long_run[0].agent, long_run[1].agent
+    state, end = start(case).agent, long_run.last.agent
     assert replay.size(state.replay) == 64  # 50 rounded up to whole rollouts
     assert (state.step, state.num_updates) == (0, 0)
     agent_key = jax.random.split(jax.random.key(0), 3)[0]
@@ -126,84 +216,99 @@ def test_total_steps_are_rounded_up_to_whole_iterations(name, total_steps):
     assert iterations == 1 or total - STEPS < total_steps
 
 
-def test_metrics_of_a_long_run_are_at_most_a_thousand_rows(case):
-    for iterations in (999, 1_000, 1_001, 1_999, 10**6 + 1):
-        config = dataclasses.replace(case.config, total_steps=STEPS * iterations)
-        _, metrics = jax.eval_shape(
-            functools.partial(train.train, case.agent),
-            case.env,
-            config,
-            jax.random.key(0),
-        )
-        rows = {x.shape for x in metrics.values()}
-        assert len(rows) == 1 and 500 <= rows.pop()[0] <= 1_000
+def num_rows(agent, env, config, iterations):
+    config = dataclasses.replace(config, total_steps=STEPS * iterations)
+    fn = functools.partial(train.train, agent)
+    _, metrics = jax.eval_shape(fn, env, config, jax.random.key(0))
+    (rows,) = {x.shape[0] for x in metrics.values()}
+    return rows
 
 
-def test_seeds_and_learning_rates_can_be_vmapped(case, long_run):
-    rates, seeds = (1e-3, 3e-3, 1e-2), (0, 1, 2)
-    config = dataclasses.replace(case.config, learning_rate=jnp.array(rates))
-    axes = jax.tree.map(lambda _: None, case.config)
-    axes = dataclasses.replace(axes, learning_rate=0)
-    fn = functools.partial(train.train, case.agent)
-    over_seeds = jax.vmap(fn, in_axes=(None, None, 0))
-    over_rates = jax.vmap(over_seeds, in_axes=(None, axes, None))
-    keys = jax.vmap(jax.random.key)(jnp.array(seeds))
+@pytest.mark.slow
+def test_metrics_of_a_long_run_are_at_most_a_thousand_rows_for_every_agent(case):
+    """Adds every agent's metrics to those of the loop."""
+    assert 500 <= num_rows(case.agent, case.env, case.config, 1_001) <= 1_000
+
+
+def test_seeds_and_learning_rates_can_be_vmapped(config, sweep, train_alone):
+    assert sweep.rows["step"].shape == (len(SEEDS), ITERATIONS)
+    assert (sweep.last.step == config.total_steps).all()
+    for i in range(len(SEEDS)):
+        chex.assert_trees_all_close(train_alone(i), row(sweep, i), rtol=1e-3, atol=1e-5)
+    for leaf in jax.tree.leaves(sweep.last.agent):
+        if np.issubdtype(leaf.dtype, np.floating) and len(np.unique(leaf)) > 2:
+            assert not np.array_equal(leaf[0], leaf[1])  # seeds
+    loss = next(v for k, v in sweep.rows.items() if "loss" in k)
+    assert len(np.unique(loss[1:4, -1])) == 3  # learning rates
+
+
+@fast_for("dqn")
+def test_a_grid_of_seeds_and_learning_rates_can_be_vmapped(case, config):
+    """One `vmap` in another, initialisation compared as well: the slow ones for all."""
+    rates, seeds = RATES[1:4], (0, 1, 2)
+    many, axes = swept(config, rates)
+    over_seeds = jax.vmap(functools.partial(whole_run, case.agent), (None, None, 0))
+    over_rates = jax.jit(jax.vmap(over_seeds, (None, axes, None)))
     with jax.debug_key_reuse(False):  # takes keys that vmap moves for consumed ones
-        swept, metrics = jax.jit(over_rates)(case.env, config, keys)
-    assert metrics["step"].shape == (3, 3, ITERATIONS)
-    assert (swept.step == case.config.total_steps).all()
-    for i in range(3):
-        first = start(case, seeds[i], learning_rate=rates[i])
-        config = dataclasses.replace(case.config, learning_rate=rates[i])
-        single, rows = run(case.agent, case.env, config, first, ITERATIONS)
-        chex.assert_trees_all_close(
-            data((single, rows)),
-            jax.tree.map(lambda x, i=i: x[i, i], data((swept, metrics))),
-            rtol=1e-3,
-            atol=1e-5,
-        )
-    for leaf in jax.tree.leaves(swept.agent):
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.std() > 0:
-            assert not np.array_equal(leaf[0, 0], leaf[0, 1])  # seeds
-    loss = next(v for k, v in metrics.items() if "loss" in k)
-    assert len(np.unique(loss[:, 0, -1])) == 3  # learning rates
+        grid = numbers(over_rates(case.env, many, keys(seeds)))
+    alone = jax.jit(functools.partial(whole_run, case.agent))
+    for i, rate in enumerate(rates):
+        for j, seed in enumerate(seeds):
+            one = dataclasses.replace(config, learning_rate=rate)
+            single = numbers(alone(case.env, one, jax.random.key(seed)))
+            same = row(row(grid, i), j)
+            chex.assert_trees_all_close(single, same, rtol=1e-3, atol=1e-5)
 
 
-def test_two_seeds_differ_everywhere(case):
-    obs = jax.random.normal(jax.random.key(2), (50, *case.env.spec.obs_shape))
-    memory = case.agent.memory(case.config, len(obs))
-    act = jax.jit(
-        lambda ts: case.agent.act(case.config, ts.agent, memory, obs, ts.key, True)[0]
-    )
-    ts, other = start(case, 0), start(case, 1)
+def test_training_copies_no_replay(case, long_run, program, sweep_program):
+    if not hasattr(case.config, "capacity"):
+        pytest.skip("keeps no replay")
+    stored = sum(x.nbytes for x in jax.tree.leaves(long_run.last.agent.replay))
+    for compiled, runs in ((program, 1), (sweep_program, len(SEEDS))):
+        temporary = compiled.memory_analysis().temp_size_in_bytes
+        assert temporary < 0.2 * runs * stored
+
+
+def test_two_seeds_differ_everywhere(sweep):
+    ts, other = row(sweep.first, 0), row(sweep.first, 1)
     for x, y in zip(*map(jax.tree.leaves, (ts.agent[0], other.agent[0])), strict=True):
         constant = x.ndim == 1 or (x == x[0]).all()  # biases, scales of noise
         assert constant or (x != y).all()
     assert (ts.obs != other.obs).all()
     assert len(np.unique(ts.obs[:, 0])) == len(ts.obs)  # environments differ too
-    keys = jax.random.key_data(ts.key), jax.random.key_data(other.key)
-    assert (keys[0] != keys[1]).any()
-    assert (act(ts) != act(other)).any()
+    assert (ts.key != other.key).any()
 
 
-def test_other_values_of_the_floats_do_not_trace_again(case):
+def traces_of_three_configs(agent, env, config):
+    """How often training is traced, after each of three calls.
+
+    The second has other floats, the third is also longer.
+    """
     traces = []
 
     def traced(*args):
         traces.append(args)
-        return train.train(case.agent, *args)
+        return train.train(agent, *args)
 
     jitted = jax.jit(traced)
-    jitted.eval_shape(case.env, case.config, jax.random.key(0))
-    other = dataclasses.replace(case.config, gamma=0.5, learning_rate=1e-2)
-    jitted.eval_shape(case.env, other, jax.random.key(1))
-    assert len(traces) == 1
-    more = dataclasses.replace(other, total_steps=2 * other.total_steps)
-    jitted.eval_shape(case.env, more, jax.random.key(1))
-    assert len(traces) == 2
+    other = dataclasses.replace(config, gamma=0.5, learning_rate=1e-2)
+    longer = dataclasses.replace(other, total_steps=2 * other.total_steps)
+    counts = []
+    for seed, given in enumerate((config, other, longer)):
+        jitted.eval_shape(env, given, jax.random.key(seed))
+        counts.append(len(traces))
+    return counts
 
 
+@pytest.mark.slow
+def test_other_values_of_the_floats_do_not_trace_an_agent_again(case):
+    """Adds the agents to their configs."""
+    assert traces_of_three_configs(case.agent, case.env, case.config) == [1, 1, 2]
+
+
+@fast_for("dqn", "ppo_rnn")
 def test_a_second_chunk_does_not_trace_again(case):
+    """The slow ones add the other agents, of which the fast tests see the types."""
     traces = []
 
     def chunk(ts):
@@ -217,7 +322,9 @@ def test_a_second_chunk_does_not_trace_again(case):
     assert len(traces) == 1
 
 
+@fast_for("dqn")
 def test_the_state_can_be_donated(case):
+    """The slow ones add the other agents; a fast test reads that off their programs."""
     state = case.agent.init(case.config, jax.random.key(0))  # eager: nothing is copied
     buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state)]
     assert len(set(buffers)) == len(buffers)  # donating one twice is an error
@@ -295,6 +402,19 @@ def random(config, state, memory, obs, key, explore):
 def counter(**params):
     gym = probe_envs.Counter()
     return envs.wrap(gym, gym.default_params.replace(**params))
+
+
+def test_metrics_of_a_long_run_are_at_most_a_thousand_rows():
+    config = agents.get("ppo").Config(num_envs=4, rollout_length=8)
+    for iterations in (999, 1_000, 1_001, 1_999, 10**6 + 1):
+        rows = num_rows(scripted(counting), counter(), config, iterations)
+        assert 500 <= rows <= 1_000
+
+
+@pytest.mark.parametrize("name", agents.names())
+def test_other_values_of_the_floats_do_not_trace_again(name):
+    config = agents.get(name).Config()
+    assert traces_of_three_configs(scripted(counting), counter(), config) == [1, 1, 2]
 
 
 @pytest.mark.parametrize(

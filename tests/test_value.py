@@ -13,7 +13,7 @@ from rljax import losses
 
 from . import oracles
 from .cases_value import CASES
-from .loss_case import SIZES, call, draw, shape
+from .loss_case import SIZES, call, draw_numpy, jitted, shape
 
 STOPS = ("bootstrap", "target", "none")
 T, A = SIZES["T"], SIZES["A"]
@@ -27,7 +27,7 @@ def no_rank_promotion():
 
 
 def values_of(q, a):
-    return jax.vmap(lambda row, i: row[i])(q, a)
+    return np.take_along_axis(q, a[:, None], axis=1)[:, 0]
 
 
 # Signatures and refusals.
@@ -40,45 +40,76 @@ def values_of(q, a):
 def test_masked_actions_count_nothing(name, stop, x64):
     """-inf for an action that cannot be taken: values and gradients without it."""
     case = CASES[name]
-    x, mask = draw(case) | {"a_tm1": jnp.int32(0)}, jnp.array([True, True, False])
+    x, mask = draw_numpy(case) | {"a_tm1": np.int32(0)}, np.array([True, True, False])
     networks = [k for k in ("q_t", "target_q_tm1") if k in x]
     if "probs_a_t" in x:
-        x["probs_a_t"] = jnp.array([0.4, 0.6, 0.0])
+        x["probs_a_t"] = np.array([0.4, 0.6, 0.0])
     short = {k: v[:2] if v.ndim else v for k, v in x.items()}
-    x |= {k: jnp.where(mask, x[k], -jnp.inf) for k in networks}
+    x |= {k: np.where(mask, x[k], -np.inf) for k in networks}
     tuned = [*networks, *(k for k in x if k.startswith(("entropy", "discount")))]
 
+    @jax.jit
+    @jax.value_and_grad
     def f(y, x):
         return call(case, x | y, stop=stop)
 
-    value, g = jax.value_and_grad(f)({k: x[k] for k in tuned}, x)
-    expected = jax.value_and_grad(f)({k: short[k] for k in tuned}, short)
-    g = {k: v[:2] if v.ndim else v for k, v in g.items()}
+    value, g = f({k: x[k] for k in tuned}, x)
+    expected = f({k: short[k] for k in tuned}, short)
+    g = {k: v[:2] if v.ndim else v for k, v in jax.device_get(g).items()}
     chex.assert_trees_all_close((value, g), expected)
+
+
+@pytest.mark.parametrize(
+    "name, stop", [("tree_backup", "bootstrap"), ("retrace", "none")]
+)
+def test_masked_actions_count_nothing_in_sequences(name, stop, x64):
+    case = CASES[name]
+    x = draw_numpy(case)
+    x["a_tm1"] = x["a_t"] = np.arange(T, dtype=np.int32) % 2  # never the last one
+    last = np.arange(A) == A - 1
+    x["pi_t"] = np.where(last, 0.0, x["pi_t"])
+    x["pi_t"] /= x["pi_t"].sum(axis=1, keepdims=True)
+    short = {k: v[:, :-1] if v.ndim == 2 else v for k, v in x.items()}
+    x["q_t"] = np.where(last, -np.inf, x["q_t"])
+    actions = {k: x[k] for k in ("a_tm1", "a_t")}
+
+    @jax.jit
+    def f(x):
+        def score(x):
+            errors = call(case, x | actions, stop=stop)
+            return jnp.sum(jnp.sin(errors)), errors
+
+        return jax.grad(score, has_aux=True)({k: x[k] for k in x if k not in actions})
+
+    g, errors = jax.device_get(f(x))
+    expected_g, expected = f(short)
+    np.testing.assert_allclose(errors, expected, 1e-12)
+    np.testing.assert_array_equal(g["q_t"][:, -1], 0.0)
+    g["pi_t"] = np.where(last, 0.0, g["pi_t"])  # -inf is worth it where it is taken
+    g = {k: v[:, :-1] if v.ndim == 2 else v for k, v in g.items()}
+    chex.assert_trees_all_close(g, expected_g, rtol=1e-12, atol=1e-14)
 
 
 def test_munchausen_bonus_of_large_values():
     """A constant added to all values changes nothing but what it is worth itself."""
-    q = jnp.array([0.0, 0.25, 0.5])
-    args = (jnp.zeros(3), 1, 0.0, 0.0, jnp.zeros(3))
+    q = np.array([0.0, 0.25, 0.5])
+    args = (np.zeros(3), 1, 0.0, 0.0, np.zeros(3))
     small, large = (
-        losses.munchausen_q_learning(*args, q + c, 0.3, 1.0) for c in (0.0, 2.0**18)
+        jitted(losses.munchausen_q_learning)(*args, q + c, 0.3, 1.0)
+        for c in (0.0, 2.0**18)
     )
     np.testing.assert_allclose(small, large, 1e-5)
 
 
-@pytest.mark.parametrize("action", [-1, A, A + 4])
-@pytest.mark.parametrize(
-    "name, argument",
-    [(n, a) for n in CASES for a in ("a_tm1", "a_t") if a in CASES[n].args],
-)
-def test_action_out_of_range_is_nan(name, argument, action):
-    x = draw(CASES[name])
-    if x[argument].ndim:
-        x[argument] = x[argument].at[0].set(action)
-        assert jnp.isnan(call(CASES[name], x)[0])
-    else:
-        assert jnp.isnan(call(CASES[name], x | {argument: action}))
+@pytest.mark.parametrize("name", [n for n in CASES if "a_tm1" in CASES[n].args])
+def test_action_out_of_range_is_nan(name):
+    case = CASES[name]
+    for argument in {"a_tm1", "a_t"} & {*case.args}:
+        for action in (-1, A, A + 4):
+            x = draw_numpy(case)
+            x[argument][... if x[argument].ndim == 0 else 0] = action
+            out = jitted(case.fn)(**x, **case.static)
+            assert np.isnan(np.ravel(out)[0]), (argument, action)
 
 
 @pytest.mark.parametrize("argument", ["r_t", "discount_t"])
@@ -87,7 +118,7 @@ def test_action_out_of_range_is_nan(name, argument, action):
 )
 def test_python_integers_are_refused(name, argument):
     with pytest.raises(AssertionError, match=argument):
-        call(CASES[name], draw(CASES[name]) | {argument: 1})
+        call(CASES[name], draw_numpy(CASES[name]) | {argument: 1})
 
 
 @pytest.mark.parametrize(
@@ -96,11 +127,11 @@ def test_python_integers_are_refused(name, argument):
 @pytest.mark.parametrize("wrong", [(), (2, A)])
 def test_rank_of_the_only_action_values(name, argument, wrong):
     with pytest.raises(AssertionError, match=argument):
-        call(CASES[name], draw(CASES[name]) | {argument: jnp.ones(wrong)})
+        call(CASES[name], draw_numpy(CASES[name]) | {argument: np.ones(wrong)})
 
 
 def test_retrace_continuous_has_one_step_less_of_ratios():
-    x = draw(CASES["retrace_continuous"])
+    x = draw_numpy(CASES["retrace_continuous"])
     for k in ("q_t", "log_rhos", "lambda_"):
         x[k] = x[k][1:]
     with pytest.raises(AssertionError) as error:
@@ -111,14 +142,14 @@ def test_retrace_continuous_has_one_step_less_of_ratios():
 
 @pytest.mark.parametrize("n", [0, -1])
 def test_n_below_one(n):
-    x = draw(CASES["transformed_n_step_q_learning"])
+    x = draw_numpy(CASES["transformed_n_step_q_learning"])
     with pytest.raises(ValueError, match=f"n={n}: must be an integer >= 1"):
         losses.transformed_n_step_q_learning(**x, n=n)
 
 
 @pytest.mark.parametrize("method", ["TDC", "", None])
 def test_unknown_method(method):
-    x = draw(CASES["gradient_td_loss"])
+    x = draw_numpy(CASES["gradient_td_loss"])
     with pytest.raises(ValueError, match="'tdc', 'gtd2'") as error:
         losses.gradient_td_loss(**x, method=method)
     assert f"method={method!r}" in str(error.value)
@@ -129,124 +160,153 @@ def test_unknown_method(method):
 
 def test_expected_sarsa_of_one_action(x64):
     """Certain of the greedy, the drawn or the selected one it is the other three."""
-    x = draw(CASES["expected_sarsa"]) | {"q_t": jnp.array([1.0, 3.0, 2.0])}
-    args, selector = (
-        [x[k] for k in CASES["q_learning"].args],
-        jnp.array([0.0, 0.0, 1.0]),
-    )
+    x = draw_numpy(CASES["expected_sarsa"]) | {"q_t": np.array([1.0, 3.0, 2.0])}
+    args = [x[k] for k in CASES["q_learning"].args]
+    selector = np.array([0.0, 0.0, 1.0])
     for a, td in (
-        (0, losses.sarsa(*args, 0)),
-        (1, losses.q_learning(*args)),
-        (2, losses.double_q_learning(*args, selector)),
+        (0, jitted(losses.sarsa)(*args, 0)),
+        (1, jitted(losses.q_learning)(*args)),
+        (2, jitted(losses.double_q_learning)(*args, selector)),
     ):
-        expected = losses.expected_sarsa(**x | {"probs_a_t": jax.nn.one_hot(a, A)})
+        expected = jitted(losses.expected_sarsa)(**x | {"probs_a_t": np.eye(A)[a]})
         np.testing.assert_allclose(td, expected, 1e-12)
 
 
 def test_persistence_is_between_the_greedy_and_the_same_action(x64):
-    x = draw(CASES["persistent_q_learning"]) | {"q_t": jnp.arange(3.0), "a_tm1": 1}
+    x = draw_numpy(CASES["persistent_q_learning"])
+    x |= {"q_t": np.arange(3.0), "a_tm1": np.int32(1)}
     args = [x[k] for k in CASES["q_learning"].args]
     for scale, td in (
-        (0.0, losses.q_learning(*args)),
-        (1.0, losses.sarsa(*args, x["a_tm1"])),
+        (0.0, jitted(losses.q_learning)(*args)),
+        (1.0, jitted(losses.sarsa)(*args, x["a_tm1"])),
     ):
-        persistent = losses.persistent_q_learning(**x | {"action_gap_scale": scale})
+        x |= {"action_gap_scale": scale}
+        persistent = jitted(losses.persistent_q_learning)(**x)
         np.testing.assert_allclose(persistent, td, 1e-12)
 
 
 def test_qv_functions_share_their_targets(x64):
-    x = draw(CASES["q_learning"])
-    v_tm1, v_t = x["q_tm1"][x["a_tm1"]], jnp.max(x["q_t"])
+    x = draw_numpy(CASES["q_learning"])
+    v_tm1, v_t = x["q_tm1"][x["a_tm1"]], np.max(x["q_t"])
     args = (x["r_t"], x["discount_t"])
-    td = losses.q_learning(**x)
-    qv = losses.qv_learning(x["q_tm1"], x["a_tm1"], *args, v_t)
+    td = jitted(losses.q_learning)(**x)
+    qv = jitted(losses.qv_learning)(x["q_tm1"], x["a_tm1"], *args, v_t)
     np.testing.assert_allclose(qv, td, 1e-12)
-    np.testing.assert_allclose(losses.qv_max(v_tm1, *args, x["q_t"]), td, 1e-12)
+    qv = jitted(losses.qv_max)(v_tm1, *args, x["q_t"])
+    np.testing.assert_allclose(qv, td, 1e-12)
 
 
 # Temperatures.
 
 
 def test_soft_q_learning_is_expected_sarsa_of_its_policy_plus_entropy(x64):
-    x = draw(CASES["soft_q_learning"])
-    pi = jax.nn.softmax(x["q_t"] / x["entropy_temperature"])
-    entropy = -jnp.sum(pi * jnp.log(pi))
-    sarsa = losses.expected_sarsa(*list(x.values())[:5], pi)
+    x = draw_numpy(CASES["soft_q_learning"])
+    pi = np.exp(x["q_t"] / x["entropy_temperature"])
+    pi /= pi.sum()
+    entropy = -np.sum(pi * np.log(pi))
+    sarsa = jitted(losses.expected_sarsa)(*list(x.values())[:5], pi)
     bonus = x["discount_t"] * x["entropy_temperature"] * entropy
-    np.testing.assert_allclose(losses.soft_q_learning(**x), sarsa + bonus, 1e-12)
+    td = jitted(losses.soft_q_learning)(**x)
+    np.testing.assert_allclose(td, sarsa + bonus, 1e-12)
+
+
+@functools.cache
+def cold_soft_q_learning():
+    """Returns a program: values, and slopes by the temperature and by the values."""
+
+    def by_temperature(temperature, x):
+        return losses.soft_q_learning(**x | {"entropy_temperature": temperature})
+
+    def by_values(q_t, x):
+        return losses.soft_q_learning(**x | {"q_t": q_t}, stop="none")
+
+    @jax.jit
+    def evaluate(x):
+        temperature, slope = x["entropy_temperature"], jax.grad(by_temperature)
+        return (
+            by_temperature(temperature, x),
+            losses.q_learning(*(x[k] for k in CASES["q_learning"].args)),
+            slope(temperature, x),
+            jax.grad(slope)(temperature, x),
+            jax.grad(by_values)(x["q_t"], x),
+        )
+
+    return evaluate
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1e-2, 1e-6, 1e-10])
 @pytest.mark.parametrize("scale", [1.0, 1e3])
 def test_cold_soft_q_learning_is_q_learning(temperature, scale):
     """Never below it, at most by temperature log A above, and no NaN in any slope."""
-    x = draw(CASES["soft_q_learning"])
-    x = x | {"q_t": scale * x["q_t"], "entropy_temperature": jnp.float32(temperature)}
-    td, cold = losses.soft_q_learning(**x), losses.q_learning(*list(x.values())[:5])
+    x = draw_numpy(CASES["soft_q_learning"])
+    x |= {"q_t": scale * x["q_t"], "entropy_temperature": np.float32(temperature)}
+    x["q_t"] = x["q_t"].astype(np.float32)
+    td, cold, slope, curvature, pi = jax.device_get(cold_soft_q_learning()(x))
     excess = (td - cold) / (x["discount_t"] * temperature)
     assert excess == 0.0 if temperature < 1e-3 else 0 <= excess <= np.log(A) + 1e-3
-
-    def by_temperature(y):
-        return losses.soft_q_learning(**x | {"entropy_temperature": y})
-
-    slope = jax.grad(by_temperature)(x["entropy_temperature"])
     assert 0 <= slope <= x["discount_t"] * np.log(A)  # the entropy
-    assert jnp.isfinite(jax.grad(jax.grad(by_temperature))(x["entropy_temperature"]))
-    pi = jax.grad(lambda q: losses.soft_q_learning(**x | {"q_t": q}, stop="none"))(
-        x["q_t"]
-    )
-    np.testing.assert_allclose(jnp.sum(pi), x["discount_t"], 1e-5)
+    assert np.isfinite(curvature)
+    np.testing.assert_allclose(np.sum(pi), x["discount_t"], 1e-5)
 
 
 def test_equal_values_are_a_uniform_policy():
     """The slope is shared, where that of a maximum is not one function's."""
-    q, rest = jnp.ones(A), (jnp.zeros(A), 0, 0.0, 1.0)
-    td, pi = jax.value_and_grad(
-        lambda q: losses.soft_q_learning(*rest, q, 0.5, stop="none")
+    q, rest = np.ones(A), (np.zeros(A), 0, 0.0, 1.0)
+    td, pi = jax.jit(
+        jax.value_and_grad(lambda q: losses.soft_q_learning(*rest, q, 0.5, stop="none"))
     )(q)
     np.testing.assert_allclose(td, 1 + 0.5 * np.log(A), 1e-6)
     np.testing.assert_allclose(pi, np.full(A, 1 / A), 1e-6)
 
 
 def test_munchausen_without_its_bonus_is_soft_q_learning(x64):
-    x = draw(CASES["munchausen_q_learning"]) | {"munchausen_coefficient": 0.0}
+    x = draw_numpy(CASES["munchausen_q_learning"]) | {"munchausen_coefficient": 0.0}
     soft = {k: x[k] for k in CASES["soft_q_learning"].args}
     np.testing.assert_allclose(
-        losses.munchausen_q_learning(**x), losses.soft_q_learning(**soft), 1e-12
+        jitted(losses.munchausen_q_learning)(**x),
+        jitted(losses.soft_q_learning)(**soft),
+        1e-12,
     )
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-10])
 def test_cold_munchausen_is_advantage_learning(temperature):
     """Then the scaled log-policy is the advantage: Vieillard et al. (2020), sec. 3."""
-    x = draw(CASES["munchausen_q_learning"])
-    x = x | {"entropy_temperature": jnp.float32(temperature)}
+    x = draw_numpy(CASES["munchausen_q_learning"])
+    x |= {"entropy_temperature": np.float32(temperature)}
     q, m = x["target_q_tm1"], x["munchausen_coefficient"]
-    greedy = losses.q_learning(*list(x.values())[:5])
+    greedy = jitted(losses.q_learning)(*list(x.values())[:5])
+
+    @jax.jit
+    @jax.value_and_grad
+    def td_and_slopes(floats, a):
+        return losses.munchausen_q_learning(
+            **floats, a_tm1=a, clip_value_min=-9.0, stop="none"
+        )
+
+    floats = {k: v for k, v in x.items() if k != "a_tm1"}
     for a in range(A):
-        y = x | {"a_tm1": a}
-        td, slopes = jax.value_and_grad(
-            lambda floats, a=a: losses.munchausen_q_learning(
-                **floats, a_tm1=a, clip_value_min=-9.0, stop="none"
-            )
-        )({k: v for k, v in y.items() if k != "a_tm1"})
+        td, slopes = td_and_slopes(floats, a)
         learned = greedy + x["q_tm1"][x["a_tm1"]] - x["q_tm1"][a]
-        np.testing.assert_allclose(td, learned + m * (q[a] - jnp.max(q)), 1e-5)
-        chex.assert_tree_all_finite(slopes)
+        np.testing.assert_allclose(td, learned + m * (q[a] - np.max(q)), 1e-5)
+        chex.assert_tree_all_finite(jax.device_get(slopes))
 
 
 def test_munchausen_bonus_is_clipped():
     """Beyond the clip its slope is that of the clip."""
-    x = draw(CASES["munchausen_q_learning"]) | {"entropy_temperature": 0.1}
-    x["target_q_tm1"], m = jnp.arange(3.0), x["munchausen_coefficient"]
+    x = draw_numpy(CASES["munchausen_q_learning"]) | {"entropy_temperature": 0.1}
+    x["target_q_tm1"], m = np.arange(3, dtype=np.float32), x["munchausen_coefficient"]
 
-    def td(a, clip):
+    @jax.jit
+    @jax.value_and_grad
+    def td(clip, a):
         return losses.munchausen_q_learning(**x | {"a_tm1": a}, clip_value_min=clip)
 
     for a, clipped in enumerate((True, False, False)):
-        low = losses.munchausen_q_learning(**x | {"a_tm1": a})  # -1 is the default
-        np.testing.assert_allclose(low, td(a, -1.5) + 0.5 * m * clipped, 1e-5)
-        slope = jax.grad(td, 1)(a, -1.5)
+        # -1 is the default.
+        low = jitted(losses.munchausen_q_learning)(**x | {"a_tm1": np.int32(a)})
+        value, slope = td(-1.5, a)
+        np.testing.assert_allclose(low, value + 0.5 * m * clipped, 1e-5)
         np.testing.assert_allclose(slope, m * clipped, 1e-6)
 
 
@@ -265,48 +325,76 @@ def test_munchausen_bonus_is_clipped():
 )
 def test_lambda_zero_is_the_one_step_error(name, one_step, x64):
     """Also what `tx_pair` is by default: nothing."""
-    case, static = (
-        CASES[name],
-        {k: v for k, v in CASES[name].static.items() if k == "n"},
-    )
-    x = draw(case)
-    x |= {k: jnp.zeros(T) for k in case.scalar}
+    case = CASES[name]
+    static = {k: v for k, v in case.static.items() if k == "n"}
+    x = draw_numpy(case)
+    x |= {k: np.zeros_like(x[k]) for k in case.scalar}
     names = {"probs_a_t": "pi_t", "q_t": "target_q_t" if "n" in static else "q_t"}
     one = CASES[one_step]
     args = [x[names.get(k, k)] for k in one.args]
-    np.testing.assert_allclose(case.fn(**x, **static), jax.vmap(one.fn)(*args), 1e-12)
+    td = jitted(case.fn)(**x, **static)
+    np.testing.assert_allclose(td, jax.jit(jax.vmap(one.fn))(*args), 1e-12)
 
 
-@pytest.mark.parametrize("cut", [1, 3, T - 1])
-@pytest.mark.parametrize("name", SEQUENCES)
-def test_lambda_zero_at_a_cut_splits_the_trajectory(name, cut, x64):
-    case = CASES[name]
-    x = draw(case)
-    x |= {k: x[k].at[cut - 1].set(0.0) for k in case.scalar}
+def split_by_lambda(case):
+    """Yields arguments with lambda 0 at a cut, and those of the two parts."""
     length = shape(case, "r_t")[0]
+    for cut in (1, 3, T - 1):
+        x = draw_numpy(case)
+        for k in case.scalar:
+            x[k][cut - 1] = 0.0
 
-    def part(start, stop):
-        """Arrays with one step less lack the part's last one."""
-        return {
-            k: v[start : stop - length + len(v)] if v.ndim else v for k, v in x.items()
-        }
+        def part(start, stop, x=x):
+            """Arrays with one step less lack the part's last one."""
+            return {
+                k: v[start : stop - length + len(v)] if v.ndim else v
+                for k, v in x.items()
+            }
 
-    parts = [call(case, part(0, cut)), call(case, part(cut, length))]
-    np.testing.assert_allclose(call(case, x), jnp.concatenate(parts), 1e-12)
+        yield x, (part(0, cut), part(cut, length))
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_lambda_zero_at_a_cut_splits_the_trajectory(name, x64):
+    """In two parts, each by its definition."""
+    case = CASES[name]
+    for x, parts in split_by_lambda(case):
+        whole = jitted(case.fn)(**x, **case.static)
+        parts = [case.oracle(**y, **case.static) for y in parts]
+        np.testing.assert_allclose(whole, np.concatenate(parts), 1e-10, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tree_backup",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in SEQUENCES
+            if name != "tree_backup"
+        ),
+    ],
+)
+def test_parts_of_any_length(name, x64):
+    """As above, but the parts too are computed by the package, from 1 to 5 steps."""
+    case = CASES[name]
+    for x, parts in split_by_lambda(case):
+        whole = jitted(case.fn)(**x, **case.static)
+        parts = [jitted(case.fn)(**y, **case.static) for y in parts]
+        np.testing.assert_allclose(whole, np.concatenate(parts), 1e-12)
 
 
 def test_q_lambda_carries_the_value_of_its_own_successor(x64):
     """Not the next one's, which is right in the last step only."""
-    r_t, discount_t = jnp.array([1.0, 2.0, 4.0]), jnp.full(3, 0.5)
+    r_t, discount_t = np.array([1.0, 2.0, 4.0]), np.full(3, 0.5)
     v_t = np.array([2.0, 3.0, 8.0])
-    q_t = jnp.stack([v_t - 1, v_t, v_t - 2], axis=1)
-    q_tm1, a_tm1 = jnp.zeros((3, A)), jnp.zeros(3, int)
-    targets = losses.q_lambda(q_tm1, a_tm1, r_t, discount_t, q_t, 0.5)
+    q_t = np.stack([v_t - 1, v_t, v_t - 2], axis=1)
+    q_tm1, a_tm1 = np.zeros((3, A)), np.zeros(3, int)
+    targets = jitted(losses.q_lambda)(q_tm1, a_tm1, r_t, discount_t, q_t, 0.5)
     # 4 + 0.5 * 8; 2 + 0.5 * (1.5 + 4); 1 + 0.5 * (1 + 2.375)
     np.testing.assert_allclose(targets, [2.6875, 4.75, 8.0], 1e-12)
-    np.testing.assert_allclose(
-        targets, losses.lambda_returns(r_t, discount_t, jnp.asarray(v_t), 0.5), 1e-12
-    )
+    returns = jitted(losses.lambda_returns)(r_t, discount_t, v_t, 0.5)
+    np.testing.assert_allclose(targets, returns, 1e-12)
     late = [0.0, 0.0, 8.0]
     for t in (1, 0):
         late[t] = r_t[t] + 0.5 * (0.5 * v_t[t + 1] + 0.5 * late[t + 1])
@@ -314,82 +402,87 @@ def test_q_lambda_carries_the_value_of_its_own_successor(x64):
 
 
 def test_watkins_is_tree_backup_and_retrace_of_the_greedy_policy(x64):
-    x = draw(CASES["retrace"]) | {"eps": 0.0}
-    greedy = jnp.argmax(x["q_t"], axis=1) == x["a_t"]
-    assert 0 < jnp.sum(greedy[:-1]) < T - 1
-    x |= {"pi_t": jax.nn.one_hot(jnp.argmax(x["q_t"], axis=1), A)}
+    x = draw_numpy(CASES["retrace"]) | {"eps": 0.0}
+    best = np.argmax(x["q_t"], axis=1)
+    greedy = best == x["a_t"]
+    assert 0 < np.sum(greedy[:-1]) < T - 1
+    x |= {"pi_t": np.eye(A)[best]}
     names = ("q_tm1", "a_tm1", "r_t", "discount_t", "q_t")
     args = [x[k] for k in names]
-    watkins = losses.q_lambda(*args, jnp.where(greedy, x["lambda_"], 0.0))
-    tree = losses.tree_backup(*args, x["a_t"], x["pi_t"], x["lambda_"])
+    watkins = jitted(losses.q_lambda)(*args, np.where(greedy, x["lambda_"], 0.0))
+    tree = jitted(losses.tree_backup)(*args, x["a_t"], x["pi_t"], x["lambda_"])
     np.testing.assert_allclose(watkins, tree, 1e-12)
-    np.testing.assert_allclose(losses.retrace(**x), watkins, 1e-12)
+    np.testing.assert_allclose(jitted(losses.retrace)(**x), watkins, 1e-12)
 
 
 def test_certain_and_on_policy_all_are_sarsa_lambda(x64):
-    x = draw(CASES["retrace"]) | {"eps": 0.0, "mu_t": jnp.ones(T)}
-    x |= {"pi_t": jax.nn.one_hot(x["a_t"], A)}
+    x = draw_numpy(CASES["retrace"]) | {"eps": 0.0, "mu_t": np.ones(T)}
+    x |= {"pi_t": np.eye(A)[x["a_t"]]}
     args = [x[k] for k in ("q_tm1", "a_tm1", "r_t", "discount_t", "q_t", "a_t")]
-    sarsa = losses.sarsa_lambda(*args, x["lambda_"])
-    tree = losses.tree_backup(*args, x["pi_t"], x["lambda_"])
-    np.testing.assert_allclose(losses.retrace(**x), sarsa, 1e-12)
+    sarsa = jitted(losses.sarsa_lambda)(*args, x["lambda_"])
+    tree = jitted(losses.tree_backup)(*args, x["pi_t"], x["lambda_"])
+    np.testing.assert_allclose(jitted(losses.retrace)(**x), sarsa, 1e-12)
     np.testing.assert_allclose(tree, sarsa, 1e-12)
 
 
 def test_tree_backup_does_not_correct_by_default(x64):
-    x = draw(CASES["tree_backup"])
-    one = losses.tree_backup(**x | {"lambda_": 1.0})
+    x = draw_numpy(CASES["tree_backup"])
+    one = jitted(losses.tree_backup)(**x | {"lambda_": np.ones(T)})
     del x["lambda_"]
-    np.testing.assert_allclose(losses.tree_backup(**x), one, 1e-12)
+    np.testing.assert_allclose(jitted(losses.tree_backup)(**x), one, 1e-12)
 
 
 def test_retrace_is_retrace_continuous_of_the_actions_taken(x64):
-    x = draw(CASES["retrace"]) | {"eps": 0.0}
-    continuous = losses.retrace_continuous(
+    x = draw_numpy(CASES["retrace"]) | {"eps": 0.0}
+    continuous = jitted(losses.retrace_continuous)(
         q_tm1=values_of(x["q_tm1"], x["a_tm1"]),
         q_t=values_of(x["q_t"], x["a_t"])[:-1],
-        v_t=jnp.sum(x["pi_t"] * x["q_t"], axis=1),
+        v_t=np.sum(x["pi_t"] * x["q_t"], axis=1),
         r_t=x["r_t"],
         discount_t=x["discount_t"],
-        log_rhos=jnp.log(values_of(x["pi_t"], x["a_t"]) / x["mu_t"])[:-1],
+        log_rhos=np.log(values_of(x["pi_t"], x["a_t"]) / x["mu_t"])[:-1],
         lambda_=x["lambda_"][:-1],
     )
-    np.testing.assert_allclose(losses.retrace(**x), continuous, 1e-12)
+    np.testing.assert_allclose(jitted(losses.retrace)(**x), continuous, 1e-12)
 
 
 def test_retrace_of_improbable_actions():
     """Ratios of 0/0 and 1/0 and their logarithms: no NaN, in no slope."""
-    x = draw(CASES["retrace"])
+    x = draw_numpy(CASES["retrace"])
     del x["eps"]
-    x |= {"mu_t": jnp.zeros(T), "pi_t": jax.nn.one_hot(jnp.zeros(T, int), A)}
+    x |= {"mu_t": np.zeros(T, np.float32), "pi_t": np.eye(A, dtype=np.float32)[[0] * T]}
     actions = {k: x.pop(k) for k in ("a_tm1", "a_t")}
-    slopes = jax.grad(lambda x: jnp.sum(losses.retrace(**x, **actions, stop="none")))(x)
-    chex.assert_tree_all_finite(slopes)
-    y = draw(CASES["retrace_continuous"])
-    y |= {"log_rhos": jnp.array([-jnp.inf, -200.0, 0.0, 1.0, 200.0, 1e30])}
-    slopes = jax.grad(lambda y: jnp.sum(losses.retrace_continuous(**y, stop="none")))(y)
-    chex.assert_tree_all_finite(slopes)
+
+    def slopes(f, x):
+        return jax.jit(jax.grad(lambda x: jnp.sum(f(**x, stop="none"))))(x)
+
+    g = slopes(functools.partial(losses.retrace, **actions), x)
+    chex.assert_tree_all_finite(jax.device_get(g))
+    y = draw_numpy(CASES["retrace_continuous"])
+    y["log_rhos"] = np.array([-np.inf, -200.0, 0.0, 1.0, 200.0, 1e30], np.float32)
+    chex.assert_tree_all_finite(jax.device_get(slopes(losses.retrace_continuous, y)))
 
 
 def test_identity_pair_is_the_default(x64):
     for name in ("q_lambda", "retrace"):
-        x = draw(CASES[name])
-        transformed = CASES["transformed_" + name].fn(**x)
-        chex.assert_trees_all_equal(transformed, CASES[name].fn(**x))
+        x = draw_numpy(CASES[name])
+        transformed = jitted(CASES["transformed_" + name].fn)(**x)
+        chex.assert_trees_all_equal(transformed, jitted(CASES[name].fn)(**x))
 
 
 @pytest.mark.parametrize("n", [1, 3, T])
 def test_n_step_q_learning(n, x64):
     """Greedy over the whole trajectory it is q_lambda at 1."""
-    x = draw(CASES["transformed_n_step_q_learning"])
+    x = draw_numpy(CASES["transformed_n_step_q_learning"])
     del x["lambda_t"]
-    x |= {"a_t": jnp.argmax(x["target_q_t"], axis=1)}
-    td = losses.transformed_n_step_q_learning(**x, n=n)
-    v_t, args = jnp.max(x["target_q_t"], axis=1), (x["r_t"], x["discount_t"])
-    g_t = losses.n_step_bootstrapped_returns(*args, v_t, n)
+    x |= {"a_t": np.argmax(x["target_q_t"], axis=1)}
+    td = jitted(losses.transformed_n_step_q_learning)(**x, n=n)
+    v_t, args = np.max(x["target_q_t"], axis=1), (x["r_t"], x["discount_t"])
+    g_t = jitted(losses.n_step_bootstrapped_returns)(*args, v_t, n)
     np.testing.assert_allclose(td, g_t - values_of(x["q_tm1"], x["a_tm1"]), 1e-12)
     if n == T:
-        whole = losses.q_lambda(x["q_tm1"], x["a_tm1"], *args, x["target_q_t"], 1.0)
+        q_lambda = jitted(losses.q_lambda)
+        whole = q_lambda(x["q_tm1"], x["a_tm1"], *args, x["target_q_t"], 1.0)
         np.testing.assert_allclose(td, whole, 1e-12)
 
 
@@ -428,10 +521,15 @@ def test_implicit_value_gamma_gradient(seed, x64):
     def td(v, gamma, stop):
         return expected_td(mdp, policy, v, v, gamma, stop)
 
-    by_v = jax.jacobian(td)(v, mdp.gamma, "none")
-    by_gamma = jax.jacobian(td, 1)(v, mdp.gamma, "bootstrap")
+    @jax.jit
+    def slopes(v, gamma):
+        return jax.jacobian(td)(v, gamma, "none"), jax.jacobian(td, 1)(
+            v, gamma, "bootstrap"
+        )
+
+    by_v, by_gamma = slopes(v, mdp.gamma)
     expected = oracles.value_gamma_gradient(mdp, policy)
-    np.testing.assert_allclose(-jnp.linalg.solve(by_v, by_gamma), expected, 1e-10)
+    np.testing.assert_allclose(-np.linalg.solve(by_v, by_gamma), expected, 1e-10)
     h = 1e-5
     up, down = (
         oracles.policy_value(mdp._replace(gamma=mdp.gamma + d), policy) for d in (h, -h)
@@ -497,12 +595,9 @@ def test_double_q_learning_evaluates_the_selected_action(x64):
     mdp = oracles.random_mdp(1)
     policy = np.eye(3)[[0, 2, 1, 0]]  # one action in each of the four states
     q = oracles.action_value(mdp, oracles.policy_value(mdp, policy))
+    f = jax.jit(jax.vmap(losses.double_q_learning, (None, None, None, None, 0, 0)))
     for s, a in np.ndindex(q.shape):
-        td = jax.vmap(
-            lambda q_t, selector, s=s, a=a: losses.double_q_learning(
-                jnp.asarray(q[s]), a, mdp.r[s, a], mdp.gamma, q_t, selector
-            )
-        )(jnp.asarray(q), jnp.asarray(policy))
+        td = np.asarray(f(q[s], a, mdp.r[s, a], mdp.gamma, q, policy))
         np.testing.assert_allclose(mdp.p[s, a] @ td, 0.0, atol=1e-12)
 
 
@@ -579,10 +674,12 @@ def test_stop_gradient_trap(stop, theta, meta_gradient, x64):
         return p - 0.1 * jax.grad(loss)(p)
 
     def outer(gamma):
-        return 0.5 * (5.0 - inner_step(gamma)[0]) ** 2
+        p = inner_step(gamma)
+        return 0.5 * (5.0 - p[0]) ** 2, p
 
-    np.testing.assert_allclose(inner_step(0.9), theta, 1e-12)
-    np.testing.assert_allclose(jax.grad(outer)(0.9), meta_gradient, 1e-12)
+    g, p = jax.jit(jax.grad(outer, has_aux=True))(0.9)
+    np.testing.assert_allclose(p, theta, 1e-12)
+    np.testing.assert_allclose(g, meta_gradient, 1e-12)
 
 
 def test_rlax_fixture_of_the_trap(x64):
@@ -594,8 +691,9 @@ def test_rlax_fixture_of_the_trap(x64):
 
         return (0.5 - 0.1 * jax.grad(loss)(0.5) - 3) ** 2
 
-    np.testing.assert_allclose(jax.grad(outer)(0.9, losses.td_learning), -0.472, 1e-12)
-    assert jax.grad(outer)(0.9, rlax.td_learning) == 0.0
+    g = jax.jit(jax.grad(outer), static_argnums=1)
+    np.testing.assert_allclose(g(0.9, losses.td_learning), -0.472, 1e-12)
+    assert g(0.9, rlax.td_learning) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -620,9 +718,13 @@ def test_argument_separation(num_steps, stopped, separated, x64):
             v = v - 0.1 * jax.grad(loss)(v, v)
         return (v - 2.5) ** 2
 
-    g = {stop: jax.grad(outer)(0.9, stop) for stop in STOPS}
-    h = 1e-6
-    truth = (outer(0.9 + h, "none") - outer(0.9 - h, "none")) / (2 * h)
+    @jax.jit
+    def evaluate(gamma):
+        return outer(gamma, "none"), {s: jax.grad(outer)(gamma, s) for s in STOPS}
+
+    h, (_, g) = 1e-6, evaluate(0.9)
+    up, down = (float(evaluate(0.9 + d)[0]) for d in (h, -h))
+    truth = (up - down) / (2 * h)
     np.testing.assert_allclose(g["bootstrap"], stopped, atol=5e-6)
     np.testing.assert_allclose(g["none"], separated, atol=5e-6)
     np.testing.assert_allclose(g["none"], truth, 1e-8)
@@ -641,14 +743,15 @@ def test_gradient_td_is_minus_the_updates(x64):
         )
 
     for method, first in (("tdc", -3.0), ("gtd2", -2.0)):
-        g = jax.grad(loss, argnums=(0, 1, 2))(2.0, 4.0, 2.0, method)
+        slopes = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), static_argnames="method")
+        g = slopes(2.0, 4.0, 2.0, method=method)
         np.testing.assert_allclose(g, (first, 1.0, -1.0), 1e-12)
 
 
 @pytest.mark.parametrize("stop", STOPS)
 def test_gtd2_gradients_of_each_mode(stop, x64):
     """Every partial derivative; TDC's are in the sweep."""
-    x = draw(CASES["gradient_td_loss"])
+    x = draw_numpy(CASES["gradient_td_loss"])
     loss = functools.partial(losses.gradient_td_loss, method="gtd2", stop=stop)
     v_tm1, _, discount, v_t, h, _, target_v_t, target_h = x.values()
     e = x["r_t"] + discount * target_v_t - x["target_v_tm1"] - h
@@ -660,11 +763,11 @@ def test_gtd2_gradients_of_each_mode(stop, x64):
     }
     for parts, on in ((live, stop != "target"), (network, stop == "none")):
         expected |= {k: y if on else 0.0 for k, y in parts.items()}
-    g = jax.grad(lambda x: loss(**x))(x)
+    value, g = jax.jit(jax.value_and_grad(lambda x: loss(**x)))(x)
     for k, y in expected.items():
         np.testing.assert_allclose(g[k], y, 1e-12, err_msg=k)
     oracle = CASES["gradient_td_loss"].oracle(**x, method="gtd2")
-    np.testing.assert_allclose(loss(**x), oracle, 1e-12)
+    np.testing.assert_allclose(value, oracle, 1e-12)
 
 
 class Linear:
@@ -703,31 +806,31 @@ class Linear:
 @pytest.mark.parametrize("method", ["tdc", "gtd2"])
 def test_with_the_best_h_it_descends_the_projected_bellman_error(method, x64):
     linear = Linear()
-    w, u = jnp.asarray(linear.w), jnp.asarray(linear.u)
-    best = jnp.linalg.solve(linear.covariance(), linear.update(w))
-    g_w, g_u = jax.grad(linear.loss, argnums=(0, 1))(w, best, method)
-    truth = jax.grad(linear.projected_bellman_error)(w)
+    w, u = linear.w, linear.u
+    best = np.linalg.solve(linear.covariance(), linear.update(w))
+    g = jax.jit(jax.grad(linear.loss, argnums=(0, 1)), static_argnums=2)
+    g_w, g_u = g(w, best, method)
+    truth = jax.jit(jax.grad(linear.projected_bellman_error))(w)
     assert np.abs(truth).min() > 1e-2
     np.testing.assert_allclose(g_w, truth / 2, 1e-10)
     np.testing.assert_allclose(g_u, 0.0, atol=1e-12)
     lms = linear.update(w) - linear.covariance() @ u
-    g_u = jax.grad(linear.loss, argnums=1)(w, u, method)
-    np.testing.assert_allclose(-g_u, lms, 1e-10)
+    np.testing.assert_allclose(-g(w, u, method)[1], lms, 1e-10)
 
 
 @pytest.mark.parametrize("method", ["tdc", "gtd2"])
 def test_td_fixed_point_is_at_rest(method, x64):
     linear = Linear()
     a = linear.x.T @ (linear.d[:, None] * (linear.gamma * linear.p - np.eye(4)))
-    w = jnp.asarray(-np.linalg.solve(a @ linear.x, linear.x.T @ (linear.d * linear.r)))
-    g = jax.grad(linear.loss, argnums=(0, 1))(w, jnp.zeros(2), method)
-    chex.assert_trees_all_close(g, (jnp.zeros(2), jnp.zeros(2)), atol=1e-12)
+    w = -np.linalg.solve(a @ linear.x, linear.x.T @ (linear.d * linear.r))
+    g = jax.jit(jax.grad(linear.loss, argnums=(0, 1)), static_argnums=2)
+    np.testing.assert_allclose(g(w, np.zeros(2), method), np.zeros((2, 2)), atol=1e-12)
 
 
 def test_between_semi_gradient_and_residual_gradient(x64):
     """With h = 0 TDC is TD; with h the TD error both are the residual gradient."""
-    w = jnp.array([0.3, -0.7])
-    x_tm1, x_t = jnp.array([1.0, 2.0]), jnp.array([-1.0, 0.5])
+    w = np.array([0.3, -0.7])
+    x_tm1, x_t = np.array([1.0, 2.0]), np.array([-1.0, 0.5])
 
     def gradient_td_of(w, h, method):
         v_tm1, v_t = x_tm1 @ w, x_t @ w
@@ -738,15 +841,19 @@ def test_between_semi_gradient_and_residual_gradient(x64):
     def td(w, stop):
         return losses.td_learning(x_tm1 @ w, 1.0, 0.9, x_t @ w, stop=stop)
 
-    semi, residual = (
-        jax.grad(lambda w, stop=stop: td(w, stop) ** 2 / 2)(w)
-        for stop in ("bootstrap", "none")
-    )
-    h = td(w, "none")
-    g = jax.grad(gradient_td_of)
-    np.testing.assert_allclose(g(w, 0.0, "tdc"), semi, 1e-12)
-    np.testing.assert_allclose(g(w, h, "tdc"), residual, 1e-12)
-    np.testing.assert_allclose(g(w, h, "gtd2"), residual, 1e-12)
+    def td_gradient(w, stop):
+        return jax.grad(lambda w: td(w, stop) ** 2 / 2)(w)
+
+    @jax.jit
+    def evaluate(w):
+        g, h = jax.grad(gradient_td_of), td(w, "none")
+        corrected = g(w, 0.0, "tdc"), g(w, h, "tdc"), g(w, h, "gtd2")
+        return td_gradient(w, "bootstrap"), td_gradient(w, "none"), corrected
+
+    semi, residual, (without_h, tdc, gtd2) = jax.device_get(evaluate(w))
+    np.testing.assert_allclose(without_h, semi, 1e-12)
+    np.testing.assert_allclose(tdc, residual, 1e-12)
+    np.testing.assert_allclose(gtd2, residual, 1e-12)
     assert np.abs(semi - residual).min() > 0.1
 
 
@@ -760,7 +867,8 @@ def descend(gradient, params, rates, num_steps):
         g = gradient(p)
         return jax.tree.map(lambda x, y, rate: x - rate * y, p, g, rates), p
 
-    return jax.jit(lambda p: jax.lax.scan(step, p, length=num_steps + 1)[1])(params)
+    run = jax.jit(lambda p: jax.lax.scan(step, p, length=num_steps + 1)[1])
+    return jax.device_get(run(params))
 
 
 class Baird:
@@ -803,19 +911,21 @@ def test_semi_gradient_diverges_on_bairds_counterexample(stop, x64):
 
 def test_growth_on_bairds_counterexample(x64):
     """By an eigenvalue of the update, which is seen through no stopped bootstrap."""
-    w = jnp.asarray(Baird.w)
-    rate = np.linalg.eigvals(-jax.jacobian(Baird.separated)(w)).real.max()
+    slope = jax.jit(jax.jacobian(Baird.separated))(Baird.w)
+    rate = np.linalg.eigvals(-slope).real.max()
     np.testing.assert_allclose(rate, 0.239250, atol=5e-7)
     np.testing.assert_allclose(1 + 0.01 * rate, 1.002393, atol=5e-7)
-    stopped = -jax.hessian(lambda w: Baird.loss(w, w, "bootstrap"))(w)
+    hessian = jax.hessian(lambda w: Baird.loss(w, w, "bootstrap"))
+    stopped = -jax.jit(hessian)(Baird.w)
     assert np.linalg.eigvals(stopped).real.max() < 1e-12
 
 
 def test_residual_gradient_converges_on_bairds_counterexample(x64):
-    w = descend(
-        jax.grad(lambda w: Baird.loss(w, w, "none")), jnp.asarray(Baird.w), 0.01, 20_000
-    )
-    errors = [2 * Baird.loss(w[k], w[k], "none") for k in (0, 1000, 20_000)]
+    def loss(w):
+        return Baird.loss(w, w, "none")
+
+    w = descend(jax.grad(loss), jnp.asarray(Baird.w), 0.01, 20_000)
+    errors = [2 * jax.jit(loss)(w[k]) for k in (0, 1000, 20_000)]
     np.testing.assert_allclose(errors, [67.5915, 5.4417e-5, 5.3929e-5], 1e-4)
 
 
@@ -832,7 +942,8 @@ def test_tdc_converges_on_bairds_counterexample(x64):
 
     def errors(w):
         """Roots of the projected Bellman error and of the value error."""
-        update = x.T @ Baird.td(w, w, "none") / 7
+        x, td = Baird.x, jax.jit(Baird.td, static_argnums=2)
+        update = x.T @ td(w, w, "none") / 7
         pbe = update @ np.linalg.pinv(x.T @ x / 7) @ update
         return np.sqrt([pbe, np.mean((x @ w) ** 2)])
 
@@ -874,6 +985,6 @@ def test_semi_gradient_from_w_to_2w(gamma, factor, x64):
 
         return w - 0.1 * jax.grad(loss)(w)
 
-    np.testing.assert_allclose(step(1.0, "bootstrap"), factor, 1e-12)
     residual = 1 - 0.1 * (2 * gamma - 1) ** 2
-    np.testing.assert_allclose(step(1.0, "none"), residual, 1e-12)
+    steps = jax.jit(lambda w: [step(w, stop) for stop in ("bootstrap", "none")])(1.0)
+    np.testing.assert_allclose(steps, [factor, residual], 1e-12)

@@ -1,6 +1,7 @@
 """V-MPO: its parts and a step by hand, dual variables and target."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -13,19 +14,22 @@ from jax.flatten_util import ravel_pytree
 from rljax import agents, envs, on_policy
 from rljax.types import Box, Spec
 
+from . import compiled
 from .agent_case import N, T, differ
 
 vmpo = agents.get("vmpo")
-STEPS = (1e-2, -1e-2)  # of finite differences
 only_vmpo = pytest.mark.parametrize("case", ["vmpo"], indirect=True)
 BOX = Spec((3,), "float32", Box((2,), (-1.0, -2.0), (1.0, 6.0)))  # half widths 1, 4
 
 
 def with_other_target(state):
     """The target is another policy, and all dual variables differ."""
-    target = jax.tree.map(lambda x: 20 * x + 0.1, state.target_actor)
-    multipliers = tuple(x + i + 0.5 for i, x in enumerate(state.duals.multipliers))
-    duals = vmpo.Duals(state.duals.temperature - 0.3, multipliers)
+    target = compiled.scaled(state.target_actor, 20, 0.1)
+    multipliers = (
+        np.array(x) + np.float32(i + 0.5) for i, x in enumerate(state.duals.multipliers)
+    )
+    temperature = np.array(state.duals.temperature) - np.float32(0.3)
+    duals = vmpo.Duals(temperature, tuple(multipliers))
     return state._replace(target_actor=target, duals=duals)
 
 
@@ -35,12 +39,11 @@ def weights_by_hand(adv, temperature):
     return weights / weights.sum(), np.log(weights[used].mean())
 
 
-def losses_by_hand(config, duals, policy, old, batch, kls, epsilons):
+def losses_by_hand(config, duals, log_prob, advantage, kls, epsilons):
     """Losses of actor and dual variables, as the paper's equations 3 to 5."""
     temperature = jnp.exp(duals.temperature)
-    used = batch.advantage >= jnp.sort(batch.advantage)[len(batch.advantage) // 2]
-    grown = jnp.where(used, jnp.exp(batch.advantage / temperature), 0.0)
-    log_prob = policy.log_prob(batch.action)
+    used = advantage >= jnp.sort(advantage)[len(advantage) // 2]
+    grown = jnp.where(used, jnp.exp(advantage / temperature), 0.0)
     actor_loss = -jnp.sum(grown / grown.sum() * log_prob)
     dual_loss = temperature * (config.epsilon + jnp.log(grown.sum() / used.sum()))
     for kl, multiplier, epsilon in zip(kls, duals.multipliers, epsilons, strict=True):
@@ -49,10 +52,8 @@ def losses_by_hand(config, duals, policy, old, batch, kls, epsilons):
     return actor_loss, dual_loss
 
 
-def gaussian_kls(old, policy):
+def gaussian_kls(old_mean, old_std, mean, std):
     """Of means in the old covariance, and of covariances; appendix C."""
-    mean, std = (np.array(x) for x in (policy.mean(), policy.stddev()))
-    old_mean, old_std = (np.array(x) for x in (old.mean(), old.stddev()))
     apart = 0.5 * (((mean - old_mean) / old_std) ** 2).sum(axis=-1)
     ratio = (old_std / std) ** 2
     return apart, 0.5 * (ratio - 1 - np.log(ratio)).sum(axis=-1)
@@ -62,58 +63,72 @@ def gaussian_kls(old, policy):
 def test_vmpo_parts_by_hand(kind):
     spec = BOX if kind == "continuous" else envs.make("CartPole-v1").spec
     config = vmpo.Config(hidden_sizes=(8,), epsilon_mean=0.2, epsilon_stddev=0.3)
-    state = with_other_target(vmpo.init(spec, config, jax.random.key(0)))
-    obs = jax.random.normal(jax.random.key(1), (12, *spec.obs_shape))
+    init = jax.jit(functools.partial(vmpo.init, spec))
+    state = with_other_target(init(config, jax.random.key(0)))
+    obs, adv = compiled.normal(1, 12, *spec.obs_shape), compiled.normal(3, 12)
     network = on_policy.actor(spec, config)
-    params = jax.tree.map(lambda x: 10 * x - 0.05, state.actor)
-    policy, old = (network.apply(p, obs) for p in (params, state.target_actor))
-    action = old.sample(seed=jax.random.key(2))
-    adv = jax.random.normal(jax.random.key(3), (12,))
-    batch = on_policy.Batch(obs, action, old.log_prob(action), adv, adv)
+    params = compiled.scaled(state.actor, 10, -0.05)
+
+    @jax.jit
+    def parts(params, duals, target_actor):
+        policy, old = (network.apply(p, obs) for p in (params, target_actor))
+        action = old.sample(seed=jax.random.key(2))
+        batch = on_policy.Batch(obs, action, old.log_prob(action), adv, adv)
+        out, kls = vmpo.parts(spec, config, params, duals, target_actor, batch)
+        actor_loss = jnp.mean(out.policy_loss + out.kl_loss)
+        dual_loss = out.temperature_loss + out.alpha_loss.mean()
+        seen = [
+            (x.mean(), x.stddev()) if kind == "continuous" else (x.probs,)
+            for x in (old, policy)
+        ]
+        return (actor_loss, dual_loss), kls, sum(seen, ()), policy.log_prob(action)
+
+    found = parts(params, state.duals, state.target_actor)
+    got_losses, kls, seen, log_prob = jax.tree.map(np.array, found)
     if kind == "continuous":
-        want_kls, epsilons = gaussian_kls(old, policy), (0.2, 0.3)
+        want_kls, epsilons = gaussian_kls(*seen), (0.2, 0.3)
     else:
-        probs, old_probs = np.array(policy.probs), np.array(old.probs)
+        old_probs, probs = seen
         kl = (old_probs * np.log(old_probs / probs)).sum(axis=-1)
         want_kls, epsilons = (kl,), (config.epsilon_policy,)
-    args = (params, state.duals, state.target_actor, batch)
-    out, kls = vmpo.parts(spec, config, *args)
     for got, want in zip(kls, want_kls, strict=True):
         assert want.max() > 1e-3
         np.testing.assert_allclose(got, want, rtol=2e-3, atol=1e-6)
-    args = (config, state.duals, policy, old, batch, want_kls, epsilons)
-    actor_loss, dual_loss = losses_by_hand(*args)
-    got = jnp.mean(out.policy_loss + out.kl_loss)
-    np.testing.assert_allclose(got, actor_loss, rtol=1e-4)
-    got = out.temperature_loss + out.alpha_loss.mean()
-    np.testing.assert_allclose(got, dual_loss, rtol=1e-4)
+    by_hand = jax.jit(losses_by_hand)
+    want_losses = by_hand(config, state.duals, log_prob, adv, want_kls, epsilons)
+    np.testing.assert_allclose(got_losses, want_losses, rtol=1e-4)
 
 
 @only_vmpo
 def test_vmpo_steps_along_the_gradients_by_hand(case, update, state, rollout):
     spec, config, state = case.spec, case.config, with_other_target(state)
-    batch = on_policy.prepare(spec, config, state, rollout, config.lambda_)
     network = on_policy.actor(spec, config)
-    old = network.apply(state.target_actor, batch.obs)
 
-    def both(params, duals):
-        policy = network.apply(params, batch.obs)
-        kls = ((old.probs * jnp.log(old.probs / policy.probs)).sum(axis=-1),)
-        args = (config, duals, policy, old, batch, kls, (config.epsilon_policy,))
-        return losses_by_hand(*args)
+    @jax.jit
+    def stepped(state, rollout):
+        batch = on_policy.prepare(spec, config, state, rollout, config.lambda_)
+        old = network.apply(state.target_actor, batch.obs)
+
+        def both(params, duals):
+            policy = network.apply(params, batch.obs)
+            kls = ((old.probs * jnp.log(old.probs / policy.probs)).sum(axis=-1),)
+            log_prob, epsilons = policy.log_prob(batch.action), (config.epsilon_policy,)
+            args = (config, duals, log_prob, batch.advantage, kls, epsilons)
+            return losses_by_hand(*args)
+
+        clip = optax.clip_by_global_norm(config.max_grad_norm)
+        rates, new = (config.learning_rate, config.dual_learning_rate), []
+        for i, params in enumerate((state.actor, state.duals)):
+            loss = functools.partial(lambda i, *args: both(*args)[i], i)
+            grads = jax.grad(loss, argnums=i)(state.actor, state.duals)
+            optimizer = optax.chain(clip, optax.adam(rates[i], eps=1e-5))
+            updates, _ = optimizer.update(grads, optimizer.init(params))
+            new.append(optax.apply_updates(params, updates))
+        return new
 
     new, _ = update(config, state, rollout, jax.random.key(0))
-    clip = optax.clip_by_global_norm(config.max_grad_norm)
-    for i, (name, rate) in enumerate(
-        (("actor", config.learning_rate), ("duals", config.dual_learning_rate))
-    ):
-        grad = jax.jit(jax.grad(lambda *args, i=i: both(*args)[i], argnums=i))
-        optimizer = optax.chain(clip, optax.adam(rate, eps=1e-5))
-        params = getattr(state, name)
-        grads = grad(state.actor, state.duals)
-        updates, _ = optimizer.update(grads, optimizer.init(params))
-        want = optax.apply_updates(params, updates)
-        chex.assert_trees_all_close(getattr(new, name), want, rtol=1e-3, atol=1e-6)
+    got, want = [new.actor, new.duals], stepped(state, rollout)
+    chex.assert_trees_all_close(got, want, rtol=1e-3, atol=1e-6)
     assert new.step == T * N and differ(new.critic, state.critic)
 
 
@@ -122,7 +137,8 @@ def test_vmpo_weights_diverge_by_the_bound_in_the_end(case, update, state, rollo
     config = dataclasses.replace(
         case.config, learning_rate=1e-12, dual_learning_rate=0.1, anneal=False
     )
-    batch = on_policy.prepare(case.spec, config, state, rollout, config.lambda_)
+    prepare = jax.jit(functools.partial(on_policy.prepare, case.spec, config))
+    batch = prepare(state, rollout, config.lambda_)
     for _ in range(200):
         state, _ = update(config, state, rollout, jax.random.key(0))
     temperature = np.exp(state.duals.temperature)
@@ -160,18 +176,17 @@ def test_vmpo_target_is_renewed_every_few_updates(case, update, state, rollout):
 
 @only_vmpo
 def test_vmpo_acts_by_the_target_and_is_judged_by_the_learner(case, state):
-    turned = jax.tree.map(lambda x: -x, state.actor)
-    target = jax.tree.map(lambda x: 5 * x, state.actor)
+    turned, target = (compiled.scaled(state.actor, scale) for scale in (-1, 5))
     state = state._replace(actor=turned, target_actor=target)
-    obs = jax.random.normal(jax.random.key(1), (200, 4))
-    act, key = case.agent.act, jax.random.key(0)
+    obs = compiled.normal(1, 200, 4)
+    act, key = jax.jit(case.agent.act, static_argnums=5), jax.random.key(0)
     network = on_policy.actor(case.spec, case.config)
     action, _, log_prob = act(case.config, state, (), obs, key, True)
-    want = network.apply(target, obs).log_prob(action)
+    want = compiled.log_prob(network, target, obs, action)
     np.testing.assert_allclose(log_prob, want, rtol=1e-5)
     greedy, *_ = act(case.config, state, (), obs, key, False)
-    want = network.apply(turned, obs).logits.argmax(axis=-1)
-    np.testing.assert_array_equal(greedy, jnp.asarray(want))
+    want = np.array(compiled.apply(network, turned, obs).logits).argmax(axis=-1)
+    np.testing.assert_array_equal(greedy, want)
 
 
 @only_vmpo
@@ -179,19 +194,19 @@ def test_vmpo_is_differentiable_in_its_config(case, state, rollout):
     """Through two updates: the first one's dual variables weigh the second one's."""
 
     def change(config):
-        new = with_other_target(state)
-        for seed in range(2):
-            new, _ = case.agent.update(config, new, rollout, jax.random.key(seed))
+        def step(state, key):
+            return case.agent.update(config, state, rollout, key)[0], None
+
+        keys = jax.random.split(jax.random.key(0), 2)
+        new, _ = jax.lax.scan(step, with_other_target(state), keys)
         flat, old = (ravel_pytree(x.actor)[0] for x in (new, state))
         return 1e3 * jnp.sum((flat - old) ** 2)
 
     config = dataclasses.replace(case.config, dual_learning_rate=0.1)
-    grad = jax.jit(jax.grad(change))(config)
-    for name in ("learning_rate", "lambda_", "epsilon", "epsilon_policy"):
-        assert np.isfinite(getattr(grad, name)) and getattr(grad, name) != 0, name
-    fn = jax.jit(change)
-    for name in ("gamma", "dual_learning_rate"):
-        at = getattr(config, name)
-        up, down = (fn(dataclasses.replace(config, **{name: at + x})) for x in STEPS)
-        want = (up - down) / (STEPS[0] - STEPS[1])
-        np.testing.assert_allclose(getattr(grad, name), want, rtol=0.05, err_msg=name)
+    checked = ("gamma", "dual_learning_rate")
+    others = ("learning_rate", "lambda_", "epsilon", "epsilon_policy")
+    found = compiled.slopes(change, config, checked + others, 1e-2)
+    for name, (slope, difference) in found.items():
+        assert np.isfinite(slope) and slope != 0, name
+        if name in checked:
+            np.testing.assert_allclose(slope, difference, rtol=0.05, err_msg=name)

@@ -1,5 +1,7 @@
 """Wrappers of environments do to whole batches what plain loops do."""
 
+import functools
+
 import chex
 import distrax
 import jax
@@ -19,27 +21,42 @@ from .test_train import random, scripted
 N, T = 3, 40
 
 
+@jax.jit
+def run_actions(env, key, actions):
+    reset_key, draw_key = jax.random.split(key)
+    state, obs = env.reset(reset_key, N)
+    noises = env.draw(draw_key, len(actions), N)
+    end, steps = jax.lax.scan(
+        lambda state, x: env.step(x[0], state, x[1]), state, (noises, actions)
+    )
+    return obs, end, steps
+
+
 def play(env, key, actions):
     """First observation, last state, and `TimeStep`s `[T, N]` of given actions."""
+    return jax.device_get(run_actions(env, key, actions))
 
-    @jax.jit
-    def run(env, key, actions):
-        reset_key, draw_key = jax.random.split(key)
-        state, obs = env.reset(reset_key, N)
-        noises = env.draw(draw_key, len(actions), N)
-        end, steps = jax.lax.scan(
-            lambda state, x: env.step(x[0], state, x[1]), state, (noises, actions)
-        )
-        return obs, end, steps
 
-    return jax.device_get(run(env, key, actions))
+@functools.partial(jax.jit, static_argnames="num_envs")
+def reset(env, seed, num_envs=N):
+    return env.reset(jax.random.key(seed), num_envs)
+
+
+@jax.jit
+def one_step(env, seed, state):
+    """With action 0."""
+    noise = jax.tree.map(lambda x: x[0], env.draw(jax.random.key(seed), 1, N))
+    return env.step(noise, state, jnp.zeros(N, int))
+
+
+def coin_flips():
+    return np.random.default_rng(1).integers(2, size=(T, N))
 
 
 def cartpoles(**options):
     """The same episodes whatever the options, some cut and some ended."""
     env = envs.make("CartPole-v1", max_steps_in_episode=20, **options)
-    actions = jax.random.randint(jax.random.key(1), (T, N), 0, 2)
-    return env, *play(env, jax.random.key(2), actions)
+    return env, *play(env, jax.random.key(2), coin_flips())
 
 
 @pytest.fixture(scope="module")
@@ -75,25 +92,27 @@ def test_observations_are_normalized_by_all_so_far(plain):
 
 def test_normalized_observations_are_clipped():
     env = envs.wrap(probe_envs.Counter(), normalize_obs=True)
-    state, _ = env.reset(jax.random.key(0), N)
-    far = state.statistics._replace(mean=jnp.full(1, -50.0), var=jnp.ones(1) * 1e-4)
-    state = state._replace(statistics=far._replace(count=jnp.float32(1e9)))
-    noise = jax.tree.map(lambda x: x[0], env.draw(jax.random.key(1), 1, N))
-    _, step = env.step(noise, state, jnp.zeros(N, int))
+    state, _ = reset(env, 0)
+    far = wrappers.Statistics(
+        mean=np.full(1, -50.0, np.float32),
+        var=np.full(1, 1e-4, np.float32),
+        count=np.float32(1e9),
+    )
+    _, step = one_step(env, 1, state._replace(statistics=far))
     np.testing.assert_array_equal(step.obs, np.full((N, 1), 10.0))
 
 
 def test_statistics_of_flags_are_those_of_numbers():
     env = envs.make("Breakout-MinAtar", normalize_obs=True)
-    state, obs = env.reset(jax.random.key(0), N)
+    state, obs = reset(env, 0)
     assert obs.dtype == jnp.float32 and state.statistics.mean.shape == (10, 10, 4)
-    again = state.statistics.add(jnp.ones((N, 10, 10, 4)))
-    assert (again.mean > state.statistics.mean).all()
+    again = jax.jit(state.statistics.add)(np.ones((N, 10, 10, 4), np.float32))
+    assert (np.asarray(again.mean) > np.asarray(state.statistics.mean)).all()
 
 
 def test_rewards_are_scaled_by_the_spread_of_discounted_sums():
     env = envs.wrap(probe_envs.TwoPlaces(), normalize_rewards=0.9)
-    actions = jax.random.randint(jax.random.key(1), (T, N), 0, 2)
+    actions = coin_flips()
     steps = play(env, jax.random.key(2), actions)[2]
     raw = play(env.env, jax.random.key(2), actions)[2]
     total, samples = np.zeros(N), [np.zeros(0)]
@@ -128,7 +147,7 @@ def test_frames_are_stacked_within_an_episode(plain):
 
 def test_images_are_stacked_as_planes():
     env = envs.make("Breakout-MinAtar", stack_frames=2)
-    _, obs = env.reset(jax.random.key(0), N)
+    _, obs = jax.eval_shape(functools.partial(reset, env), 0)
     assert obs.shape == (N, 10, 10, 8) == (N, *env.spec.obs_shape)
     assert obs.dtype == jnp.bool and env.spec.obs_dtype == "bool"
 
@@ -149,16 +168,15 @@ def test_the_time_is_a_fraction_of_the_limit(plain):
 
 def test_images_get_the_time_as_a_plane():
     env = envs.make("Breakout-MinAtar", time_aware=True)
-    state, obs = env.reset(jax.random.key(0), N)
-    noise = jax.tree.map(lambda x: x[0], env.draw(jax.random.key(1), 1, N))
-    _, step = env.step(noise, state, jnp.zeros(N, int))
+    state, obs = reset(env, 0)
+    _, step = one_step(env, 1, state)
     assert obs.shape == (N, 10, 10, 5) and obs.dtype == jnp.float32
     np.testing.assert_allclose(step.obs[..., -1], np.full((N, 10, 10), 1e-3), 1e-6)
 
 
 def test_sticky_actions_repeat_the_last_one():
     env = envs.wrap(probe_envs.Target(), sticky_actions=0.3)  # shows the action taken
-    wish = jax.random.uniform(jax.random.key(1), (3000, N, 2))
+    wish = np.random.default_rng(1).uniform(size=(3000, N, 2)).astype(np.float32)
     steps = play(env, jax.random.key(2), wish)[2]
     np.testing.assert_array_equal(steps.next_obs, wish)  # one step: nothing to repeat
 
@@ -169,7 +187,7 @@ def test_sticky_actions_repeat_the_last_one():
 
     env = envs.wrap(Going(), sticky_actions=0.3)
     steps = play(env, jax.random.key(2), wish)[2]
-    taken, wish = steps.next_obs, np.asarray(wish)
+    taken = steps.next_obs
     kept = (taken[1:] == taken[:-1]).all(axis=-1)
     new = (taken[1:] == wish[1:]).all(axis=-1)
     assert (kept ^ new).all()
@@ -186,7 +204,7 @@ def test_the_limit_can_be_the_end_of_the_task(plain):
     chex.assert_trees_all_equal(obs, first)
     rest = [s._replace(terminated=0, truncated=0) for s in (steps, want)]
     chex.assert_trees_all_equal(*rest)
-    assert isinstance(env.for_evaluation(env.reset(jax.random.key(0), N)[0]), type(env))
+    assert isinstance(env.for_evaluation(reset(env, 0)[0]), type(env))
 
 
 @pytest.mark.parametrize("terminal_limit", [False, True])
@@ -211,12 +229,13 @@ ALL = dict(
 
 @pytest.fixture(scope="module")
 def trained():
-    ppo, env = agents.get("ppo"), envs.make("CartPole-v1", **ALL)
-    config = ppo.Config(num_envs=4, rollout_length=16, hidden_sizes=(8,))
-    agent = ppo.make(env.spec)
+    """Of an agent that learns nothing: only the environment has a state."""
+    env = envs.make("CartPole-v1", **ALL)
+    config = agents.get("ppo").Config(num_envs=4, rollout_length=16)
+    agent = scripted(random)
     ts = jax.jit(train.init, static_argnums=0)(agent, env, config, jax.random.key(0))
     run = jax.jit(train.run, static_argnums=(0, 4))
-    return agent, env, config, ts, lambda ts, n: run(agent, env, config, ts, n)
+    return env, config, ts, lambda ts, n: run(agent, env, config, ts, n)
 
 
 def test_statistics_are_part_of_what_a_run_goes_on_from(trained):
@@ -234,23 +253,25 @@ def test_statistics_are_part_of_what_a_run_goes_on_from(trained):
 
 
 def test_evaluation_takes_the_statistics_as_they_are(trained):
-    _, env, config, ts, run = trained
+    env, config, ts, run = trained
     ts, _ = run(ts, 2)
     frozen = env.for_evaluation(ts.env)
     inner = frozen.env.env
     assert isinstance(inner, wrappers.NormalizeObservations)
     assert isinstance(inner.env, wrappers.StickyActions)  # no NormalizeRewards
-    statistics = ts.env.env.env.statistics
+    statistics = jax.device_get(ts.env.env.env.statistics)
     chex.assert_trees_all_equal(inner.frozen, statistics)
-    state, obs = inner.reset(jax.random.key(5), N)
-    _, raw = inner.env.reset(jax.random.key(5), N)
-    want = (raw - statistics.mean) / np.sqrt(statistics.var)
+    (state, obs), (_, raw) = reset(inner, 5), reset(inner.env, 5)
+    want = (np.asarray(raw) - statistics.mean) / np.sqrt(statistics.var)
     np.testing.assert_allclose(obs, want, rtol=1e-3, atol=1e-5)
-    noise = jax.tree.map(lambda x: x[0], inner.draw(jax.random.key(1), 1, N))
-    state, _ = inner.step(noise, state, jnp.zeros(N, int))
+    state, _ = one_step(inner, 1, state)
     chex.assert_trees_all_equal(state.statistics, statistics)
 
-    result = evaluate(scripted(random), env, config, ts, jax.random.key(0), 8)
+    @jax.jit
+    def play_on(ts):
+        return evaluate(scripted(random), env, config, ts, jax.random.key(0), 8)
+
+    result = play_on(ts)
     np.testing.assert_array_equal(result.returns, result.lengths)  # true rewards
 
 
@@ -258,7 +279,8 @@ def test_statistics_have_no_derivative():
     def total(batch):
         return sum(x.sum() for x in wrappers.Statistics.start((2,)).add(batch))
 
-    np.testing.assert_array_equal(jax.grad(total)(jnp.ones((N, 2)) * 3.0), 0.0)
+    slope = jax.jit(jax.grad(total))(np.full((N, 2), 3.0, np.float32))
+    np.testing.assert_array_equal(slope, 0.0)
 
 
 def test_normalized_runs_have_derivatives():
@@ -275,7 +297,7 @@ def test_normalized_runs_have_derivatives():
         new = rollout.simulate(old, lambda obs, extras: -obs * scale)
         return new.reward.sum(), (old, new)
 
-    (_, (old, new)), slope = jax.value_and_grad(total, has_aux=True)(0.1)
+    (_, (old, new)), slope = jax.jit(jax.value_and_grad(total, has_aux=True))(0.1)
     chex.assert_trees_all_close(old.reward, new.reward, rtol=1e-5)
     assert jnp.isfinite(slope) and slope != 0.0
 
@@ -321,7 +343,7 @@ class Corner(Environment):
 def test_masks_go_with_observations(options):
     env = envs.wrap(Corner(), **options)
     assert env.spec.action == envs.Discrete(4, masked=True)
-    actions = jnp.zeros((T, N), int)
+    actions = np.zeros((T, N), int)
     obs, _, steps = play(env, jax.random.key(0), actions)
     bare = play(envs.wrap(Corner()), jax.random.key(0), actions)
     assert obs.shape == (N, *env.spec.obs_shape) and steps.truncated.any()
@@ -353,12 +375,17 @@ def test_agents_take_legal_actions_only(name):
         return
     agent = module.make(env.spec)
     config = module.Config(num_envs=4, rollout_length=8, hidden_sizes=(8,))
-    state = agent.init(config, jax.random.key(0))
-    _, obs = env.reset(jax.random.key(1), 200)
-    for explore in (True, False):
-        action, _, _ = agent.act(config, state, (), obs, jax.random.key(2), explore)
-        assert (action <= obs[:, 0]).all()
-        assert not explore or len(np.unique(action)) == 4
+
+    @jax.jit
+    def act():
+        state = agent.init(config, jax.random.key(0))
+        _, obs = env.reset(jax.random.key(1), 200)
+        sample = functools.partial(agent.act, config, state, (), obs, jax.random.key(2))
+        return obs, sample(explore=True)[0], sample(explore=False)[0]
+
+    obs, exploring, greedy = jax.device_get(act())
+    assert (exploring <= obs[:, 0]).all() and (greedy <= obs[:, 0]).all()
+    assert len(np.unique(exploring)) == 4
 
 
 def test_ppo_learns_with_a_mask():
@@ -366,24 +393,34 @@ def test_ppo_learns_with_a_mask():
     config = ppo.Config(
         total_steps=10_000, num_envs=8, rollout_length=32, hidden_sizes=(16,)
     )
-    agent, key = ppo.make(env.spec), jax.random.key(0)
-    ts, metrics = jax.jit(train.train, static_argnums=0)(agent, env, config, key)
-    returns = evaluate(agent, env, config, ts, jax.random.key(1)).returns
+    agent = ppo.make(env.spec)
+
+    @jax.jit
+    def learn():
+        ts, metrics = train.train(agent, env, config, jax.random.key(0))
+        return evaluate(agent, env, config, ts, jax.random.key(1)).returns, metrics
+
+    returns, metrics = learn()
     assert returns.min() >= 6 * 1.5 - 3 and jnp.isfinite(metrics["entropy"]).all()
 
 
 def test_masked_policies_are_those_of_fewer_actions():
-    logits, legal = jnp.array([1.0, 2.0, 3.0]), jnp.array([True, False, True])
-    policy, few = distributions.masked(logits, legal), logits[::2]
-    np.testing.assert_allclose(policy.probs[::2], jax.nn.softmax(few), rtol=1e-6)
+    logits, legal = np.array([1.0, 2.0, 3.0]), np.array([True, False, True])
 
-    def entropy(logits):
-        return distributions.masked(logits, legal).entropy()
+    @jax.jit
+    def both(logits):
+        def entropy(logits):
+            return distributions.masked(logits, legal).entropy()
 
-    want = distrax.Categorical(few).entropy()
-    np.testing.assert_allclose(entropy(logits), want, rtol=1e-6)
-    slope = jax.grad(entropy)(logits)
-    assert jnp.isfinite(slope).all() and slope[1] == 0.0
+        few = distrax.Categorical(logits[::2])
+        probs = distributions.masked(logits, legal).probs
+        slope = jax.grad(entropy)(logits)
+        return probs[::2], few.probs, entropy(logits), few.entropy(), slope
+
+    probs, few_probs, entropy, few_entropy, slope = jax.device_get(both(logits))
+    np.testing.assert_allclose(probs, few_probs, rtol=1e-6)
+    np.testing.assert_allclose(entropy, few_entropy, rtol=1e-6)
+    assert np.isfinite(slope).all() and slope[1] == 0.0
 
 
 def test_masks_need_gymnaxs_step_and_discrete_actions():
@@ -415,7 +452,11 @@ def test_vmapped_runs_have_statistics_of_their_own():
         frozen = env.for_evaluation(state)
         return frozen.reset(jax.random.key(9), N)[0].statistics.mean
 
-    keys = jax.random.split(jax.random.key(0), 2)
-    means = jax.vmap(statistics)(keys)
+    @jax.jit
+    def both():
+        keys = jax.random.split(jax.random.key(0), 2)
+        return jax.vmap(statistics)(keys), statistics(keys[1])
+
+    means, alone = jax.device_get(both())
     assert (means[0] != means[1]).all()
-    np.testing.assert_allclose(means[1], statistics(keys[1]), rtol=1e-6)
+    np.testing.assert_allclose(means[1], alone, rtol=1e-6)
