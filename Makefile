@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # neighbours share compiled programs.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: train test test-slow mutants check lint
+.PHONY: train test test-slow mutants check lint types changed
 
 train: $(VENV)/.train
 	$(BIN)/python scripts/train.py ppo --env CartPole-v1 --seeds 4
@@ -20,8 +20,15 @@ test-slow: $(VENV)/.test
 mutants: $(VENV)/.test
 	$(BIN)/python tests/mutants/run.py
 
-check: lint
+check: $(VENV)/.test
+	$(MAKE) --no-print-directory -j 2 lint types changed
+
+types: $(VENV)/.test
+	mkdir -p $(VENV)/typing/rljax
+	ln -sfn ../../../agents $(VENV)/typing/rljax/agents
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+changed: $(VENV)/.test
 	$(BIN)/python tests/changed.py
 
 lint: $(VENV)/.test

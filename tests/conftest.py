@@ -34,6 +34,24 @@ def pytest_xdist_auto_num_workers():
     return max(1, min(len(available_cores()), int(available_bytes() // 2e9)))
 
 
+def pytest_configure(config):
+    config.pluginmanager.register(BoundedMemory())
+
+
+class BoundedMemory:
+    """Compiled programs go before a worker has 2 GB.
+
+    Each takes about a megabyte, and ten of the 65530 memory maps that Linux allows,
+    beyond which XLA crashes. As a plugin this sees doctests too, not as a fixture here.
+    """
+
+    def pytest_runtest_logfinish(self):
+        if PROCESS.exists() and resident_bytes() > 1.2e9:
+            jax.clear_caches()
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system
+
+
 def available_cores():
     """Those that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -57,10 +75,6 @@ def resident_bytes():
     return int(PROCESS.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def num_mappings():
-    return PROCESS.with_name("maps").read_bytes().count(b"\n")
-
-
 @pytest.fixture(scope="module")
 def strict_keys():
     """Consuming a key twice raises, also inside jitted functions, and so do raw keys.
@@ -70,20 +84,6 @@ def strict_keys():
     """
     with jax.debug_key_reuse(True), jax.legacy_prng_key("error"):
         yield
-
-
-@pytest.fixture(autouse=True)
-def bounded_memory():
-    """Compiled programs go before a worker has 2 GB, or all mappings that Linux allows.
-
-    A program takes about a megabyte and ten of the 65530 mappings; without more of
-    these XLA crashes.
-    """
-    yield
-    if PROCESS.exists() and (resident_bytes() > 1.3e9 or num_mappings() > 25_000):
-        jax.clear_caches()
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system
 
 
 @pytest.fixture

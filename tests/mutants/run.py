@@ -27,6 +27,7 @@ FOLDER = pathlib.Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
 COPIED = ("rljax", "agents", "scripts", "tests", "pyproject.toml", "README.md")
 SECONDS = 600  # after which a broken copy counts as hung, and so as noticed
+PASSED, FAILED = "passed", "failed"
 PYTEST = 100  # added to pytest's status, so that a failure of this program is not one
 
 # Imported once, by the process that all others are forked from. None of these starts
@@ -96,10 +97,10 @@ def run_tests(mutant: Mutant | None, tests: list[str], log: str) -> None:
 
 
 def result(mutant: Mutant | None, tests: list[str], log: pathlib.Path) -> str:
-    """Returns how the tests end in a copy: "passed", "failed" or a reason.
+    """Returns how the tests end in a copy: `PASSED`, `FAILED` or what went wrong.
 
-    A copy that hangs or crashes has failed too. Anything else, such as a test that does
-    not exist, is an error of the list.
+    A broken copy that hangs or crashes has failed too. Anything else, such as a test
+    that does not exist, is an error of the list.
     """
     context = multiprocessing.get_context("forkserver")
     process = context.Process(target=run_tests, args=(mutant, tests, str(log)))
@@ -108,11 +109,16 @@ def result(mutant: Mutant | None, tests: list[str], log: pathlib.Path) -> str:
     if process.exitcode is None:
         process.kill()
         process.join()
-        return "failed" if mutant else f"no result after {SECONDS} s"
+        return FAILED if mutant else f"no result after {SECONDS} s"
     if process.exitcode < 0:
-        return "failed" if mutant else f"died of signal {-process.exitcode}"
-    statuses = {PYTEST: "passed", PYTEST + 1: "failed"}
+        return FAILED if mutant else f"died of signal {-process.exitcode}"
+    statuses = {PYTEST: PASSED, PYTEST + 1: FAILED}
     return statuses.get(process.exitcode, f"exit status {process.exitcode}")
+
+
+def wrong(outcome: str, *, broken: bool) -> bool:
+    """Returns whether a copy's tests should have ended in another way."""
+    return outcome != (FAILED if broken else PASSED)
 
 
 def main() -> int:
@@ -120,7 +126,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lists", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--match", default="", metavar="TEXT")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
     lists = read(args.lists)
     mutants = [m for rows in lists.values() for m in rows if args.match in repr(m)]
@@ -139,8 +145,7 @@ def main() -> int:
         }
         for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
             i, mutant = futures[future]
-            wrong = future.result() != ("failed" if mutant else "passed")
-            if wrong:
+            if wrong(future.result(), broken=mutant is not None):
                 bad += 1
                 what = mutant or "without a breakage"
                 print(f"{future.result()}: {what}; see {logs}/{i}.log", flush=True)
