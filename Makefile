@@ -24,8 +24,8 @@ check: $(VENV)/.test
 	$(MAKE) --no-print-directory -j 2 lint types changed
 
 types: $(VENV)/.test
-	mkdir -p $(VENV)/typing/rljax
-	ln -sfn ../../../agents $(VENV)/typing/rljax/agents
+	mkdir -p build/typing/rljax
+	ln -sfn ../../../agents build/typing/rljax/agents
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 changed: $(VENV)/.test

@@ -42,7 +42,7 @@ class BoundedMemory:
     """Compiled programs go before a worker has 2 GB.
 
     Each takes about a megabyte, and ten of the 65530 memory maps that Linux allows,
-    beyond which XLA crashes. As a plugin this sees doctests too, not as a fixture here.
+    beyond which XLA crashes. A plugin sees doctests; a fixture of this file would not.
     """
 
     def pytest_runtest_logfinish(self):

@@ -55,14 +55,19 @@ def scores_and_draws(case, learner):
     @jax.jit
     def found(state, key):
         def loss(params, window):
-            args = (case.spec, config, params, state, window, KEY)
-            errors = module.td_errors(*args)
+            errors = module.td_errors(case.spec, config, params, state, window, KEY)
             return 0.5 * jnp.sum(errors**2), jnp.mean(jnp.abs(errors))
 
         first, second = jax.random.split(jax.random.split(key, 1)[0])
         sample_key = jax.random.split(second, 1)[0] if case.name == "td3" else first
-        args = (state.replay, sample_key, jnp.zeros(()), loss, state.critic)
-        batch = actor_critic.sample(config, *args)
+        batch = actor_critic.sample(
+            config,
+            state.replay,
+            sample_key,
+            progress=jnp.zeros(()),
+            loss=loss,
+            params=state.critic,
+        )
         windows = replay.windows(state.replay, jnp.arange(T * N), config.n_step)
         grad = jax.grad(loss, has_aux=True)
         grads, errors = jax.vmap(grad, (None, 0))(state.critic, windows)

@@ -100,6 +100,7 @@ OF_EVERY_KIND = (  # observations: images, one number, several; continuous actio
     indirect=["case"],
 )
 def test_trains_on_observations_and_actions_of_every_kind(case, env_name):
+    """The slow ones add several numbers as an observation, for the other agents."""
     env = envs.make(env_name)
     if env_name == "Pendulum-v1" and case.name in DISCRETE_ONLY:
         with pytest.raises(ValueError, match=f"{case.name} needs discrete actions, no"):

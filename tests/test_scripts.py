@@ -298,6 +298,7 @@ BAD = {
 
 @pytest.mark.slow
 def test_gradient_norms_are_the_best_priorities(scripts, tmp_path):
+    """Measures the variance of gradients; the fast tests know that norms are exact."""
     line = "gradient_variance --steps 3000 --transitions 1000 --batches 300"
     (done,) = scripts(tmp_path, line)
     assert done["code"] == 0, done["err"]

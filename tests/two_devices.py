@@ -1,7 +1,7 @@
 """Checks of a process with two devices, where runs and parts of runs are spread.
 
 Run by `test_sharding.py` in a process of its own, with a folder for the checkpoint:
-prints the tracebacks of the checks that fail, as JSON.
+prints for each check null or its traceback, as JSON.
 """
 
 import functools
@@ -161,13 +161,13 @@ def checkpoint():
 def main():
     sharding.set_cpu_devices(2)
     checks = [runs, initial_states, side_by_side, parts_of_an_agent, per_transition]
-    failures = {}
+    results = {}
     for check in (*checks, checkpoint):
         try:
-            check()
+            results[check.__name__] = check()
         except Exception:
-            failures[check.__name__] = traceback.format_exc()
-    print(json.dumps(failures))
+            results[check.__name__] = traceback.format_exc()
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":
