@@ -87,13 +87,13 @@ def make(spec: Spec) -> Agent:
 def actor(spec: Spec, config: Config) -> Any:
     """The policy's network."""
     args = (len(spec.obs_shape), box(spec), config.hidden_sizes, config.activation)
-    return networks.TanhGaussianActor(*args)
+    return networks.TanhGaussianActor(*args, reading=spec.reading)
 
 
 def critic(spec: Spec, config: Config) -> Any:
     """The value's network."""
     args = (len(spec.obs_shape), config.hidden_sizes, config.activation)
-    return networks.Critic(*args)
+    return networks.Critic(*args, reading=spec.reading)
 
 
 def policy(

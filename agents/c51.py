@@ -102,6 +102,7 @@ def network(spec: Spec, config: Config) -> Any:
         config.dueling,
         config.noisy,
         config.num_atoms,
+        reading=spec.reading,
     )
 
 

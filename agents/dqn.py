@@ -113,6 +113,7 @@ def network(spec: Spec, config: Config) -> Any:
         config.activation,
         config.dueling,
         config.noisy,
+        reading=spec.reading,
     )
 
 

@@ -86,6 +86,7 @@ def network(spec: Spec, config: Config) -> Any:
         config.hidden_sizes,
         config.activation,
         config.embedding_size,
+        reading=spec.reading,
     )
 
 

@@ -117,9 +117,18 @@ def make(spec: Spec) -> Agent:
 
 def nets(spec: Spec, config: Config) -> Pair:
     """The networks."""
-    args = (config.hidden_sizes, config.activation, config.memory_size)
-    heads = Pair(networks.PolicyHead(spec.action), networks.ValueHead())
-    return Pair(*(Recurrent(len(spec.obs_shape), head, *args) for head in heads))
+    network = functools.partial(
+        Recurrent,
+        len(spec.obs_shape),
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        memory_size=config.memory_size,
+        reading=spec.reading,
+    )
+    return Pair(
+        actor=network(head=networks.PolicyHead(spec.action)),
+        critic=network(head=networks.ValueHead()),
+    )
 
 
 def memory(config: Config, num_envs: int) -> Pair:

@@ -123,6 +123,7 @@ def network(spec: Spec, config: Config) -> Any:
         config.hidden_sizes,
         config.activation,
         layer_norm=config.layer_norm,
+        reading=spec.reading,
     )
 
 

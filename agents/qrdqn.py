@@ -94,6 +94,7 @@ def network(spec: Spec, config: Config) -> Any:
         config.dueling,
         config.noisy,
         config.num_quantiles,
+        reading=spec.reading,
     )
 
 

@@ -108,6 +108,7 @@ def network(spec: Spec, config: Config) -> Any:
         config.hidden_sizes,
         config.activation,
         config.memory_size,
+        reading=spec.reading,
     )
 
 

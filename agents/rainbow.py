@@ -93,6 +93,7 @@ def network(spec: Spec, config: Config) -> Any:
         dueling=True,
         noisy=True,
         num_outputs=config.num_atoms,
+        reading=spec.reading,
     )
 
 

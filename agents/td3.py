@@ -108,7 +108,7 @@ def make(spec: Spec) -> Agent:
 def actor(spec: Spec, config: Config) -> Any:
     """The policy's network."""
     args = (len(spec.obs_shape), box(spec), config.hidden_sizes, config.activation)
-    return networks.DeterministicActor(*args)
+    return networks.DeterministicActor(*args, reading=spec.reading)
 
 
 def critic(spec: Spec, config: Config) -> Any:

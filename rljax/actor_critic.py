@@ -49,17 +49,21 @@ def stochastic_actor(spec: Spec, config: Any) -> Any:
     sizes, activation, action = config.hidden_sizes, config.activation, spec.action
     discrete = isinstance(action, Discrete)
     kind: Any = networks.Actor if discrete else networks.TanhGaussianActor
-    return kind(len(spec.obs_shape), action, sizes, activation)
+    return kind(len(spec.obs_shape), action, sizes, activation, reading=spec.reading)
 
 
 def critics(spec: Spec, config: Any, size: int) -> networks.Ensemble:
     """Networks for the values `[C]` of an action, or `[C, A]` of all discrete ones."""
-    obs_ndim, action = len(spec.obs_shape), spec.action
-    args = (config.hidden_sizes, config.activation)
-    if isinstance(action, Discrete):
-        one = functools.partial(networks.QNetwork, obs_ndim, action.num_actions, *args)
-    else:
-        one = functools.partial(networks.ContinuousQ, obs_ndim, action, *args)
+    action = spec.action
+    discrete = isinstance(action, Discrete)
+    one = functools.partial(
+        networks.QNetwork if discrete else networks.ContinuousQ,
+        len(spec.obs_shape),
+        action.num_actions if discrete else action,
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        reading=spec.reading,
+    )
     return networks.Ensemble(one, size)
 
 

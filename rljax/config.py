@@ -27,6 +27,12 @@ def as_arrays(config: C) -> C:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), config)
 
 
+def saturating_add(count: jax.Array, more: Any) -> jax.Array:
+    """A count of int32 that stops at 2^31 - 1 instead of becoming negative."""
+    most = jnp.iinfo(jnp.int32).max
+    return jnp.minimum(count, most - more) + more
+
+
 def check_range(
     config: Any, *names: str, low: Any = -np.inf, high: float = np.inf, open_low=False
 ) -> None:

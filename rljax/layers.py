@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from rljax import prng
-from rljax.types import Params
+from rljax import observations, prng
+from rljax.types import Levels, Params, States
 
 ACTIVATIONS = {
     "tanh": nn.tanh,
@@ -133,11 +133,12 @@ class Encoder(nn.Module):
     obs_ndim: int
     layer_norm: bool = False  # over an image's channels
     convolution: bool = True  # else images are flattened as they are
+    reading: States | Levels | None = None  # of observations: `Spec.reading`
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
         """Map `[..., *obs_shape]` to `[..., features]`."""
-        x = obs.astype(jnp.float32)
+        x = observations.read(self.reading, obs, self.obs_ndim)
         if self.obs_ndim == 3 and self.convolution:
             kernel = orthogonal(math.sqrt(2))
             convolution = nn.Conv(

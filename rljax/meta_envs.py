@@ -8,13 +8,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from rljax import envs
-from rljax._deferred import deferred
+from rljax._gymnax import Environment, EnvParams, EnvState, spaces
 from rljax.config import unknown
+from rljax.envs.making import with_limit
 from rljax.maml import DrawTask
-
-with deferred("seaborn"):  # only to draw Pong, and a third of all import time
-    from gymnax.environments import spaces
-    from gymnax.environments.environment import Environment, EnvParams, EnvState
 
 
 @struct.dataclass
@@ -99,7 +96,8 @@ def with_params(env: Any, **changes: Any) -> Any:
     """
     if not hasattr(env, "params"):  # a wrapper
         return dataclasses.replace(env, env=with_params(env.env, **changes))
-    return dataclasses.replace(env, params=dataclasses.replace(env.params, **changes))
+    params = dataclasses.replace(env.params, **changes)
+    return dataclasses.replace(env, params=with_limit(env.gym, params))
 
 
 def tabular() -> DrawTask:

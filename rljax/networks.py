@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from rljax import distributions
 from rljax.layers import MLP, Encoder, NoisyDense, dense, orthogonal
-from rljax.types import Box, Discrete
+from rljax.types import Box, Discrete, Levels, States
 
 
 class PolicyHead(nn.Module):
@@ -47,11 +47,14 @@ class Actor(nn.Module):
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
     convolution: bool = True  # of images
+    reading: States | Levels | None = None  # of observations
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> distrax.Distribution:
         """Map `[..., *obs_shape]` to a distribution of batch shape `[...]`."""
-        x = Encoder(self.obs_ndim, convolution=self.convolution)(obs)
+        x = Encoder(self.obs_ndim, convolution=self.convolution, reading=self.reading)(
+            obs
+        )
         x = MLP(self.hidden_sizes, self.activation)(x)
         policy: Any = PolicyHead(self.action)(x)
         if not (isinstance(self.action, Discrete) and self.action.masked):
@@ -69,11 +72,14 @@ class Critic(nn.Module):
     activation: str = "tanh"
     convolution: bool = True  # of images
     scale: float = 1.0  # of the last layer's first weights
+    reading: States | Levels | None = None  # of observations
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
         """Map `[..., *obs_shape]` to `[...]`."""
-        x = Encoder(self.obs_ndim, convolution=self.convolution)(obs)
+        x = Encoder(self.obs_ndim, convolution=self.convolution, reading=self.reading)(
+            obs
+        )
         x = MLP(self.hidden_sizes, self.activation)(x)
         return dense(1, self.scale)(x)[..., 0]
 
@@ -85,11 +91,14 @@ class ActorCritic(nn.Module):
     action: Discrete | Box
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
+    reading: States | Levels | None = None  # of observations
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> tuple[distrax.Distribution, jax.Array]:
         """Map `[..., *obs_shape]` to a distribution and a value of shape `[...]`."""
-        x = MLP(self.hidden_sizes, self.activation)(Encoder(self.obs_ndim)(obs))
+        x = MLP(self.hidden_sizes, self.activation)(
+            Encoder(self.obs_ndim, reading=self.reading)(obs)
+        )
         return PolicyHead(self.action)(x), ValueHead()(x)
 
 
@@ -104,6 +113,7 @@ class QNetwork(nn.Module):
     noisy: bool = False
     num_outputs: int = 1  # per action: atoms or quantiles of its return
     layer_norm: bool = False
+    reading: States | Levels | None = None  # of observations
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
@@ -111,7 +121,7 @@ class QNetwork(nn.Module):
 
         With more than one output per action to `[..., num_actions, num_outputs]`.
         """
-        x = Encoder(self.obs_ndim, self.layer_norm)(obs)
+        x = Encoder(self.obs_ndim, self.layer_norm, reading=self.reading)(obs)
         x = MLP(self.hidden_sizes, self.activation, self.noisy, self.layer_norm)(x)
 
         def head(actions: int, name: str | None = None) -> jax.Array:
@@ -137,11 +147,14 @@ class TanhGaussianActor(nn.Module):
     action: Box
     hidden_sizes: tuple[int, ...] = (256, 256)
     activation: str = "relu"
+    reading: States | Levels | None = None  # of observations
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> distrax.Transformed:
         """Map `[..., *obs_shape]` to a distribution over `[..., D]`."""
-        x = MLP(self.hidden_sizes, self.activation)(Encoder(self.obs_ndim)(obs))
+        x = MLP(self.hidden_sizes, self.activation)(
+            Encoder(self.obs_ndim, reading=self.reading)(obs)
+        )
         size = math.prod(self.action.shape)
         mean, log_std = jnp.split(dense(2 * size, 0.01)(x), 2, axis=-1)
         log_std = jnp.clip(log_std, -10.0, 2.0)
@@ -155,11 +168,14 @@ class DeterministicActor(nn.Module):
     action: Box
     hidden_sizes: tuple[int, ...] = (256, 256)
     activation: str = "relu"
+    reading: States | Levels | None = None  # of observations
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
         """Map `[..., *obs_shape]` to `[..., D]`."""
-        x = MLP(self.hidden_sizes, self.activation)(Encoder(self.obs_ndim)(obs))
+        x = MLP(self.hidden_sizes, self.activation)(
+            Encoder(self.obs_ndim, reading=self.reading)(obs)
+        )
         middle, half = distributions.middle_and_half(self.action)
         return middle + half * nn.tanh(dense(math.prod(self.action.shape), 0.01)(x))
 
@@ -171,13 +187,15 @@ class ContinuousQ(nn.Module):
     action: Box
     hidden_sizes: tuple[int, ...] = (256, 256)
     activation: str = "relu"
+    reading: States | Levels | None = None  # of observations
 
     @nn.compact
     def __call__(self, obs: jax.Array, action: jax.Array) -> jax.Array:
         """Map `[..., *obs_shape]` and `[..., D]` to `[...]`."""
         middle, half = distributions.middle_and_half(self.action)
-        x = (Encoder(self.obs_ndim)(obs), (action - middle) / half)
-        x = MLP(self.hidden_sizes, self.activation)(jnp.concatenate(x, axis=-1))
+        x = Encoder(self.obs_ndim, reading=self.reading)(obs)
+        x = jnp.concatenate([x, (action - middle) / half], axis=-1)
+        x = MLP(self.hidden_sizes, self.activation)(x)
         return dense(1, 1.0)(x)[..., 0]
 
 
@@ -221,11 +239,12 @@ class ImplicitQuantileNetwork(nn.Module):
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "relu"
     embedding_size: int = 64
+    reading: States | Levels | None = None  # of observations
 
     @nn.compact
     def __call__(self, obs: jax.Array, fractions: jax.Array) -> jax.Array:
         """Map `[..., *obs_shape]` and `[N]` to `[..., N, num_actions]`."""
-        x = Encoder(self.obs_ndim)(obs)
+        x = Encoder(self.obs_ndim, reading=self.reading)(obs)
         x = MLP(self.hidden_sizes, self.activation)(x)
         embedded = CosineEmbedding(x.shape[-1], self.embedding_size)(fractions)
         shape = (x.shape[-1], self.num_actions)

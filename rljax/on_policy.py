@@ -54,13 +54,13 @@ def validate_minibatches(config: Any) -> None:
 def actor(spec: Spec, config: Any) -> Any:
     """The policy's network."""
     args = (config.hidden_sizes, config.activation, config.convolution)
-    return networks.Actor(len(spec.obs_shape), spec.action, *args)
+    return networks.Actor(len(spec.obs_shape), spec.action, *args, reading=spec.reading)
 
 
 def critic(spec: Spec, config: Any) -> Any:
     """The value's network, with parameters of its own."""
     args = (config.hidden_sizes, config.activation, config.convolution)
-    return networks.Critic(len(spec.obs_shape), *args)
+    return networks.Critic(len(spec.obs_shape), *args, reading=spec.reading)
 
 
 def init(spec: Spec, config: Any, key: jax.Array) -> State:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax.layers import MLP, Encoder, dense, orthogonal
+from rljax.types import Levels, States
 
 
 class RecurrentQNetwork(nn.Module):
@@ -25,10 +26,11 @@ class RecurrentQNetwork(nn.Module):
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "relu"
     memory_size: int = 64
+    reading: States | Levels | None = None  # of observations
 
     def setup(self) -> None:
         """Name the layers that both methods use."""
-        self.encoder = Encoder(self.obs_ndim)
+        self.encoder = Encoder(self.obs_ndim, reading=self.reading)
         self.mlp = MLP(self.hidden_sizes, self.activation)
         self.cell = _lstm(self.memory_size)
         self.value = dense(1, 1.0)
@@ -73,10 +75,11 @@ class Recurrent(nn.Module):
     hidden_sizes: tuple[int, ...] = (64,)
     activation: str = "tanh"
     memory_size: int = 64
+    reading: States | Levels | None = None  # of observations
 
     def setup(self) -> None:
         """Name the layers that both methods use."""
-        self.encoder = Encoder(self.obs_ndim)
+        self.encoder = Encoder(self.obs_ndim, reading=self.reading)
         self.mlp = MLP(self.hidden_sizes, self.activation)
         self.cell = _lstm(self.memory_size)
 

@@ -34,7 +34,7 @@ class Replay(NamedTuple):
     head: Any  # [N, ...] what followed the newest row
     finals: Any  # [F, ...] what followed steps that the time limit cut
     final: jax.Array  # [rows, N] int32, which of all those steps this one is
-    num_finals: jax.Array  # [] int32
+    num_finals: jax.Array  # [] int32, how many there were, modulo a multiple of F
     added: jax.Array  # [] int32, rows ever added, modulo twice their number
     tree: sum_tree.SumTree | None  # priorities, [rows * N]; None: uniform
     max_priority: jax.Array  # [] float32, the greatest one ever given
@@ -48,7 +48,7 @@ class Windows(NamedTuple):
     reward: jax.Array  # [B, n], 0 beyond the window
     num_steps: jax.Array  # [B] int32, 1 to n
     terminated: jax.Array  # [B] at the window's last step
-    next_obs: Any  # the last step's true successor
+    next_obs: Any  # the last step's true successor; of no meaning if it terminated
 
 
 class Sample(NamedTuple):
@@ -88,7 +88,7 @@ def init(
     rows = capacity // num_envs
     boxed = isinstance(spec.action, Box)
     action_shape = spec.action.shape if isinstance(spec.action, Box) else ()
-    # An environment's time limit ends at most one of `max_steps` steps in a row.
+    # Of `max_steps` steps in a row at most one is truncated.
     num_finals = num_envs * min(rows, rows // spec.max_steps + 1)
 
     def zeros(*shape: int, dtype: Any = jnp.float32) -> jax.Array:
@@ -148,9 +148,11 @@ def add(replay: Replay, rollout: Rollout, length: int = 1) -> Replay:
         return jax.lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), row, 0)
 
     cut = (rollout.truncated & ~rollout.terminated).reshape(-1)
-    final = replay.num_finals + jnp.cumsum(cut, dtype=jnp.int32) - 1
     num_slots = len(replay.finals)
-    slot = jnp.where(cut, final % num_slots, num_slots)
+    final = replay.num_finals + jnp.cumsum(cut, dtype=jnp.int32) - 1
+    to_come = cut.sum(dtype=jnp.int32) - jnp.cumsum(cut, dtype=jnp.int32)
+    kept = cut & (to_come < num_slots)  # else two would go to one slot
+    slot = jnp.where(kept, final % num_slots, num_slots)
     ends = rollout.next_obs.reshape(-1, *rollout.next_obs.shape[2:])
     added = replay.added + num_new
     if not jax.tree.leaves(replay.steps.memory):  # made without room for it
@@ -161,7 +163,7 @@ def add(replay: Replay, rollout: Rollout, length: int = 1) -> Replay:
         head=rollout.next_obs[-1],
         finals=replay.finals.at[slot].set(ends, mode="drop"),
         final=put(replay.final, final.reshape(num_new, num_envs)),
-        num_finals=replay.num_finals + cut.sum(dtype=jnp.int32),
+        num_finals=(replay.num_finals + cut.sum(dtype=jnp.int32)) % _turns(num_slots),
         added=jnp.where(added >= 2 * rows, added - rows, added),
         tree=None if replay.tree is None else _add_priorities(replay, num_new, length),
     )
@@ -217,11 +219,14 @@ def windows(replay: Replay, index: jax.Array, n_step: int = 1) -> Windows:
     """What is known from the steps at `index` `[B]` on.
 
     A window ends at the end of the episode, or with the newest row: fewer steps then,
-    but never a step of another episode, nor a wrong successor.
+    but never a step of another episode, nor a wrong successor. Rewards are NaN where
+    none is held: for an index outside [0, `size`), and where more steps were truncated
+    than `Spec.max_steps` promised, so that the true successor is lost.
     """
     rows, num_envs = replay.final.shape
-    size, steps = rows * num_envs, replay.steps
-    ahead = (index[:, None] + jnp.arange(n_step) * num_envs) % size  # [B, n]
+    held, steps = (index >= 0) & (index < size(replay)), replay.steps
+    index = jnp.where(held, index, 0)
+    ahead = (index[:, None] + jnp.arange(n_step) * num_envs) % (rows * num_envs)
     if n_step == 1:
         taken = jnp.ones(ahead.shape, bool)
     else:
@@ -230,15 +235,21 @@ def windows(replay: Replay, index: jax.Array, n_step: int = 1) -> Windows:
         left = (replay.added - 1 - index // num_envs) % rows  # rows after this one
         taken = going_on & (jnp.arange(n_step) <= left[:, None])
     num_steps = taken.sum(axis=1, dtype=jnp.int32)
-    last = (index + (num_steps - 1) * num_envs) % size
+    last = (index + (num_steps - 1) * num_envs) % (rows * num_envs)
+    known = held & ~_lost(replay, last)
     return Windows(
         obs=_take(steps.obs, index),
         action=_take(steps.action, index),
-        reward=_take(steps.reward, ahead) * taken,
+        reward=jnp.where(known[:, None], _take(steps.reward, ahead) * taken, jnp.nan),
         num_steps=num_steps,
         terminated=_take(steps.terminated, last),
         next_obs=_successors(replay, last),
     )
+
+
+def _turns(num_slots: int) -> int:
+    """What counts of truncated steps are taken modulo, far below int32's end."""
+    return num_slots * (2**30 // num_slots)
 
 
 def _successors(replay: Replay, index: jax.Array) -> jax.Array:
@@ -246,13 +257,28 @@ def _successors(replay: Replay, index: jax.Array) -> jax.Array:
     (rows, num_envs), steps = replay.final.shape, replay.steps
     following = _take(steps.obs, (index + num_envs) % (rows * num_envs))
     newest = index // num_envs == (replay.added - 1) % rows
-    cut = _take(steps.truncated, index) & ~_take(steps.terminated, index)
+    cut = _cut(replay, index)
     final = replay.finals[_take(replay.final, index) % len(replay.finals)]
 
     def where(mask: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, y)
 
     return where(cut, final, where(newest, replay.head[index % num_envs], following))
+
+
+def _cut(replay: Replay, index: jax.Array) -> jax.Array:
+    """Whether steps were truncated, so that what followed has a place of its own."""
+    steps = replay.steps
+    return _take(steps.truncated, index) & ~_take(steps.terminated, index)
+
+
+def _lost(replay: Replay, index: jax.Array) -> jax.Array:
+    """Whether the place of what followed a truncated step was needed again."""
+    num_slots = len(replay.finals)
+    if num_slots >= replay.final.size:  # one for every step
+        return jnp.zeros(index.shape, bool)
+    since = (replay.num_finals - _take(replay.final, index)) % _turns(num_slots)
+    return _cut(replay, index) & (since > num_slots)
 
 
 def _take(x: jax.Array, index: jax.Array) -> jax.Array:
@@ -289,6 +315,8 @@ def sample_sequences(
     ahead = (index + jnp.arange(length)[:, None] * num_envs) % (rows * num_envs)
     steps = jax.tree.map(lambda x: _take(x, ahead), replay.steps)  # [T, B, ...]
     next_obs = _successors(replay, ahead)
+    reward = jnp.where(_lost(replay, ahead), jnp.nan, steps.reward)
+    steps = steps._replace(reward=reward)
     sequences = Rollout(*steps[:5], next_obs=next_obs, extras=(), memory=steps.memory)
     return index, sequences, probability
 
@@ -311,10 +339,13 @@ def update_priorities(replay: Replay, index: jax.Array, priority: jax.Array) -> 
     """Set priorities `[B]`, not negative, of the steps at `index` `[B]`.
 
     Those are in proportion to the probability: raise them to a power beforehand. 0 is
-    never drawn again until it is overwritten.
+    never drawn again until it is overwritten. An index of a step that is not held
+    leaves its priority out.
     """
     assert replay.tree is not None
-    tree = sum_tree.update(replay.tree, index, priority)
+    held = (index >= 0) & (index < size(replay))
+    tree = sum_tree.update(replay.tree, jnp.where(held, index, sum_tree.SKIP), priority)
+    greatest = jnp.where(held, priority, 0.0).max()
     return replay._replace(
-        tree=tree, max_priority=jnp.maximum(replay.max_priority, priority.max())
+        tree=tree, max_priority=jnp.maximum(replay.max_priority, greatest)
     )

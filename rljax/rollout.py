@@ -145,6 +145,7 @@ def values(
       critic: maps observations `[..., N, *obs_shape]` to values `[..., N]`.
       rollout: `[T, N, ...]`.
       max_steps: `Spec.max_steps`; in so many rows an environment is cut at most once.
+        The value after a cut that breaks the promise is NaN.
 
     Returns:
       `(v_tm1, v_t)`.
@@ -162,7 +163,9 @@ def values(
     else:
         every = critic(every)
     at_ends = jnp.repeat(every[length + 1 :], rows, axis=0)
-    return every[:length], jnp.where(cut, at_ends, every[1 : length + 1])
+    v_t = jnp.where(cut, at_ends, every[1 : length + 1])
+    first_cut = jnp.repeat(row, rows, axis=0) == jnp.arange(length)[:, None]
+    return every[:length], jnp.where(cut & ~first_cut, jnp.nan, v_t)
 
 
 def _packing(tree: Any) -> tuple[Callable[[Any], list], Callable[[list], Any]]:

@@ -1,7 +1,7 @@
 """Sums over a changing array, to draw its items in proportion to their values."""
 
+import dataclasses
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,9 @@ _WIDTH = 8  # children of a node; 16 to 128 were slower on CPU
 SKIP = 2**31 - 1  # an index beyond all leaves
 
 
-class SumTree(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SumTree:
     """Values at the leaves; every node above is the sum of its children.
 
     Sums are always taken afresh from all children, never changed by a difference, so
@@ -19,6 +21,7 @@ class SumTree(NamedTuple):
     """
 
     levels: tuple[jax.Array, ...]  # root's children first: float32 [groups, width]
+    size: int = dataclasses.field(metadata={"static": True})  # leaves; more are padding
 
 
 def init(size: int) -> SumTree:
@@ -29,9 +32,12 @@ def init(size: int) -> SumTree:
       >>> float(total(tree)), sample(tree, jnp.array([0.2, 0.3])).tolist()
       (4.0, [7, 42])
     """
+    if size < 1:
+        raise ValueError(f"size={size}: must be >= 1")
     depth = max(1, math.ceil(math.log(size, _WIDTH) - 1e-9))
     groups = [-(-size // _WIDTH ** (depth - level)) for level in range(depth)]
-    return SumTree(tuple(jnp.zeros((group, _WIDTH)) for group in groups))
+    levels = tuple(jnp.zeros((group, _WIDTH), jnp.float32) for group in groups)
+    return SumTree(levels, size)
 
 
 def total(tree: SumTree) -> jax.Array:
@@ -40,8 +46,10 @@ def total(tree: SumTree) -> jax.Array:
 
 
 def values(tree: SumTree, index: jax.Array) -> jax.Array:
-    """Values `[B]` at `index` `[B]`."""
-    return tree.levels[-1].reshape(-1)[index]
+    """Values `[B]` at `index` `[B]`, 0 outside [0, size)."""
+    inside = (index >= 0) & (index < tree.size)
+    leaves = tree.levels[-1].reshape(-1)
+    return jnp.where(inside, leaves[jnp.where(inside, index, 0)], 0.0)
 
 
 def update(tree: SumTree, index: jax.Array, new: jax.Array) -> SumTree:
@@ -49,13 +57,14 @@ def update(tree: SumTree, index: jax.Array, new: jax.Array) -> SumTree:
 
     Args:
       tree: the tree.
-      index: `[B]` int32; `SKIP` leaves the value out.
+      index: `[B]` int32; one outside [0, size), as `SKIP`, leaves the value out.
       new: `[B]`, not negative.
 
     Returns:
       The tree, in B steps for each of its few levels, whatever its size.
     """
     levels = list(tree.levels)
+    index = jnp.where((index >= 0) & (index < tree.size), index, SKIP)
     leaves = levels[-1].reshape(-1).at[index].set(new, mode="drop")
     levels[-1] = leaves.reshape(-1, _WIDTH)
     for level in range(len(levels) - 1, 0, -1):
@@ -63,7 +72,7 @@ def update(tree: SumTree, index: jax.Array, new: jax.Array) -> SumTree:
         sums = levels[level].at[index].get(mode="clip").sum(axis=-1)
         parents = levels[level - 1].reshape(-1).at[index].set(sums, mode="drop")
         levels[level - 1] = parents.reshape(-1, _WIDTH)
-    return SumTree(tuple(levels))
+    return SumTree(tuple(levels), tree.size)
 
 
 def sample(tree: SumTree, uniform: jax.Array) -> jax.Array:

@@ -9,11 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from rljax._deferred import deferred
-
-with deferred("seaborn"):  # only to draw Pong, and a third of all import time
-    from gymnax.environments import spaces
-    from gymnax.environments.environment import Environment, EnvParams, EnvState
+from rljax._gymnax import Environment, EnvParams, EnvState, spaces
 
 _SIZE = 5
 _CELLS = _SIZE * _SIZE

@@ -24,14 +24,30 @@ class Box(NamedTuple):
     high: tuple[float, ...]
 
 
+class States(NamedTuple):
+    """Observations that name states, as integers; networks see them one-hot."""
+
+    number: int  # of states: 0, 1, ..., number - 1
+
+
+class Levels(NamedTuple):
+    """Integers between bounds, as of an image; networks see them from 0 to 1."""
+
+    low: tuple[float, ...]  # one for all entries, or one each, in row-major order
+    high: tuple[float, ...]
+
+
 class Spec(NamedTuple):
     """What an agent must know of an environment. Hashable."""
 
     obs_shape: tuple[int, ...]
-    obs_dtype: str  # numpy name: "float32", "bool", "int32"
+    obs_dtype: str  # numpy name: "float32", "bool", "uint8"
     action: Discrete | Box
-    max_steps: int = 1  # the time limit; no environment is truncated more often
+    # In so many steps in a row an environment is truncated at most once, by proof; 1
+    # where nothing is known. What follows every truncated step is then kept.
+    max_steps: int = 1
     differentiable: bool = False  # steps have derivatives in state and action
+    reading: States | Levels | None = None  # of observations; None: as they come
 
 
 class TimeStep(NamedTuple):
@@ -42,7 +58,7 @@ class TimeStep(NamedTuple):
     terminated: jax.Array  # [N] bool, the task ended: no value beyond
     truncated: jax.Array  # [N] bool, the time limit cut the episode
     next_obs: Any  # [N, ...] the true successor, also where the episode ended
-    info: dict[str, jax.Array]  # [N] each; EpisodeStatistics adds its two
+    info: dict[str, jax.Array]  # [N] each; may be empty, EpisodeStatistics adds two
 
 
 class Transition(NamedTuple):
@@ -53,7 +69,7 @@ class Transition(NamedTuple):
     reward: jax.Array  # [] float32
     terminated: jax.Array  # [] bool
     truncated: jax.Array  # [] bool
-    next_obs: Any  # [...] the true successor
+    next_obs: Any  # [...] the true successor; from a replay only if not terminated
 
 
 class Simulation(NamedTuple):
@@ -72,7 +88,7 @@ class Rollout(NamedTuple):
     reward: jax.Array  # [T, N] float32
     terminated: jax.Array  # [T, N] bool
     truncated: jax.Array  # [T, N] bool
-    next_obs: Any  # [T, N, ...] the true successor
+    next_obs: Any  # [T, N, ...] the true successor; from a replay as a Transition's
     extras: Any  # [T, N, ...] whatever `act` returned beside the action
     memory: Any  # [T, N, ...] the agent's memory before each action
     simulation: Any = ()  # a Simulation, for agents that ask for it

@@ -7,12 +7,14 @@ they are.
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from rljax.types import Box, Discrete, Spec, TimeStep
+from rljax import observations
+from rljax.config import saturating_add
+from rljax.types import Box, Discrete, Levels, Spec, TimeStep
 
 _CLIP = 10.0  # standard deviations, of what is normalised
 _EPS = 1e-8  # of a variance
@@ -52,11 +54,15 @@ class Wrapper:
     """What wrappers share; a state's field `env` is that of the environment inside."""
 
     env: Any
+    # Whether `step` may truncate where the environment inside does not: nothing is then
+    # promised of how often an environment is cut. A wrapper that never does says so.
+    truncates: ClassVar[bool] = True
 
     @property
     def spec(self) -> Spec:
         """Observations and actions of one environment."""
-        return self.env.spec
+        spec = self.env.spec
+        return spec._replace(max_steps=1) if self.truncates else spec
 
     @property
     def max_steps(self) -> Any:
@@ -90,6 +96,7 @@ class EpisodeStatistics(Wrapper):
     `terminated | truncated`. Wrappers that change rewards go around this one.
     """
 
+    truncates = False
     env: Any
 
     def reset(self, key: jax.Array, num_envs: int) -> tuple[EpisodeState, Any]:
@@ -104,16 +111,89 @@ class EpisodeStatistics(Wrapper):
         """Step and count."""
         env_state, ts = self.env.step(noise, state.env, action)
         episode_return = state.episode_return + ts.reward
-        episode_length = state.episode_length + 1
+        episode_length = saturating_add(state.episode_length, 1)
         info = ts.info | {
             "episode_return": episode_return,
             "episode_length": episode_length,
         }
-        going_on = ~(ts.terminated | ts.truncated)
+        done = ts.terminated | ts.truncated
         state = EpisodeState(
-            env_state, episode_return * going_on, episode_length * going_on
+            env=env_state,
+            episode_return=jnp.where(done, 0.0, episode_return),
+            episode_length=jnp.where(done, 0, episode_length),
         )
         return state, ts._replace(info=info)
+
+
+def with_statistics(env: Any) -> Any:
+    """The environment with what `train.run` reads from `TimeStep.info`.
+
+    `envs.make` and `envs.wrap` have it. A `BatchedEnv` of your own gets
+    `EpisodeStatistics` here, unless its own steps tell `episode_return` and
+    `episode_length`.
+
+    Raises:
+      ValueError: a method is missing, fails, or returns other than `BatchedEnv` says;
+        names the class, the method and what it should.
+    """
+    inner = env
+    while isinstance(inner, Wrapper):
+        if isinstance(inner, EpisodeStatistics):
+            return env
+        inner = inner.env
+    info = _checked_info(env)
+    told = {"episode_return", "episode_length"} <= info.keys()
+    return env if told else EpisodeStatistics(env)
+
+
+def _checked_info(env: Any) -> dict[str, Any]:
+    """The shapes of what the steps of an environment say; it keeps to `BatchedEnv`."""
+    name, num_envs = type(env).__name__, 2
+    methods = ("reset", "draw", "step", "for_evaluation")
+    missing = [x for x in ("spec", "max_steps", *methods) if not hasattr(env, x)]
+    if missing:
+        raise ValueError(f"{name}: has no {missing[0]}, which a BatchedEnv needs")
+    spec = env.spec
+    discrete = isinstance(spec.action, Discrete)
+    action = jnp.zeros((num_envs, *(() if discrete else spec.action.shape)))
+
+    def first_step(key: jax.Array, action: jax.Array) -> Any:
+        state, obs = env.reset(key, num_envs)
+        noise = jax.tree.map(lambda x: x[0], env.draw(key, 1, num_envs))
+        after, timestep = env.step(noise, state, action)
+        return obs, state, after, timestep
+
+    action = action.astype(jnp.int32 if discrete else jnp.float32)
+    try:
+        key = jax.random.key(0)
+        obs, state, after, timestep = jax.eval_shape(first_step, key, action)
+    except Exception as error:
+        text = (str(error).splitlines() or [""])[0]
+        kind = type(error).__name__
+        raise ValueError(
+            f"{name}: reset, draw and step of a BatchedEnv failed: {kind}: {text}"
+        ) from error
+    if not isinstance(timestep, TimeStep):
+        raise ValueError(f"{name}: step returns {type(timestep)}, not state, TimeStep")
+    if jax.tree.map(_kind, state) != jax.tree.map(_kind, after):
+        raise ValueError(f"{name}: step returns a state unlike the one of reset")
+    seen, flag = (spec.obs_shape, spec.obs_dtype), ((), "bool")
+    expected = dict(obs=seen, next_obs=seen, terminated=flag, truncated=flag)
+    expected["reward"] = ((), "float32")
+    found = dict(timestep._asdict(), **{"obs of reset": obs})
+    expected["obs of reset"] = seen
+    for field, (shape, dtype) in expected.items():
+        want = ((num_envs, *shape), dtype)
+        if _kind(found[field]) != want:
+            raise ValueError(
+                f"{name}: {field} is {_kind(found[field])}, expected {want} for "
+                f"{num_envs} environments"
+            )
+    return timestep.info
+
+
+def _kind(x: Any) -> tuple[tuple[int, ...], str]:
+    return x.shape, str(x.dtype)
 
 
 class LimitedState(NamedTuple):
@@ -131,6 +211,7 @@ class TerminalLimit(Wrapper):
     What is left then depends on the time: observations should show it.
     """
 
+    truncates = False
     env: Any
 
     def reset(self, key: jax.Array, num_envs: int) -> tuple[LimitedState, Any]:
@@ -165,6 +246,7 @@ class StickyActions(Wrapper):
     is always the agent's.
     """
 
+    truncates = False
     env: Any
     probability: Any  # in [0, 1]
 
@@ -236,13 +318,14 @@ class NormalizeObservations(Wrapper):
     Within ten standard deviations. What rollouts hold was normalised when it was seen.
     """
 
+    truncates = False
     env: Any
     frozen: Statistics | None = None  # None: running ones
 
     @property
     def spec(self) -> Spec:
         """Observations are floats."""
-        return self.env.spec._replace(obs_dtype="float32")
+        return self.env.spec._replace(obs_dtype="float32", reading=None)
 
     def reset(
         self, key: jax.Array, num_envs: int
@@ -301,6 +384,7 @@ class NormalizeRewards(Wrapper):
     true `reward`.
     """
 
+    truncates = False
     env: Any
     discount: Any  # in [0, 1]; that of the agent
 
@@ -318,7 +402,7 @@ class NormalizeRewards(Wrapper):
         discounted = self.discount * state.discounted + ts.reward
         statistics = state.statistics.add(discounted)
         scaled = ts.reward * jax.lax.rsqrt(statistics.var + _EPS)
-        discounted *= ~(ts.terminated | ts.truncated)
+        discounted = jnp.where(ts.terminated | ts.truncated, 0.0, discounted)
         info = ts.info | {"reward": ts.reward}
         ts = ts._replace(reward=jnp.clip(scaled, -_CLIP, _CLIP), info=info)
         return NormalizedRewards(env_state, discounted, statistics), ts
@@ -344,6 +428,7 @@ class StackFrames(Wrapper):
     with its first observation repeated.
     """
 
+    truncates = False
     env: Any
     size: int = dataclasses.field(metadata={"static": True})
 
@@ -354,7 +439,10 @@ class StackFrames(Wrapper):
         legal = num_masked(spec)
         *shape, last = spec.obs_shape
         last = self.size * (last - legal) + legal
-        return spec._replace(obs_shape=(*shape, last))
+        reading = spec.reading
+        if isinstance(reading, Levels):
+            reading = observations.stacked(reading, spec.obs_shape, self.size)
+        return spec._replace(obs_shape=(*shape, last), reading=reading)
 
     def reset(self, key: jax.Array, num_envs: int) -> tuple[StackedFrames, Any]:
         """Reset the inner environments."""
@@ -398,14 +486,15 @@ class TimeAware(Wrapper):
     Pardo et al. (2018), https://arxiv.org/abs/1712.00378. Images get it as a plane.
     """
 
+    truncates = False
     env: Any
 
     @property
     def spec(self) -> Spec:
         """Observations are floats, their last axis longer by one."""
-        spec = self.env.spec
+        spec = observations.read_spec(self.env.spec)
         *shape, last = spec.obs_shape
-        return spec._replace(obs_shape=(*shape, last + 1), obs_dtype="float32")
+        return spec._replace(obs_shape=(*shape, last + 1))
 
     def reset(self, key: jax.Array, num_envs: int) -> tuple[Timed, Any]:
         """Reset the inner environments."""
@@ -418,12 +507,14 @@ class TimeAware(Wrapper):
     ) -> tuple[Timed, TimeStep]:
         """Step and count."""
         env_state, ts = self.env.step(noise, state.env, action)
-        next_time = state.time + 1
-        time = next_time * ~(ts.terminated | ts.truncated)
+        next_time = saturating_add(state.time, 1)
+        time = jnp.where(ts.terminated | ts.truncated, 0, next_time)
         obs, next_obs = self._with(time, ts.obs), self._with(next_time, ts.next_obs)
         return Timed(env_state, time), ts._replace(obs=obs, next_obs=next_obs)
 
     def _with(self, time: jax.Array, obs: jax.Array) -> jax.Array:
+        inner = self.env.spec
+        obs = observations.read(inner.reading, obs, len(inner.obs_shape))
         obs, mask = apart(self.spec, obs)
         time = time.reshape(-1, *[1] * (obs.ndim - 1)) / self.max_steps
         time = jnp.broadcast_to(time, (*obs.shape[:-1], 1))

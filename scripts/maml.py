@@ -121,7 +121,7 @@ def main() -> None:
     draw_task = meta_envs.tasks(options.tasks)
     spec = jax.eval_shape(draw_task, jax.random.key(0)).spec
     args = (len(spec.obs_shape), spec.action, options.hidden_sizes, "relu")
-    network = networks.ActorCritic(*args)
+    network = networks.ActorCritic(*args, reading=spec.reading)
     test(options, network, draw_task, learn(options, network, draw_task).params)
 
 

@@ -103,6 +103,80 @@ def test_windows_equal_a_loop(seed, n_step):
                     np.testing.assert_array_equal(got.next_obs, next_obs)
 
 
+def test_successors_are_true_whatever_cuts_an_episode():
+    """Without a promise every truncated step keeps its own."""
+    episodes, buffer = Episodes(0, limit=1), init(False, ROWS, 1)
+    seen = jax.jit(replay.windows)
+    for _ in range(ROWS):
+        buffer = add(buffer, episodes.rollout())
+    next_obs = seen(buffer, np.arange(ROWS * N)).next_obs.reshape(ROWS, N, 2)
+    for n, steps in enumerate(episodes.steps):
+        for row, step in enumerate(steps[-ROWS:]):
+            if not step[2]:
+                np.testing.assert_array_equal(next_obs[row, n], step[4])
+
+
+def test_a_broken_promise_gives_nan_and_no_wrong_successor():
+    """One environment of many cuts: cut at every step, promised every fourth."""
+    episodes, buffer = Episodes(0, limit=1), init(False, ROWS, LIMIT)
+    seen = jax.jit(replay.windows)
+    for _ in range(ROWS):
+        buffer = add(buffer, episodes.rollout())
+    found = jax.device_get(seen(buffer, np.arange(ROWS * N)))
+    rewards, next_obs = found.reward.reshape(ROWS, N), found.next_obs
+    want = np.array([[step[4] for step in s[-ROWS:]] for s in episodes.steps])
+    want = want.swapaxes(0, 1)  # [ROWS, N, 2]
+    ended = np.array([[step[2] for step in s[-ROWS:]] for s in episodes.steps]).T
+    right = (next_obs.reshape(ROWS, N, 2) == want).all(axis=-1)
+    assert (right | ended | np.isnan(rewards)).all()
+    kept = len(buffer.finals)
+    assert np.isnan(rewards).sum() == (~ended).sum() - kept > 0
+    sequences = jax.jit(replay.sample_sequences, static_argnums=(2, 3))
+    index, drawn, _ = sequences(buffer, KEY, 64, 1)
+    lost = np.isnan(rewards).reshape(-1)[np.asarray(index)]
+    np.testing.assert_array_equal(np.isnan(drawn.reward[0]), lost)
+
+
+def test_counts_of_truncated_steps_do_not_overflow():
+    """They turn over where slots begin anew: all successors stay true."""
+    episodes, buffer = Episodes(3), init()
+    turns = replay._turns(len(buffer.finals))
+    assert turns % len(buffer.finals) == 0 and turns < 2**30 + 1
+    buffer = buffer._replace(num_finals=jnp.int32(turns - 2))
+    seen = jax.jit(replay.windows)
+    for count in range(1, 3 * ROWS):
+        buffer = add(buffer, episodes.rollout())
+        held = min(count * T, ROWS)
+        found = seen(buffer, np.arange(ROWS * N))
+        for age in range(held):
+            row = (count * T - 1 - age) % ROWS
+            for n in range(N):
+                _, reward, terminated, _, next_obs = episodes.steps[n][-1 - age]
+                assert found.reward[row * N + n, 0] == reward
+                if not terminated:
+                    np.testing.assert_array_equal(found.next_obs[row * N + n], next_obs)
+    assert buffer.num_finals < turns - 2
+
+
+@pytest.mark.parametrize("rollouts", [1, ROWS // T])
+def test_indices_of_no_step_are_left_out(rollouts):
+    """Negative, beyond the buffer, and of rows not written yet."""
+    episodes, buffer = Episodes(1), init(True)
+    for _ in range(rollouts):
+        buffer = add(buffer, episodes.rollout())
+    held = rollouts * T * N
+    outside = np.array([-1, held, held + 1, ROWS * N, 2**31 - 1])
+
+    @jax.jit
+    def use(buffer, index):
+        new = replay.update_priorities(buffer, index, jnp.full(len(index), 9.0))
+        return new, replay.windows(buffer, index, 2).reward
+
+    new, rewards = use(buffer, outside)
+    jax.tree.map(np.testing.assert_array_equal, new, buffer)
+    assert np.isnan(rewards).all()
+
+
 def test_dtypes_are_kept():
     spec = envs.make("Breakout-MinAtar").spec
     buffer = jax.eval_shape(lambda: replay.init(spec, N, ROWS * N, True))

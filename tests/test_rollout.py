@@ -65,6 +65,16 @@ def test_values_are_those_of_every_observation(max_steps, seed):
     assert (truncated & ~terminated)[:-1].any() or max_steps >= 12
 
 
+def test_a_broken_promise_gives_nan_and_no_wrong_value():
+    """Environments cut every 2 rows where 6 were promised: one cut of three is kept."""
+    rollout = rollout_of(np.zeros((T, N), bool), cut_every(2))
+    _, v_t = jax.device_get(values_of(critic, rollout, 6))
+    right = np.isclose(v_t, by_hand(rollout.next_obs), 1e-6, 1e-6)
+    assert (right | np.isnan(v_t)).all()
+    assert np.isnan(v_t).sum() == N * T // 2 - N * T // 6
+    assert rollout.truncated[np.isnan(v_t)].all()
+
+
 def test_values_in_pieces_are_the_same(monkeypatch):
     """On CPU large observations go through the critic a few rows at a time."""
     rollout, seen = rollout_of(np.zeros((T, N), bool), cut_every(6)), []

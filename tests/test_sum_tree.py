@@ -55,6 +55,32 @@ def test_equal_and_skipped_indices():
     check_sums(tree)
 
 
+@pytest.mark.parametrize("size", [33, 64, 65])
+def test_an_index_outside_the_leaves_is_left_out(size):
+    """Negative ones, those of the padding, and those beyond it."""
+    tree = filled(np.ones(size, np.float32))
+    end = tree.levels[-1].size  # of the padding
+    outside = np.array([-1, -size, size, size + 1, end - 1, end, sum_tree.SKIP])
+    outside = outside[(outside < 0) | (outside >= size)]
+
+    @jax.jit
+    def use(tree, outside):
+        new = sum_tree.update(tree, outside, jnp.full(len(outside), 5.0))
+        draws = sum_tree.sample(new, jnp.linspace(0.0, 0.9999, 500))
+        return new, draws, sum_tree.values(new, outside)
+
+    new, draws, values = use(tree, outside)
+    jax.tree.map(np.testing.assert_array_equal, new, tree)
+    assert sum_tree.total(new) == size
+    assert set(np.asarray(draws).tolist()) == set(range(size))
+    np.testing.assert_array_equal(values, 0.0)
+
+
+def test_a_tree_without_leaves_is_refused():
+    with pytest.raises(ValueError, match="size=0: must be >= 1"):
+        sum_tree.init(0)
+
+
 def test_zero_is_never_drawn():
     """Not at the edges of shares either, with values of many magnitudes."""
     rng = np.random.default_rng(0)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rljax import observations
 from rljax.meta import parameters
 from rljax.meta.types import State, Tuning
 from rljax.types import Rollout, Spec
@@ -13,8 +14,11 @@ from rljax.types import Rollout, Spec
 
 def conditioned(spec: Spec, number: int) -> Spec:
     """The spec of observations that begin with `number` tuned values."""
-    if not spec.obs_shape:
-        raise ValueError("condition=True: observations are numbers, without an axis")
+    if spec.reading is not None:
+        raise ValueError(
+            f"condition=True: observations are {spec.reading}, which networks cannot "
+            "read behind tuned values; scale_obs=True makes numbers of levels"
+        )
     *shape, last = spec.obs_shape
     return spec._replace(obs_shape=(*shape, number + last), obs_dtype="float32")
 
@@ -34,7 +38,8 @@ def _positions(
     tuning: Tuning, raw: Any, context: jax.Array, obs: jax.Array
 ) -> dict[str, jax.Array]:
     plain = obs[..., len(tuning.tuned) :] if tuning.settings.condition else obs
-    args = (plain, len(tuning.spec.obs_shape), context)
+    ndim = len(tuning.spec.obs_shape)
+    args = (observations.read(tuning.spec.reading, plain, ndim), ndim, context)
     return {
         name: parameters.position(parameter, raw[name], *args)
         for name, parameter in tuning.tuned.items()

@@ -249,8 +249,13 @@ def _of_actions(agent: Any, spec: Spec, settings: Any) -> Objective:
 
 def _q_network(spec: Spec, config: Any) -> Any:
     action: Any = spec.action
-    sizes = (config.hidden_sizes, config.activation)
-    return networks.QNetwork(len(spec.obs_shape), action.num_actions, *sizes)
+    return networks.QNetwork(
+        len(spec.obs_shape),
+        action.num_actions,
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        reading=spec.reading,
+    )
 
 
 def _value_of_choice(

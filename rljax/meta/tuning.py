@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import config as cfg
+from rljax import observations
 from rljax.meta import objectives, parameters
 from rljax.meta.conditioning import configured, seen, seen_rollout
 from rljax.meta.meta_step import OPTIMIZER, move, without_replay
@@ -122,7 +123,7 @@ def init(tuning: Tuning, config: Any, key: jax.Array) -> State:
     validate(tuning.tuned, config)
     agent, settings = tuning.agent, tuning.settings
     agent_key, critic_key, raw_key = jax.random.split(key, 3)
-    *shape, last = tuning.spec.obs_shape or (1,)
+    *shape, last = observations.read_spec(tuning.spec).obs_shape or (1,)
     obs_shape = (*shape, last - settings.condition * len(tuning.tuned))
     raw = {
         name: parameters.init(parameter, getattr(config, name), obs_shape, key)

@@ -1,0 +1,32 @@
+"""gymnax, imported once and looked at: others install a module of that name too."""
+
+from rljax._deferred import deferred
+
+_WANTED = "gymnax >= 1.0.1"
+
+try:
+    with deferred("seaborn"):  # only to draw Pong, and a third of all import time
+        import gymnax
+        from gymnax.environments import environment, spaces
+
+    registration = gymnax.registration
+    _used = (gymnax.register, gymnax.make, gymnax.registered_envs)
+    Environment, EnvParams, EnvState = (
+        environment.Environment,
+        environment.EnvParams,
+        environment.EnvState,
+    )
+    _used = (Environment.is_truncated, Environment.with_transition_gradients)
+except (ImportError, AttributeError) as error:
+    import importlib.util
+
+    _spec = importlib.util.find_spec("gymnax")
+    if _spec is None:
+        raise ImportError(f"{_WANTED} is not installed: pip install gymnax") from error
+    raise ImportError(
+        f"the module gymnax at {_spec.origin} is not {_WANTED}: {error} (an older one, "
+        "a file of that name, or stable-gymnax, which popgym-arcade installs over it); "
+        "pip install --force-reinstall gymnax"
+    ) from error
+
+__all__ = ["EnvParams", "EnvState", "Environment", "gymnax", "registration", "spaces"]

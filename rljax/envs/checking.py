@@ -1,0 +1,290 @@
+"""Tries an environment and says, in a line each, what its author would want to know."""
+
+import difflib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rljax.envs import boundary, spaces
+from rljax.envs.batched import Env
+from rljax.envs.making import obs_space, wrap
+from rljax.types import Box, Spec, States, TimeStep
+from rljax.wrappers import Wrapper, apart, with_statistics
+
+_HOOKS = ("reset_env", "step_env", "is_truncated", "observe", "action_mask")
+_KNOWN = {*_HOOKS, *dir(boundary.Gymnax)}
+_SHOULD = {
+    "is_terminal": "step_env returns terminated, and is_truncated tells the time limit",
+    "max_steps": "the time limit is the field max_steps_in_episode of the parameters",
+}
+_NUM_ENVS = 16
+
+
+class Finding(NamedTuple):
+    """What was found, in one line."""
+
+    level: str  # "error": training is wrong or fails; "warning"; "note"
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.level}: {self.text}"
+
+
+def check(env: Any, params: Any = None, *, steps: int = 1000) -> list[Finding]:
+    """Try an environment as training would use it.
+
+    What its methods return against its spaces; whether keys alone decide; true
+    successors and flags at both kinds of end; time limits; NaN; masks; methods that are
+    never called.
+
+    Args:
+      env: an object with gymnax's API, as `wrap` takes it, or a batched environment.
+      params: its parameters, its defaults unless given.
+      steps: to play at random in 16 environments. 0: only what is seen without running
+        anything, in the time of a trace.
+
+    Returns:
+      Findings, none for an environment without fault.
+
+    Example:
+      >>> import gymnax
+      >>> check(gymnax.make("CartPole-v1")[0], steps=0)
+      []
+    """
+    if steps < 0:
+        raise ValueError(f"steps={steps}: must be >= 0")
+    try:
+        batched = env if _is_batched(env) else wrap(env, params)
+        whole = with_statistics(batched)
+    except ValueError as error:
+        return [Finding("error", str(error))]
+    inner = _innermost(whole)
+    found = _by_looking(inner) if isinstance(inner, Env) else []
+    return found + (_by_playing(whole, steps) if steps else [])
+
+
+def _is_batched(env: Any) -> bool:
+    return isinstance(env, Env | Wrapper) or hasattr(env, "for_evaluation")
+
+
+def _innermost(env: Any) -> Any:
+    while isinstance(env, Wrapper):
+        env = env.env
+    return env
+
+
+def _by_looking(env: Env) -> list[Finding]:
+    """What is seen without running anything."""
+    name = boundary.name_of(env.gym)
+    notes = [Finding("note", f"{name}: {text}") for text in env.contract.made_regular]
+    found = [*_unused_methods(name, env.gym), *_limit(name, env), *notes]
+    space, shape = obs_space(env.gym, env.params), env.contract.obs_shape
+    if space is None:
+        return [*found, Finding("note", f"{name}: has no observation_space")]
+    space_shape = tuple(getattr(space, "shape", shape)) or (1,)
+    if space_shape != shape:
+        text = f"{name}: observations have shape {shape}, their space {space_shape}"
+        found.append(Finding("warning", text))
+    of_space = np.dtype(getattr(space, "dtype", env.contract.obs_dtype))
+    if of_space.kind != np.dtype(env.contract.obs_dtype).kind:
+        text = f"{name}: observations are {env.contract.obs_dtype}, their space "
+        found.append(Finding("note", f"{text}{of_space.name}"))
+    return found
+
+
+def _unused_methods(name: str, gym: Any) -> list[Finding]:
+    """Methods whose names are nearly those of hooks, or were hooks once."""
+    own = [
+        attribute
+        for kind in type(gym).__mro__
+        if not kind.__module__.startswith(("gymnax.", "builtins", "typing", "abc"))
+        for attribute in vars(kind)
+        if not attribute.startswith("_")
+    ]
+    found = []
+    for attribute in dict.fromkeys(own):
+        near = difflib.get_close_matches(attribute, _HOOKS, n=1, cutoff=0.8)
+        should = _SHOULD.get(attribute)
+        if near and attribute not in _KNOWN:
+            should = f"did you mean {near[0]}?"
+        if should:
+            text = f"{name}: nothing calls {attribute}: {should}"
+            found.append(Finding("warning", text))
+    return found
+
+
+def _limit(name: str, env: Env) -> list[Finding]:
+    limit = getattr(env.params, "max_steps_in_episode", None)
+    if limit == 1:
+        text = "max_steps_in_episode=1, gymnax's default: every episode is one step"
+        return [Finding("warning", f"{name}: {text}")]
+    if env.contract.cuts == "anytime":
+        text = "may be truncated at any time, as far as is known: every successor is "
+        return [Finding("note", f"{name}: {text}kept and valued, which costs time")]
+    return []
+
+
+class _Played(NamedTuple):
+    """What was seen in T steps of N environments."""
+
+    steps: TimeStep  # [T, N, ...]
+    spoiled: jax.Array  # [T] whether the state has a NaN
+    stuck: jax.Array  # [T, N] whether no action was legal
+
+
+def _play(env: Any, key: jax.Array, length: int) -> _Played:
+    """Act at random, within the masks."""
+    reset_key, draw_key, act_key = jax.random.split(key, 3)
+    state, obs = env.reset(reset_key, _NUM_ENVS)
+
+    def step(carry: Any, inputs: Any) -> Any:
+        state, obs = carry
+        noise, key = inputs
+        action, stuck = _random_action(env.spec, obs, key)
+        state, timestep = env.step(noise, state, action)
+        leaves = jax.tree.leaves(state)
+        floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
+        spoiled = jnp.array([False, *(jnp.isnan(x).any() for x in floats)]).any()
+        return (state, timestep.obs), _Played(timestep, spoiled, stuck)
+
+    noises = env.draw(draw_key, length, _NUM_ENVS)
+    keys = jax.random.split(act_key, length)
+    return jax.lax.scan(step, (state, obs), (noises, keys))[1]
+
+
+def _random_action(
+    spec: Spec, obs: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Legal actions of each environment, and whether there is none."""
+    action, shape = spec.action, (_NUM_ENVS,)
+    if isinstance(action, Box):
+        # An environment without bounds is tried on a few units.
+        low, high = (jnp.clip(jnp.array(x), -10.0, 10.0) for x in action[1:])
+        share = jax.random.uniform(key, (*shape, len(low)))
+        chosen = low + share * (high - low)
+        return chosen.reshape(*shape, *action.shape), jnp.zeros(shape, bool)
+    legal = jnp.ones((*shape, action.num_actions), bool)
+    if action.masked:  # the flags are the same at every pixel
+        flags = apart(spec, obs)[1]
+        legal = flags.reshape(*shape, -1, action.num_actions)[:, 0] > 0
+    chosen = jax.random.categorical(key, jnp.where(legal, 0.0, -1e9))
+    return chosen.astype(jnp.int32), ~legal.any(axis=-1)
+
+
+def _by_playing(env: Any, length: int) -> list[Finding]:
+    """What random actions show."""
+    inner = _innermost(env)
+    name = (
+        boundary.name_of(inner.gym) if isinstance(inner, Env) else type(inner).__name__
+    )
+    # Two programs, so that what Python draws or counts while tracing differs.
+    runs = []
+    for _ in range(2):
+        play = jax.jit(lambda key: _play(env, key, length))
+        try:
+            runs.append(jax.device_get(play(jax.random.key(0))))
+        except Exception as error:
+            text = (str(error).splitlines() or [""])[0]
+            what = f"{name}: a run fails: {type(error).__name__}: {text}"
+            return [Finding("error", what)]
+    played, again = runs
+    same = jax.tree.map(lambda x, y: np.array_equal(x, y, True), played, again)
+    found = []
+    if not all(jax.tree.leaves(same)):
+        text = f"{name}: equal keys gave unequal steps: draw from the keys alone"
+        found.append(Finding("error", text))
+    found += _numbers(name, played)
+    found += _ends(name, env, played.steps)
+    if isinstance(inner, Env):
+        found += _within_bounds(name, inner, played.steps)
+        if not boundary.has_gymnax_step(inner.gym):
+            found += _successors(name, played.steps)
+    return found
+
+
+def _numbers(name: str, played: _Played) -> list[Finding]:
+    found = []
+    fields = dict(observation=played.steps.next_obs, reward=played.steps.reward)
+    for field, values in fields.items():
+        bad = ~np.isfinite(np.asarray(values, float))
+        if bad.any():
+            step, env = np.argwhere(bad)[0][:2]
+            value = np.asarray(values, float)[bad][0]
+            text = f"{name}: {field} is {value} after step {step} of environment {env}"
+            found.append(Finding("error", text))
+    if played.spoiled.any():
+        step = int(played.spoiled.argmax())
+        found.append(Finding("error", f"{name}: the state has NaN after step {step}"))
+    if played.stuck.any():
+        step, env = np.argwhere(played.stuck)[0]
+        text = f"{name}: no action is legal at step {step} of environment {env}"
+        found.append(Finding("error", text))
+    return found
+
+
+def _ends(name: str, env: Any, ts: TimeStep) -> list[Finding]:
+    """Whether termination and the time limit are told apart."""
+    done, found = ts.terminated | ts.truncated, []
+    limit = float(env.max_steps)
+    if not done.any():
+        if limit < len(done):
+            text = f"{name}: no episode ended in {len(done)} steps, limit {limit:.0f}"
+            found.append(Finding("error", text))
+        return found
+    lengths = ts.info["episode_length"]
+    if (lengths[done] > limit).any():
+        text = f"an episode had {lengths[done].max()} steps, its limit is {limit:.0f}"
+        found.append(Finding("warning", f"{name}: {text}"))
+    both = ts.terminated & ts.truncated
+    if both.sum() > 0.5 * ts.truncated.sum():
+        text = f"{both.sum()} of {ts.truncated.sum()} truncated steps are terminated "
+        why = "too: at its time limit a task goes on, terminated should be False"
+        found.append(Finding("warning", f"{name}: {text}{why}"))
+    ended = lengths[ts.terminated]
+    if not ts.truncated.any() and len(ended) > _NUM_ENVS and len(set(ended)) == 1:
+        text = f"all {len(ended)} episodes terminated after {ended[0]} steps: if that "
+        found.append(Finding("note", f"{name}: {text}is a time limit, truncate them"))
+    return found
+
+
+def _within_bounds(name: str, env: Env, ts: TimeStep) -> list[Finding]:
+    """Observations against the bounds of their space."""
+    if isinstance(env.spec.reading, States):
+        wrong = (ts.next_obs < 0) | (ts.next_obs >= env.spec.reading.number)
+        if wrong.any():
+            value = int(ts.next_obs[wrong][0]) + env.first_state
+            text = f"{name}: an observation is {value}, its space has "
+            return [Finding("error", f"{text}{env.spec.reading.number} states")]
+        return []
+    space, shape = obs_space(env.gym, env.params), env.contract.obs_shape
+    bounds = spaces.some_bounds(name, space, shape)
+    if bounds is None or env.obs_bounds is not None or env.spec.obs_shape != shape:
+        return []
+    obs = np.asarray(ts.next_obs, float)
+    below, above = obs < bounds[0] - 1e-5, obs > bounds[1] + 1e-5
+    if not (below | above).any():
+        return []
+    share = (below | above).any(axis=tuple(range(2, obs.ndim))).mean()
+    value = obs[below | above][0]
+    text = f"{name}: {share:.1%} of observations are outside of their space, one by "
+    return [Finding("warning", f"{text}the value {value:g}")]
+
+
+def _successors(name: str, ts: TimeStep) -> list[Finding]:
+    """What a `step` of its own says of the observation before a reset."""
+    done, found = ts.terminated | ts.truncated, []
+    axes = tuple(range(2, ts.obs.ndim))
+    equal = (ts.obs == ts.next_obs).all(axis=axes)
+    if not equal[~done].all():
+        text = f"{name}: within an episode info['final_observation'] is not the "
+        found.append(Finding("error", f"{text}observation that follows"))
+    for kind in ("terminated", "truncated"):
+        at = getattr(ts, kind)
+        if at.any() and equal[at].all():
+            text = f"{name}: where a step {kind}, info['final_observation'] is the "
+            found.append(
+                Finding("error", f"{text}first one of the next episode: give the last")
+            )
+    return found

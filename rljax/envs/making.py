@@ -1,0 +1,325 @@
+"""Environments by name, or from any object with gymnax's API, in their wrappers."""
+
+import dataclasses
+import functools
+import inspect
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from rljax import observations
+from rljax._gymnax import gymnax, registration
+from rljax.config import unknown
+from rljax.envs import boundary, spaces
+from rljax.envs.batched import Env
+from rljax.two_colors import TwoColors
+from rljax.types import Box, Discrete, Levels, Spec, States
+from rljax.wrappers import (
+    BatchedEnv,
+    EpisodeStatistics,
+    NormalizeObservations,
+    NormalizeRewards,
+    StackFrames,
+    StickyActions,
+    TerminalLimit,
+    TimeAware,
+)
+
+if "TwoColors-v0" not in gymnax.registered_envs:  # when this module is reloaded
+    gymnax.register("TwoColors-v0", TwoColors)
+
+LARGEST = 2**31 - 1  # integer that a jitted program takes
+
+
+def names() -> list[str]:
+    """Names that `make` knows: gymnax's, TwoColors-v0, those of `gymnax.register`."""
+    return list(gymnax.registered_envs)
+
+
+def make(name: str, **params: Any) -> BatchedEnv:
+    """Make a batched environment by its gymnax name.
+
+    Args:
+      name: one of `names()`.
+      **params: the options of `wrap` (`normalize_obs=True`), fields of the
+        environment's `EnvParams` (`gravity=12.0`) or arguments of its constructor
+        (`use_minimal_action_set=False`).
+
+    Returns:
+      The environment, with episode statistics.
+
+    Raises:
+      ValueError: unknown name or parameter; the near matches are listed. An environment
+        that cannot be built, for want of a network say. What `wrap` raises.
+
+    Example:
+      >>> env = make("CartPole-v1", gravity=12.0, time_aware=True)
+      >>> env.spec.obs_shape, env.spec.action
+      ((5,), Discrete(num_actions=2, masked=False))
+    """
+    gym, params, options = build(name, **params)
+    return wrap(gym, params, **options)
+
+
+def build(name: str, **params: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """The gymnax object, its parameters, and the options of `wrap`; as `make`."""
+    if name not in names():
+        raise ValueError(unknown("environment", name, names()))
+    factory = registration._registry[name]
+    arguments = inspect.signature(factory).parameters
+    options = inspect.signature(wrap).parameters.keys() - {"gym", "params"}
+    gym, defaults = _built(name, {k: v for k, v in params.items() if k in arguments})
+    fields = [field.name for field in dataclasses.fields(defaults)]
+    overrides = {k: v for k, v in params.items() if k not in {*arguments, *options}}
+    for key, value in overrides.items():
+        if key not in fields:
+            known = [*fields, *arguments, *options]
+            raise ValueError(unknown(f"parameter of {name}", key, known))
+        _check_parameter(name, key, value, getattr(defaults, key))
+    chosen = {k: v for k, v in params.items() if k in options}
+    return gym, dataclasses.replace(defaults, **overrides), chosen
+
+
+def _built(name: str, arguments: dict[str, Any]) -> tuple[Any, Any]:
+    """What `gymnax.make` builds; some constructors load data."""
+    try:
+        return gymnax.make(name, **arguments)
+    except OSError as error:  # of a file or of the network
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{name} needs data that could not be loaded or downloaded: {reason}"
+        ) from error
+
+
+def _check_parameter(name: str, key: str, value: Any, default: Any) -> None:
+    kinds = "iufb" if isinstance(default, bool) else "iuf"
+    kind = np.asarray(value).dtype.kind
+    if np.ndim(value) or kind not in kinds:
+        expected = "True or False" if "b" in kinds else "a number"
+        raise ValueError(f"{key}={value!r} of {name}: expected {expected}")
+    if kind in "iu" and not -LARGEST - 1 <= int(value) <= LARGEST:
+        raise ValueError(
+            f"{key}={value!r} of {name}: must be in [{-LARGEST - 1}, {LARGEST}]"
+        )
+
+
+def wrap(
+    gym: Any,
+    params: Any = None,
+    *,
+    scale_obs: bool = False,
+    sticky_actions: float = 0.0,
+    normalize_rewards: float | None = None,
+    normalize_obs: bool = False,
+    stack_frames: int = 1,
+    time_aware: bool = False,
+    terminal_limit: bool = False,
+) -> BatchedEnv:
+    """Make a batched environment from any object with gymnax's API.
+
+    It is traced once, and what does not fit is told here; `check` tells more. Flags
+    and rewards of any dtype are taken. Networks see observations of a Discrete space
+    one-hot, and integers between bounds as fractions of them: `Spec.reading`.
+
+    If it has a method `action_mask(state, params) -> bool[A]`, illegal actions have
+    probability 0: the mask ends the last axis of observations. Agents that cannot keep
+    to it refuse the environment.
+
+    Args:
+      gym: an object with gymnax 1.x's `reset`, six-value `step`, `action_space`
+        and `default_params`; build it once, jit caches by its identity.
+      params: its parameters, `gym.default_params` unless given. A
+        `max_steps_in_episode` of None or infinity means no time limit.
+      scale_obs: scale observations to [-1, 1] by the bounds of their space. Networks
+        learn little from features as small as MountainCar's velocity, at most 0.07.
+        Images of integers become four times as large by it.
+      sticky_actions: probability that the last action is repeated: `StickyActions`.
+      normalize_rewards: discount of the returns that rewards are scaled by, usually
+        the agent's; None: as they come. See `NormalizeRewards`.
+      normalize_obs: by running mean and variance: `NormalizeObservations`.
+      stack_frames: observations side by side: `StackFrames`.
+      time_aware: observations end with the time: `TimeAware`.
+      terminal_limit: the time limit is the end of the task, so that the step there is
+        `terminated` and nothing comes after it, not `truncated`: `TerminalLimit`.
+        DiscountingChain-bsuite is meant so.
+
+    Returns:
+      The environment, with episode statistics, in wrappers of `rljax.wrappers`.
+
+    Raises:
+      ValueError: a missing or failing method, or one that returns other than it should;
+        an observation that is not one array, an action space other than Discrete and
+        Box, bounds that leave no choice, a time limit below 1, `scale_obs` without
+        finite bounds, an option out of range. Names the environment and the method.
+
+    Example:
+      >>> env = wrap(gymnax.make("Pendulum-v1")[0], normalize_obs=True, stack_frames=2)
+      >>> state, obs = env.reset(jax.random.key(0), 3)
+      >>> obs.shape
+      (3, 6)
+    """
+    switches = dict(normalize_obs=normalize_obs, time_aware=time_aware)
+    switches |= dict(scale_obs=scale_obs, terminal_limit=terminal_limit)
+    _check_switches(**switches)
+    _check_fraction("sticky_actions", sticky_actions)
+    if type(stack_frames) is not int or stack_frames < 1:
+        raise ValueError(f"stack_frames={stack_frames!r}: must be an integer >= 1")
+    bare = _env(gym, params, scale_obs)
+    if normalize_obs and isinstance(bare.spec.reading, States):
+        raise ValueError(
+            f"normalize_obs=True: the observations of {boundary.name_of(gym)} name "
+            "states, which networks see one-hot"
+        )
+    if time_aware and _limit_of(bare.params) in (None, np.inf):
+        raise ValueError(f"time_aware=True: {boundary.name_of(gym)} has no time limit")
+    env: Any = EpisodeStatistics(bare)
+    env = TerminalLimit(env) if terminal_limit else env
+    if sticky_actions:
+        env = StickyActions(env, sticky_actions)
+    if normalize_rewards is not None:
+        _check_fraction("normalize_rewards", normalize_rewards)
+        env = NormalizeRewards(env, normalize_rewards)
+    env = NormalizeObservations(env) if normalize_obs else env
+    env = StackFrames(env, stack_frames) if stack_frames > 1 else env
+    return TimeAware(env) if time_aware else env
+
+
+def _check_switches(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r}: must be True or False")
+
+
+def _check_fraction(name: str, value: Any) -> None:
+    is_number = not isinstance(value, bool) and isinstance(value, int | float)
+    if not (is_number and 0 <= value <= 1):
+        raise ValueError(f"{name}={value!r}: must be in [0, 1]")
+
+
+def _env(gym: Any, params: Any, scale_obs: bool) -> Env:
+    """The bare environment, with its spec."""
+    params = with_limit(gym, boundary.check_hooks(gym, params))
+    name, gym = boundary.name_of(gym), _with_gradients(gym)
+    space = boundary.call(name, "action_space", gym.action_space, params)
+    action, form = spaces.actions(name, space)
+    contract = boundary.find(gym, params, action, form)
+    dtype = "bool" if _is_minatar(gym) else contract.obs_dtype
+    reading, first_state = spaces.observations(
+        name, obs_space(gym, params), contract.obs_shape, np.dtype(dtype)
+    )
+    spec = Spec(
+        obs_shape=contract.obs_shape,
+        obs_dtype="int32" if isinstance(reading, States) else dtype,
+        action=action,
+        differentiable=bool(getattr(gym, "transition_gradients_enabled", False)),
+        reading=reading,
+    )
+    bounds = None
+    if scale_obs:
+        bounds = _obs_bounds(name, gym, params, spec)
+        spec = spec._replace(obs_dtype="float32", reading=None)
+    env = Env(gym, params, contract, spec, form, first_state, bounds)
+    return _masked(env) if hasattr(gym, "action_mask") else env
+
+
+def with_limit(gym: Any, params: Any) -> Any:
+    """Parameters with a time limit that steps can be compared with.
+
+    Raises:
+      ValueError: the limit is no number, or below 1.
+    """
+    if not hasattr(params, "max_steps_in_episode"):
+        return params
+    limit = params.max_steps_in_episode
+    if limit is None:
+        return dataclasses.replace(params, max_steps_in_episode=np.inf)
+    if isinstance(limit, Tracer):
+        return params
+    numbers = np.asarray(limit)
+    good = numbers.dtype.kind in "iuf" and np.all(numbers >= 1)
+    if not good or np.any(np.isfinite(numbers) & (numbers > LARGEST)):
+        raise ValueError(
+            f"{boundary.name_of(gym)}: max_steps_in_episode={limit!r}: must be in [1, "
+            f"{LARGEST}], or None or infinity for no limit"
+        )
+    return params
+
+
+def _limit_of(params: Any) -> Any:
+    limit: Any = getattr(params, "max_steps_in_episode", None)
+    return 1 if isinstance(limit, Tracer) or np.ndim(limit) else limit
+
+
+def _masked(env: Env) -> Env:
+    """With the mask of legal actions in its observations."""
+    gym, spec, name = env.gym, env.fixed_spec, boundary.name_of(env.gym)
+    if not isinstance(spec.action, Discrete) or isinstance(spec.reading, States):
+        raise ValueError(
+            f"{name}: action_mask needs Discrete actions and observations with an "
+            f"axis, not {spec.action} and {spec.reading or spec.obs_shape}"
+        )
+    if not boundary.has_gymnax_step(gym):
+        raise ValueError(
+            f"{name}: action_mask needs gymnax's own step, from which the state at "
+            "the end of an episode is known"
+        )
+
+    def mask(key: jax.Array) -> jax.Array:
+        return gym.action_mask(gym.reset(key, env.params)[1], env.params)
+
+    key = jax.random.key(0)
+    shape = boundary.call(name, "action_mask", jax.eval_shape, mask, key)
+    number = spec.action.num_actions
+    if (shape.shape, shape.dtype) != ((number,), bool):
+        raise ValueError(f"{name}: action_mask is {shape}, expected bool[{number}]")
+    obs_bounds = env.obs_bounds
+    if isinstance(spec.reading, Levels):  # the flags are none: scale the others here
+        low, high = observations.bounds(spec.reading, spec.obs_shape)
+        obs_bounds = _box(*np.broadcast_arrays(low, high, np.zeros(spec.obs_shape))[:2])
+        spec = spec._replace(obs_dtype="float32", reading=None)
+    *shape, last = spec.obs_shape
+    spec = spec._replace(
+        obs_shape=(*shape, last + number), action=spec.action._replace(masked=True)
+    )
+    return dataclasses.replace(env, fixed_spec=spec, obs_bounds=obs_bounds)
+
+
+def obs_space(gym: Any, params: Any) -> Any:
+    """The space of observations, None where there is none to be had."""
+    try:
+        return gym.observation_space(params)
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _box(low: np.ndarray, high: np.ndarray) -> Box:
+    return Box(low.shape, tuple(low.ravel().tolist()), tuple(high.ravel().tolist()))
+
+
+def _obs_bounds(name: str, gym: Any, params: Any, spec: Spec) -> Box:
+    space, shape = obs_space(gym, params), spec.obs_shape
+    if spec.obs_dtype != "bool" and not isinstance(spec.reading, States):
+        bounds = spaces.finite_bounds(name, space, shape)
+        if bounds is not None:
+            return _box(*bounds)
+    raise ValueError(f"scale_obs=True: {name} has no finite bounds of observations")
+
+
+@functools.lru_cache(maxsize=128)
+def _with_gradients(gym: Any) -> Any:
+    """Without the stop-gradients that gymnax puts around a step unless asked."""
+    # Of a wrapper gymnax would return what is inside.
+    if not isinstance(gym, boundary.Gymnax):
+        return gym
+    if gym.transition_gradients_enabled or not gym.supports_transition_gradients:
+        return gym
+    return gym.with_transition_gradients()
+
+
+def _is_minatar(gym: Any) -> bool:
+    """Whether observations are MinAtar's planes of zeros and ones."""
+    while not isinstance(gym, boundary.Gymnax) and hasattr(gym, "_env"):
+        gym = gym._env
+    return any("gymnax.environments.minatar" in c.__module__ for c in type(gym).__mro__)

@@ -1,0 +1,179 @@
+"""Spaces of any package, read by their fields.
+
+A space with a field `n` is discrete, one with `low`, `high` and `shape` a box.
+"""
+
+import numbers
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rljax.types import Box, Discrete, Levels, States
+
+UNBOUNDED = 1e30  # gymnax writes float32's greatest number for no bound
+_MOST_ACTIONS = 2**16  # of a box of integers that is read as a choice
+
+
+class ActionFormat(NamedTuple):
+    """How an environment takes a discrete action. Hashable."""
+
+    start: int = 0  # the number of the first action
+    shape: tuple[int, ...] = ()
+    dtype: str = "int32"
+
+
+def actions(name: str, space: Any) -> tuple[Discrete | Box, ActionFormat]:
+    """What agents must know of an action space, and how actions are handed over.
+
+    Args:
+      name: the environment's, for errors.
+      space: an object of any class.
+
+    Raises:
+      ValueError: a space of another kind, or bounds that leave no choice.
+    """
+    if _is_discrete(space):
+        number = _count(name, "action_space", space)
+        return Discrete(number), ActionFormat(start=int(getattr(space, "start", 0)))
+    if not _is_box(space):
+        raise ValueError(
+            f"{name}: action space {_kind(space)}, expected Discrete or Box: a field "
+            "n, or fields low, high and shape"
+        )
+    low, high = _bounds(name, "action_space", space)
+    shape = tuple(int(size) for size in space.shape)
+    if not low.size:
+        raise ValueError(f"{name}: action_space has the shape {shape}, so no actions")
+    dtype = np.dtype(getattr(space, "dtype", np.float32))
+    if dtype.kind in "iub":
+        return _choice(name, low, high, ActionFormat(0, shape, dtype.name))
+    _check_order(name, "action_space", low, high)
+    box = Box(shape, tuple(low.ravel().tolist()), tuple(high.ravel().tolist()))
+    return box, ActionFormat()
+
+
+def observations(
+    name: str, space: Any, shape: tuple[int, ...], dtype: np.dtype
+) -> tuple[States | Levels | None, int]:
+    """How networks are to read observations, and the number of the first state.
+
+    Args:
+      name: the environment's, for errors.
+      space: its observation space, None where it has none.
+      shape: of an observation.
+      dtype: of an observation.
+
+    Returns:
+      `States` for a Discrete space, `Levels` for integers with finite bounds, else
+      None; and what to subtract from the number of a state.
+    """
+    if _is_discrete(space) and shape in ((), (1,)):
+        number = _count(name, "observation_space", space)
+        return States(number), int(getattr(space, "start", 0))
+    if not np.issubdtype(dtype, np.integer):
+        return None, 0
+    box = finite_bounds(name, space, shape)
+    if box is not None:
+        return Levels(*(_compressed(bound) for bound in box)), 0
+    return (Levels((0.0,), (255.0,)) if dtype == np.uint8 else None), 0
+
+
+def finite_bounds(
+    name: str, space: Any, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The bounds `[*shape]` of a box, None where some are missing or equal."""
+    bounds = some_bounds(name, space, shape)
+    if bounds is None:
+        return None
+    low, high = bounds
+    if not np.all(np.isfinite(low) & np.isfinite(high) & (low < high)):
+        return None
+    return low, high
+
+
+def some_bounds(
+    name: str, space: Any, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The bounds `[*shape]` of a box, infinite where there is none; None: no box."""
+    if not _is_box(space) or (tuple(space.shape) or (1,)) != shape:
+        return None
+    low, high = _bounds(name, "observation_space", space)
+    return low.reshape(shape), high.reshape(shape)
+
+
+def _is_discrete(space: Any) -> bool:
+    number: Any = getattr(space, "n", None)
+    return isinstance(number, numbers.Integral) or (
+        hasattr(number, "dtype") and np.ndim(number) == 0
+    )
+
+
+def _is_box(space: Any) -> bool:
+    return all(hasattr(space, field) for field in ("low", "high", "shape"))
+
+
+def _kind(space: Any) -> str:
+    """The class of a space; an address in a `repr` says nothing."""
+    return f"{type(space).__module__}.{type(space).__qualname__}"
+
+
+def _count(name: str, hook: str, space: Any) -> int:
+    number = int(space.n)
+    if number < 1:
+        raise ValueError(f"{name}: {hook} has n={number}: must be >= 1")
+    return number
+
+
+def _bounds(name: str, hook: str, space: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of every entry, infinite where there is none."""
+    try:
+        low, high = (
+            np.broadcast_to(np.asarray(bound, float), tuple(space.shape))
+            for bound in (space.low, space.high)
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: {hook} has bounds low={space.low}, high={space.high} that do not "
+            f"fit its shape {tuple(space.shape)}"
+        ) from error
+    for field, bound in dict(low=low, high=high).items():
+        if np.isnan(bound).any():
+            raise ValueError(f"{name}: {hook} has {field}={bound.tolist()}: NaN")
+    return tuple(  # pyright: ignore[reportReturnType]
+        np.where(np.abs(bound) >= UNBOUNDED, np.copysign(np.inf, bound), bound)
+        for bound in (low, high)
+    )
+
+
+def _check_order(name: str, hook: str, low: np.ndarray, high: np.ndarray) -> None:
+    # In float32, which is what environments get: bounds closer than that are equal.
+    wrong = ~(low.astype(np.float32) < high.astype(np.float32))
+    if wrong.any():
+        at = tuple(int(i) for i in np.argwhere(wrong)[0])
+        where = f" at {at}" if at else ""
+        raise ValueError(
+            f"{name}: {hook} has low={low[at]}, high={high[at]}{where}: low must be < "
+            "high"
+        )
+
+
+def _choice(
+    name: str, low: np.ndarray, high: np.ndarray, form: ActionFormat
+) -> tuple[Discrete, ActionFormat]:
+    """A box of one integer is a choice among a few."""
+    few = low.size == 1 and np.all(np.isfinite(low) & np.isfinite(high))
+    number = int(high.item() - low.item()) + 1 if few else 0
+    if not 1 <= number <= _MOST_ACTIONS:
+        raise ValueError(
+            f"{name}: action_space is a box of {form.dtype} with low={low.tolist()}, "
+            f"high={high.tolist()} and shape {form.shape}: of integers only one action "
+            f"can be had, of at most {_MOST_ACTIONS} values"
+        )
+    return Discrete(number), form._replace(start=int(low.item()))
+
+
+def _compressed(bound: np.ndarray) -> tuple[float, ...]:
+    """One number where all are equal: an image has thousands."""
+    first = bound.flat[0]
+    same = bool(np.all(bound == first))
+    return (float(first),) if same else tuple(bound.ravel().tolist())

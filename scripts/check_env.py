@@ -1,0 +1,42 @@
+"""Try an environment and list its faults: `python scripts/check_env.py CartPole-v1`."""
+
+import dataclasses
+import sys
+from typing import Annotated
+
+import common
+import tyro
+
+from rljax.envs import check
+from rljax.envs.making import build
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """the environment"""
+    env_params: dict[str, str] = dataclasses.field(default_factory=dict)
+    """parameters of the environment: NAME VALUE pairs"""
+    steps: int = 1000
+    """to play at random in each of 16 environments; 0 to look at it only"""
+
+
+@common.one_line_errors
+def main() -> None:
+    """Check, print a line per finding; exit code 1 where one is an error."""
+    options = common.parse(Options, sys.argv[1:], __doc__ or "", "check_env.py")
+    values = common.with_number_values(options.env_params)
+    gym, params, _ = build(options.name, **values)
+    findings = check(gym, params, steps=options.steps)
+    for finding in findings:
+        print(finding)
+    if not findings:
+        print(f"{options.name}: nothing found")
+    if any(finding.level == "error" for finding in findings):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
