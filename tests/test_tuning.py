@@ -29,6 +29,7 @@ from rljax.types import Agent, Rollout
 
 T, N = 6, 3
 ENV = envs.make("CartPole-v1")
+SPEC = ENV.spec._replace(max_steps=1)  # random rollouts are cut as they like
 SMALL = dict(num_envs=N, rollout_length=T, hidden_sizes=(8,), total_steps=10_000)
 MORE = {
     "ppo": dict(num_epochs=2, num_minibatches=2),
@@ -57,7 +58,7 @@ def prediction(spec):
     return a2c._replace(update=update, policy=None)
 
 
-def agent_of(name, spec=ENV.spec):
+def agent_of(name, spec=SPEC):
     return prediction(spec) if name == "prediction" else agents.get(name).make(spec)
 
 
@@ -158,7 +159,7 @@ def past_of(name, **more):
     outer = OUTER | MORE_OUTER.get(name, {}) | more
     settings = Settings(num_updates=STEPS[name], **outer)
     fields = FIELDS.get(name, {"gamma": GAMMA})
-    tuned = tune(agent, ENV.spec, fields, settings)
+    tuned = tune(agent, SPEC, fields, settings)
     init = functools.partial(tuned.init, config)
     if name == "a2c" and not more:
         state = as_float64(jax.jit(init)(jax.random.key(0)))
@@ -224,15 +225,15 @@ def outer_loss(name, config, settings, before, rollout, data_key):
     inner = settings.outer_critic == "inner"
     values = before.agent.critic if inner else before.critic.params
     adv, value = on_policy.advantages(
-        ENV.spec, outer, values, rollout, settings.outer_lambda
+        SPEC, outer, values, rollout, settings.outer_lambda
     )
 
     def value_score(state):
-        v = on_policy.critic(ENV.spec, config).apply(state.critic, rollout.obs)
+        v = on_policy.critic(SPEC, config).apply(state.critic, rollout.obs)
         return 0.5 * jnp.mean((v - adv - value) ** 2)
 
     def policy_score(state):
-        policy = on_policy.actor(ENV.spec, config).apply(state.actor, rollout.obs)
+        policy = on_policy.actor(SPEC, config).apply(state.actor, rollout.obs)
         ratio = jnp.exp(policy.log_prob(rollout.action) - rollout.extras)
         score = -jnp.mean(ratio * adv) - 0.02 * policy.entropy().mean()
         return score + settings.outer_value_cost * value_score(state)
@@ -250,13 +251,13 @@ def outer_td_loss(name, outer, before, rollout, data_key):
     else:
         seen = on_policy.flatten(rollout)
     module = agents.get(name)
-    own = module.network(ENV.spec, outer).apply(before.agent.params, seen.next_obs)
+    own = module.network(SPEC, outer).apply(before.agent.params, seen.next_obs)
     q_t = network.apply(before.critic.target_params, seen.next_obs)
     v_t = q_t[jnp.arange(len(q_t)), own.argmax(-1)]
     target = seen.reward + outer.gamma * (1 - seen.terminated) * v_t
 
     def score(state):
-        q = module.network(ENV.spec, outer).apply(state.params, seen.obs)
+        q = module.network(SPEC, outer).apply(state.params, seen.obs)
         chosen = q[jnp.arange(len(target)), seen.action]
         return 0.5 * jnp.mean((target - chosen) ** 2)
 
@@ -327,7 +328,7 @@ def test_values_start_at_the_config(x64):
 
 def tuned_a2c(parameters=None, **settings):
     parameters = parameters or {"gamma": GAMMA}
-    return tune(A2C, ENV.spec, parameters, Settings(**settings))
+    return tune(A2C, SPEC, parameters, Settings(**settings))
 
 
 @pytest.mark.parametrize("name", ["a2c", "pqn"])
@@ -373,7 +374,7 @@ def past_with_networks():
 
     agent, config = A2C._replace(update=update), config_of("a2c", gamma=0.9)
     settings = Settings(num_updates=2, learning_rate=0.1, mode="reverse")
-    tuned = tune(agent, ENV.spec, NETWORKS, settings)
+    tuned = tune(agent, SPEC, NETWORKS, settings)
     init = jax.jit(functools.partial(tuned.init, config))
     state = as_float64(init(jax.random.key(0)))
     return run_updates(agent, tuned, config, settings, state, rollouts(8))
@@ -398,7 +399,7 @@ def test_modes_and_rematerialisation_agree(how, x64):
     """Also with a network's numbers."""
     past = past_with_networks()
     settings = dataclasses.replace(past.settings, **how)
-    tuned = tune(A2C, ENV.spec, NETWORKS, settings)
+    tuned = tune(A2C, SPEC, NETWORKS, settings)
 
     @jax.jit
     def step(config, state, rollout, key_data):
@@ -470,7 +471,7 @@ def test_bootstrapped_target_is_a_step_from_where_the_agent_is(length, x64):
     )
     index = -1 - length
     assert len(past.before[-1].window.keys) == length
-    policy = on_policy.actor(ENV.spec, past.config)
+    policy = on_policy.actor(SPEC, past.config)
 
     @jax.jit
     def distance(values, before, start, seen, key_data):
@@ -604,7 +605,7 @@ def test_a_checkpoint_restores_every_bit(tmp_path):
 
 def test_conditioned_networks_see_the_tuned_values(x64):
     """Before the observation, from -1 at the low bound to 1; in acting and learning."""
-    spec = conditioned(ENV.spec, 2)
+    spec = conditioned(SPEC, 2)
     assert spec.obs_shape == (6,)
     fields = {"gamma": Bounded(0.5, 1.0), "lambda_": LAMBDA}
     plain, settings = agent_of("prediction", spec), Settings(condition=True)
@@ -636,7 +637,7 @@ def test_conditioned_networks_see_the_tuned_values(x64):
 
 @pytest.mark.parametrize("shape", [(4,), (10, 10, 4)])
 def test_conditioned_images_have_further_planes(shape):
-    spec = conditioned(ENV.spec._replace(obs_shape=shape, obs_dtype="bool"), 1)
+    spec = conditioned(SPEC._replace(obs_shape=shape, obs_dtype="bool"), 1)
     assert spec.obs_shape == (*shape[:-1], 5) and spec.obs_dtype == "float32"
     fields = {"gamma": Bounded(0.0, 1.0)}
     agent = tune(agent_of("a2c", spec), spec, fields, Settings(condition=True))
@@ -695,10 +696,10 @@ def test_horizons_are_even_in_their_logarithm():
             r"gamma=0.9: must be in \[0.95",
         ),
         (
-            lambda: tune(agent_of("ppo"), ENV.spec, {"max_kl": Bounded(0.1, 1.0)}),
+            lambda: tune(agent_of("ppo"), SPEC, {"max_kl": Bounded(0.1, 1.0)}),
             "max_kl=None: must be a number",
         ),
-        (lambda: tune(A2C, ENV.spec, {}), "tuned: names no field"),
+        (lambda: tune(A2C, SPEC, {}), "tuned: names no field"),
         (lambda: Bounded(1.0, 1.0), "low must be below high"),
         (lambda: LogHorizon(0.0, 1.0), r"bounds of a discount must be in \[0, 1\)"),
         (lambda: StateDependent(GAMMA, (0,)), "hidden_sizes"),
@@ -709,15 +710,13 @@ def test_horizons_are_even_in_their_logarithm():
         (lambda: tuned_a2c(mode="both"), "mode='both'"),
         (lambda: tuned_a2c(outer_critic="none"), "outer_critic='none'"),
         (
-            lambda: tune(
-                A2C._replace(policy=None, value=None), ENV.spec, {"gamma": GAMMA}
-            ),
+            lambda: tune(A2C._replace(policy=None, value=None), SPEC, {"gamma": GAMMA}),
             "no `policy`, `q_values` or `value`",
         ),
         (
             lambda: tune(
                 agent_of("dqn"),
-                ENV.spec,
+                SPEC,
                 {"gamma": GAMMA},
                 Settings(outer_critic="inner"),
             ),
@@ -753,7 +752,7 @@ def test_a_field_without_derivative_is_named(name, field):
             return A2C.update(jax.lax.stop_gradient(config), state, rollout, key)
 
         agent = agent._replace(update=update)
-    tuned = tune(agent, ENV.spec, {field: bounds})
+    tuned = tune(agent, SPEC, {field: bounds})
     with pytest.raises(
         ValueError, match=f"{field}: the meta-gradient is zero whatever"
     ):
