@@ -59,9 +59,15 @@ class OtherSpace(Counter):
         return spaces.Box(0, 100, (2,), jnp.int32)
 
 
+class NanSpace(Counter):
+    def observation_space(self, params):
+        return spaces.Box(jnp.nan, 100, (1,), jnp.float32)
+
+
 @pytest.mark.parametrize(
     ("env", "message"),
     [
+        (NanSpace(), "warning: NanSpace: observation_space has low=[nan]: NaN"),
         (FiveValues(), "error: FiveValues: step returns 5 values, not 6"),
         (
             Misnamed(),

@@ -177,6 +177,18 @@ def test_indices_of_no_step_are_left_out(rollouts):
     assert np.isnan(rewards).all()
 
 
+def test_after_a_termination_the_replay_knows_no_successor():
+    """The next row stands there, another episode's: of no meaning, as is said."""
+    episodes, buffer = Episodes(1), init()
+    buffer = add(buffer, episodes.rollout(ROWS))
+    found = jax.jit(replay.windows)(buffer, np.arange((ROWS - 1) * N))
+    at = np.flatnonzero(found.terminated & ~(buffer.steps.truncated[:-1].ravel()))
+    following = np.asarray(buffer.steps.obs[1:]).reshape(-1, 2)
+    np.testing.assert_array_equal(found.next_obs[at], following[at])
+    true = [episodes.steps[i % N][i // N][4] for i in at]
+    assert len(at) and (np.asarray(true) != following[at]).all()
+
+
 def test_dtypes_are_kept():
     spec = envs.make("Breakout-MinAtar").spec
     buffer = jax.eval_shape(lambda: replay.init(spec, N, ROWS * N, True))

@@ -3,7 +3,6 @@
 The only place where shapes, dtypes and keys of a user's environment are looked at.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -97,29 +96,19 @@ def find(gym: Any, params: Any, action: Discrete | Box, form: ActionFormat) -> C
     Raises:
       ValueError: names the environment, the hook, what it returned and what it should.
     """
-    shapes = jax.tree.map(_abstract, params)
-    leaves, structure = jax.tree.flatten(shapes)
-    example = jnp.zeros(form.shape, form.dtype)
+    params = jax.tree.map(_abstract, params)
+    example = jax.ShapeDtypeStruct(form.shape, form.dtype)
     if isinstance(action, Box):
-        example = jnp.zeros(action.shape, jnp.float32)
-    return _find(gym, structure, tuple(leaves), example.shape, example.dtype.name)
-
-
-@functools.lru_cache(maxsize=128)  # `make` builds an environment of one kind often
-def _find(
-    gym: Any, structure: Any, leaves: tuple, action_shape: tuple, action_dtype: str
-) -> Contract:
-    params = structure.unflatten(leaves)
-    action = jax.ShapeDtypeStruct(action_shape, action_dtype)
+        example = jax.ShapeDtypeStruct(action.shape, jnp.float32)
     # Keys whose numbers XLA can fuse, if the environment does not mind.
     key = prng.unrolled(jax.random.key(0))
     try:
-        trial = _try(gym, params, action, key)
+        trial = _try(gym, params, example, key)
         minds = any(map(_is_key, jax.tree.leaves(trial.state)))
     except Exception:  # with jax's own keys the error is the environment's
         trial, minds = None, True
     if trial is None or (minds and key.dtype != jax.random.key(0).dtype):
-        trial = _try(gym, params, action, jax.random.key(0))
+        trial = _try(gym, params, example, jax.random.key(0))
     return Contract(
         obs_shape=trial.obs.shape or (1,),
         obs_dtype=trial.obs.dtype.name,

@@ -1,7 +1,6 @@
 """Environments by name, or from any object with gymnax's API, in their wrappers."""
 
 import dataclasses
-import functools
 import inspect
 from typing import Any
 
@@ -307,7 +306,6 @@ def _obs_bounds(name: str, gym: Any, params: Any, spec: Spec) -> Box:
     raise ValueError(f"scale_obs=True: {name} has no finite bounds of observations")
 
 
-@functools.lru_cache(maxsize=128)
 def _with_gradients(gym: Any) -> Any:
     """Without the stop-gradients that gymnax puts around a step unless asked."""
     # Of a wrapper gymnax would return what is inside.
