@@ -58,7 +58,7 @@ class State(NamedTuple):
     actor_opt: Any  # Adam over the actor's parameters as one flat vector
     critic_opt: Any  # likewise
     target_critic: Params  # follows the critic
-    step: jax.Array  # [] int32, environment steps learned from
+    step: jax.Array  # [] int32, rollouts learned from
 
 
 def make(spec: Spec) -> Agent:
@@ -201,5 +201,5 @@ def update(
         actor_opt=actor_opt,
         critic_opt=critic_opt,
         target_critic=actor_critic.follow(config, critic_params, state.target_critic),
-        step=state.step + target.size,
+        step=cfg.next_count(state.step),
     ), metrics | {"policy_loss": value, "grad_norm": optax.safe_norm(grads, 1e-16)}

@@ -64,7 +64,7 @@ class State(NamedTuple):
     actor: Params
     critic: Params
     critic_opt: Any  # Adam over the critic's parameters as one flat vector
-    step: jax.Array  # [] int32, environment steps learned from
+    step: jax.Array  # [] int32, rollouts learned from
 
 
 class Search(NamedTuple):
@@ -187,8 +187,8 @@ def update(
     loss = functools.partial(on_policy.value_loss, spec, config)
     args = (config, rate, loss, state.critic, state.critic_opt, batch, key)
     critic_params, critic_opt, metrics = on_policy.fit_epochs(*args)
-    new_step = state.step + len(batch.target)
-    new = State(actor_params, critic_params, critic_opt, new_step)
+    count = cfg.next_count(state.step)
+    new = State(actor_params, critic_params, critic_opt, count)
     return new, metrics | {
         "kl": jnp.where(search.accepted, search.kl, 0.0),
         "surrogate_gain": jnp.where(search.accepted, search.gain, 0.0),

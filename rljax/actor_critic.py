@@ -27,7 +27,8 @@ def validate(config: Any) -> None:
     cfg.check_range(config, "gamma", low=0.0, high=1.0)
     rates = ("target_rate", "noise_damping")
     cfg.check_range(config, *rates, low=0.0, high=1.0, open_low=True)
-    cfg.check_count(config, "total_steps", "num_envs", "rollout_length", "num_updates")
+    cfg.check_loop(config)
+    cfg.check_count(config, "num_updates")
     cfg.check_sizes(config, "hidden_sizes")
     cfg.check_choice(config, "activation", tuple(layers.ACTIVATIONS))
     priority.validate(config)
@@ -131,7 +132,7 @@ def update(
       learn: `(progress, state, key) -> (state, metrics)`, `progress` of training from
         0 to 1.
       config: the agent's.
-      state: the agent's, with a `replay` and the environment steps learned from,
+      state: the agent's, with a `replay` and the number of rollouts learned from,
         `step`.
       rollout: `[T, N, ...]`.
       key: `[]` typed key, consumed here.
@@ -143,7 +144,7 @@ def update(
     progress = optimizers.progress(config, state.step)
     step = functools.partial(learn, progress)
     state, metrics = jax.lax.scan(step, state, jax.random.split(key, times))
-    state = state._replace(step=state.step + rollout.reward.size)
+    state = state._replace(step=cfg.next_count(state.step))
     return state, jax.tree.map(jnp.mean, metrics)
 
 

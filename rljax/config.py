@@ -9,13 +9,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 C = TypeVar("C")
+INT32_MAX = 2**31 - 1  # the greatest count in a program
 
 
 def static(default: Any) -> Any:
     """A field that shapes the program: part of jit's cache key, not a leaf."""
     return dataclasses.field(default=default, metadata={"static": True})
+
+
+def saturating_add(count: ArrayLike, more: int) -> jax.Array:
+    """`count + more`, or the greatest int32 where that is beyond it."""
+    return jnp.minimum(count, INT32_MAX - more) + more
+
+
+def next_count(count: ArrayLike, period: int = 1) -> jax.Array:
+    """`count + 1`; beyond int32 less by `period`, by which it is right for ever.
+
+    Example:
+      >>> int(next_count(2**31 - 1)) == 2**31 - 1
+      True
+    """
+    return jnp.where(count == INT32_MAX, count - period, count) + 1
 
 
 def as_arrays(config: C) -> C:
@@ -50,16 +67,37 @@ def check_range(
             raise ValueError(f"{name}={value}: {allowed}")
 
 
-def check_count(config: Any, *names: str, low: int = 1) -> None:
-    """Raise unless the named fields are integers of at least `low`.
+def check_count(config: Any, *names: str, low: int = 1, high: int = INT32_MAX) -> None:
+    """Raise unless the named fields are integers from `low` to `high`.
 
     Raises:
       ValueError: names the field, its value and what is allowed.
     """
     for name in names:
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        if not _is_int(value) or value < low:
             raise ValueError(f"{name}={value!r}: must be an integer >= {low}")
+        if value > high:
+            raise ValueError(f"{name}={value!r}: must be an integer <= {high}")
+
+
+def check_loop(config: Any) -> None:
+    """Raise unless the loop can count: the fields that say how long a run is.
+
+    These are `num_envs`, `rollout_length` and `total_steps`. What a program counts in
+    int32 are rollouts, so that there may be more environment steps than that.
+
+    Raises:
+      ValueError: names the field, its value and what is allowed.
+    """
+    check_count(config, "num_envs", "rollout_length")
+    steps = config.num_envs * config.rollout_length
+    if steps > INT32_MAX:
+        raise ValueError(
+            f"num_envs={config.num_envs}: must be at most {INT32_MAX} / "
+            f"rollout_length = {INT32_MAX // config.rollout_length}"
+        )
+    check_count(config, "total_steps", high=INT32_MAX * steps)
 
 
 def check_divides(config: Any, name: str, total: int, what: str) -> None:
@@ -91,12 +129,13 @@ def check_sizes(config: Any, name: str) -> None:
       ValueError: names the field and its value.
     """
     value = getattr(config, name)
-    good = isinstance(value, tuple) and all(
-        isinstance(size, int) and not isinstance(size, bool) and size > 0
-        for size in value
-    )
-    if not good:
+    sizes = value if isinstance(value, tuple) else (None,)
+    if not all(_is_int(size) and 0 < size <= INT32_MAX for size in sizes):
         raise ValueError(f"{name}={value!r}: must be a tuple of integers >= 1")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def unknown(kind: str, name: str, known: Sequence[str]) -> str:

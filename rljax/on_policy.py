@@ -31,14 +31,14 @@ class State(NamedTuple):
     critic: Params
     actor_opt: Any  # Adam over the actor's parameters as one flat vector
     critic_opt: Any  # likewise
-    step: jax.Array  # [] int32, environment steps learned from
+    step: jax.Array  # [] int32, rollouts learned from
 
 
 def validate(config: Any) -> None:
     """Raise ValueError naming a field out of range, its value and the range."""
     cfg.check_range(config, "learning_rate", "max_grad_norm", low=0.0, open_low=True)
     cfg.check_range(config, "gamma", low=0.0, high=1.0)
-    cfg.check_count(config, "total_steps", "num_envs", "rollout_length")
+    cfg.check_loop(config)
     cfg.check_sizes(config, "hidden_sizes")
     cfg.check_choice(config, "activation", tuple(layers.ACTIVATIONS))
 
@@ -366,6 +366,6 @@ def learn(spec: Spec, config: Any, state: Any, batch: Batch) -> tuple[Any, Metri
         critic=critic_params,
         actor_opt=actor_opt,
         critic_opt=critic_opt,
-        step=state.step + len(batch.target),
+        step=cfg.next_count(state.step),
     )
     return state, metrics | more

@@ -61,7 +61,7 @@ class Sample(NamedTuple):
 
 def validate(config: Any) -> None:
     """Raise ValueError if the config's capacity does not suit its rollouts."""
-    cfg.check_count(config, "capacity")
+    cfg.check_count(config, "capacity", high=2**30)  # rows are counted to twice that
     steps = config.num_envs * config.rollout_length
     if config.capacity % steps:
         raise ValueError(

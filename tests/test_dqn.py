@@ -162,7 +162,7 @@ def test_dqn_moves_the_target_network_each_period(case, update, state, rollout, 
 
 @only_dqn
 def test_dqn_learning_rate_falls_to_zero(case, update, state, rollout):
-    end = state._replace(step=jnp.int32(case.config.total_steps))
+    end = state._replace(step=jnp.int32(case.config.total_steps // (T * N)))
     new, _ = update(case.config, end, rollout, jax.random.key(0))
     chex.assert_trees_all_equal(parameters(new), parameters(state))
 
@@ -174,7 +174,7 @@ def test_dqn_stores_transitions(case, update, state, rollout):
         if name != "memory":
             want = getattr(rollout, name)
             np.testing.assert_array_equal(field[:T], want, err_msg=name)
-    assert new.replay.added == T and new.step == T * N
+    assert new.replay.added == T and new.step == 1
     chex.assert_trees_all_equal(
         new.replay, case.agent.observe(case.config, state, rollout).replay
     )
@@ -201,7 +201,7 @@ def test_dqn_epsilon_falls_linearly(case, state):
         action = np.array(act(config, now, (), obs, key, explore)[0])
         return 2 * (action != greedy).mean()
 
-    total = config.total_steps
+    total = config.total_steps // (T * N)
     for step, epsilon in ((0, 0.8), (total // 4, 0.5), (total // 2, 0.2), (total, 0.2)):
         np.testing.assert_allclose(explored(step), epsilon, atol=0.03)
     np.testing.assert_allclose(explored(0, explore=False), 0.5, atol=0.03)

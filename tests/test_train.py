@@ -16,7 +16,7 @@ from rljax.rollout import unroll
 from rljax.types import Agent, TrainState
 
 from . import probe_envs
-from .agent_case import CONTINUOUS_ONLY, fast_for
+from .agent_case import CONTINUOUS_ONLY, fast_for, learned
 
 pytestmark = pytest.mark.usefixtures("strict_keys")
 
@@ -199,7 +199,7 @@ def test_warm_up_fills_the_replay_and_learns_nothing(case, long_run):
     agent_key = jax.random.split(jax.random.key(0), 3)[0]
     fresh = jax.jit(case.agent.init)(case.config, agent_key)
     chex.assert_trees_all_equal(state.params, fresh.params)
-    assert (end.step, end.num_updates) == (ITERATIONS * STEPS, ITERATIONS)
+    assert (end.step, end.num_updates) == (ITERATIONS, ITERATIONS)
 
 
 @pytest.mark.parametrize("name", agents.names())
@@ -328,6 +328,43 @@ def test_the_state_can_be_donated(case):
     state = case.agent.init(case.config, jax.random.key(0))  # eager: nothing is copied
     buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state)]
     assert len(set(buffers)) == len(buffers)  # donating one twice is an error
+
+
+def near_the_limit(tree):
+    """The same state when its counters have come to the greatest int32."""
+
+    def late(path, x):
+        name = jax.tree_util.keystr(path)
+        counts = x.shape == () and x.dtype == jnp.int32 and ".replay" not in name
+        return jnp.full_like(x, 2**31 - 3) if counts and ".env" not in name else x
+
+    return jax.tree.map_with_path(late, tree)
+
+
+@fast_for("dqn")
+def test_counters_do_not_run_over(case):
+    """The slow ones add the other agents' counters and schedules."""
+    ts = near_the_limit(start(case))
+    assert (ts.step, ts.agent.step) == (2**31 - 3, 2**31 - 3)
+    end, rows = numbers(run(case.agent, case.env, case.config, ts, ITERATIONS))
+    np.testing.assert_array_equal(rows.pop("step"), [2**31 - 1] * ITERATIONS)
+    assert end.step == 2**31 - 1 and end.agent.step > 2**31 - 10
+    chex.assert_tree_all_finite((learned(end.agent), rows["reward"]))
+    if getattr(case.config, "anneal", False):  # the rate is 0 for good
+        chex.assert_trees_all_equal(end.agent[0], ts.agent[0])
+
+
+@pytest.mark.parametrize("total_steps", [3_000_000_000, 10**10])
+@fast_for("ppo", "dqn", "td3")
+def test_more_steps_than_int32_can_be_planned(case, total_steps):
+    """The slow ones add the other agents' schedules."""
+    config = dataclasses.replace(case.config, total_steps=total_steps)
+    fn = functools.partial(train.train, case.agent)
+    ts, metrics = jax.eval_shape(fn, case.env, config, jax.random.key(0))
+    assert ts.step.dtype == metrics["step"].dtype == jnp.int32
+    assert train.num_iterations(config) == -(-total_steps // STEPS) - (
+        train.warm_up_iterations(config)
+    )
 
 
 def test_invalid_arguments(case):

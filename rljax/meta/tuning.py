@@ -194,7 +194,7 @@ def update(
     )
     for name in tuning.tuned:
         metrics[f"meta_{name}"] = jnp.mean(getattr(new_config, name))
-    count = state.window.count + 1
+    count = cfg.next_count(state.window.count)
     context, mean_square = _appended(state, rollout.reward.mean(), count)
     window = Window(*window, count=count)
     state = State(learned, raw, opt_state, critic, context, mean_square, window)
