@@ -169,7 +169,8 @@ def act(
 ) -> tuple[jax.Array, Any, Any]:
     """Sample the policy, with the noise that did; or take its mean before the tanh."""
     shape = (len(obs), actor_critic.action_size(spec))
-    noise = jax.random.normal(key, shape) if explore else jnp.zeros(shape)
+    zeros = jnp.zeros(shape, jnp.float32)
+    noise = jax.random.normal(key, shape, zeros.dtype) if explore else zeros
     return policy(spec, config, state.actor, obs, noise), memory, noise
 
 

@@ -124,7 +124,7 @@ def nets(spec: Spec, config: Config) -> Pair:
 
 def memory(config: Config, num_envs: int) -> Pair:
     """The memories of `num_envs` episodes that start."""
-    zeros = jnp.zeros((num_envs, 2 * config.memory_size))
+    zeros = jnp.zeros((num_envs, 2 * config.memory_size), jnp.float32)
     return Pair(zeros, zeros)
 
 

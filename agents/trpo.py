@@ -165,7 +165,7 @@ def line_search(
     def going_on(search: Search) -> jax.Array:
         return ~search.accepted & (search.tries < config.max_backtracks)
 
-    zero = jnp.zeros(())
+    zero = jnp.zeros((), batch.advantage.dtype)
     start = Search(zero, jnp.zeros((), jnp.int32), jnp.array(False), zero, zero)
     return jax.lax.while_loop(going_on, attempt, start)
 

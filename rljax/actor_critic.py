@@ -42,7 +42,7 @@ def action_size(spec: Spec) -> int:
 def example(spec: Spec) -> tuple[jax.Array, ...]:
     """A critic's inputs, zeros: observation `[1, ...]`, continuous action `[1, D]`."""
     obs, size = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype), action_size(spec)
-    return (obs, jnp.zeros((1, size))) if size else (obs,)
+    return (obs, jnp.zeros((1, size), jnp.float32)) if size else (obs,)
 
 
 def stochastic_actor(spec: Spec, config: Any) -> Any:
@@ -67,7 +67,7 @@ def critics(spec: Spec, config: Any, size: int) -> networks.Ensemble:
 def memory(spec: Spec, config: Any, num_envs: int) -> Any:
     """The exploration's noise `[N, D]`, none where an episode starts."""
     size = action_size(spec)
-    return jnp.zeros((num_envs, size)) if size else ()
+    return jnp.zeros((num_envs, size), jnp.float32) if size else ()
 
 
 def next_noise(config: Any, memory: jax.Array, key: jax.Array) -> jax.Array:

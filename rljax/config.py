@@ -36,12 +36,12 @@ def next_count(count: ArrayLike, period: int = 1) -> jax.Array:
 
 
 def as_arrays(config: C) -> C:
-    """Cast every leaf to the default float dtype, so that jit sees one type.
+    """Cast every leaf to float32, so that jit sees one type: that of a run's arrays.
 
     A Python float, a numpy scalar and a weakly typed array in the same field would
-    be three compilations.
+    be three compilations. With `jax_enable_x64` too a run is one in float32.
     """
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), config)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), config)
 
 
 def check_range(

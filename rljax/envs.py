@@ -89,6 +89,7 @@ class Env:
                 for bound in (self.spec.action.low, self.spec.action.high)
             )
             action = jnp.clip(action, low, high)
+        before = state
         if noise.reset_obs is None:
             step = jax.vmap(self.gym.step, in_axes=(0, 0, 0, None))
             obs, state, reward, terminated, truncated, info = step(
@@ -107,6 +108,8 @@ class Env:
             obs, state = where(terminated | truncated, fresh, (next_obs, state))
         reward = jnp.asarray(reward, jnp.float32).reshape(terminated.shape)
         timestep = TimeStep(obs, reward, terminated, truncated, next_obs, {})
+        # With jax_enable_x64 a step may return another dtype than the reset did.
+        state = jax.tree.map(lambda x, y: x.astype(y.dtype), state, before)
         return _strong(state), timestep
 
     def for_evaluation(self, state: Any) -> "Env":
@@ -277,7 +280,7 @@ def _env(gym: Any, params: Any, scale_obs: bool) -> Env:
     obs, state = jax.eval_shape(gym.reset, jax.random.key(0), params)
     if not isinstance(obs, jax.ShapeDtypeStruct):
         raise ValueError(f"{gym.name}: observations must be one array, not {obs}")
-    dtype = "bool" if _is_minatar(gym) else np.dtype(obs.dtype).name
+    dtype = "bool" if _is_minatar(gym) else np.dtype(obs.dtype).name.replace("64", "32")
     action = _action_spec(gym, params)
     limit = getattr(params, "max_steps_in_episode", 1)
     max_steps = 1 if isinstance(limit, Tracer) else max(1, int(limit))

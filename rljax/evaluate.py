@@ -57,7 +57,7 @@ def evaluate(
     reset_key, key = jax.random.split(prng.unrolled(key))
     env_state, obs = env.reset(reset_key, episodes)
     memory = agent.memory(config, episodes)
-    zeros = jnp.zeros(episodes)
+    zeros = jnp.zeros(episodes, jnp.float32)
     result = Episodes(zeros, zeros.astype(jnp.int32))
 
     def unfinished(carry: Any) -> jax.Array:

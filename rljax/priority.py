@@ -109,7 +109,7 @@ def sample(
         return _large_batch(config, buffer, key, loss, params, length)
     drawn = _draw(config, buffer, key, config.batch_size, length)
     if config.priority == "uniform":
-        weights = jnp.ones(config.batch_size)
+        weights = jnp.ones(config.batch_size, jnp.float32)
     else:
         beta = config.importance_exponent
         beta = beta + (1.0 - beta) * jnp.minimum(progress, 1.0)
@@ -148,7 +148,7 @@ def _large_batch(
     # Inverse of the distribution function, one draw from each equal share.
     mass = jnp.cumsum(scores)
     shares = jnp.arange(config.batch_size) + jax.random.uniform(
-        pick_key, (config.batch_size,)
+        pick_key, (config.batch_size,), jnp.float32
     )
     pick = jnp.searchsorted(mass, shares / config.batch_size * mass[-1], side="right")
     pick = jnp.minimum(pick, size - 1)

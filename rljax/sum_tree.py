@@ -31,7 +31,7 @@ def init(size: int) -> SumTree:
     """
     depth = max(1, math.ceil(math.log(size, _WIDTH) - 1e-9))
     groups = [-(-size // _WIDTH ** (depth - level)) for level in range(depth)]
-    return SumTree(tuple(jnp.zeros((group, _WIDTH)) for group in groups))
+    return SumTree(tuple(jnp.zeros((group, _WIDTH), jnp.float32) for group in groups))
 
 
 def total(tree: SumTree) -> jax.Array:

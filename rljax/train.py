@@ -96,8 +96,9 @@ def run(
     Returns:
       The new state, and metrics `[iterations // log_every]`: the agent's, averaged;
       `reward`, the mean of a step, as the environment gives it; `episodes` finished;
-      `episode_return` and `episode_length`, averaged over them, NaN where there were
-      none; `step`, environment steps so far.
+      `episode_return` and `episode_length`, averaged over them, 0 where there were
+      none: weigh rows by `episodes`; `step`, environment steps so far, at most
+      2^31 - 1.
 
     Raises:
       ValueError: `log_every` does not divide `iterations`.
@@ -117,8 +118,8 @@ def run(
         sums = {
             "reward": info.get("reward", rollout.reward).mean(),
             "episodes": done.sum(dtype=jnp.float32),
-            "episode_return": jnp.where(done, info["episode_return"], 0.0).sum(),
-            "episode_length": jnp.where(done, info["episode_length"], 0.0).sum(),
+            "episode_return": _sum_where(done, info["episode_return"]),
+            "episode_length": _sum_where(done, info["episode_length"]),
         }
         return ts._replace(agent=agent_state, key=key), metrics | sums
 
@@ -141,14 +142,17 @@ def run(
     return ts._replace(key=prng.plain(ts.key)), metrics
 
 
+def _sum_where(mask: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.where(mask, x.astype(jnp.float32), 0.0).sum()
+
+
 def _averages(total: Metrics, iterations: int) -> Metrics:
     """Means over iterations, and over episodes for what counts episodes."""
     per_episode = ("episode_return", "episode_length")
     episodes = total["episodes"]
     means = {name: value / iterations for name, value in total.items()}
-    nan_if_none = jnp.where(episodes > 0, 1.0, jnp.nan)
     safe = jnp.maximum(episodes, 1.0)
-    means |= {name: total[name] / safe * nan_if_none for name in per_episode}
+    means |= {name: total[name] / safe for name in per_episode}
     return means | {"episodes": episodes}
 
 

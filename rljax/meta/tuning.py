@@ -133,7 +133,8 @@ def init(tuning: Tuning, config: Any, key: jax.Array) -> State:
         )
     }
     state = agent.init(config, agent_key)
-    context = jnp.zeros(max(map(parameters.context_length, tuning.tuned.values())))
+    length = max(map(parameters.context_length, tuning.tuned.values()))
+    context = jnp.zeros(length, jnp.float32)
     size = settings.num_updates + max(settings.num_target_updates - 1, 0)
     rollout = _no_rollout(tuning, config, state)
     key_data = jnp.zeros_like(jax.random.key_data(key))
@@ -145,7 +146,7 @@ def init(tuning: Tuning, config: Any, key: jax.Array) -> State:
         opt_state=OPTIMIZER.init(raw),
         critic=tuning.objective.init(config, critic_key),
         context=context,
-        mean_square=jnp.zeros(()),
+        mean_square=jnp.zeros((), jnp.float32),
         window=Window(*window, count=jnp.zeros((), jnp.int32)),
     )
 
@@ -220,5 +221,5 @@ def _no_rollout(tuning: Tuning, config: Any, state: Any) -> Rollout:
     action, extras, memory = jax.tree.map(
         lambda x: jnp.zeros((shape[0], *x.shape), x.dtype), (action, extras, memory)
     )
-    reward, flag = jnp.zeros(shape), jnp.zeros(shape, bool)
+    reward, flag = jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool)
     return Rollout(obs, action, reward, flag, flag, obs, extras, memory)
