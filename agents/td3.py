@@ -11,16 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rljax import (
-    actor_critic,
-    distributions,
-    losses,
-    networks,
-    optimizers,
-    priority,
-    replay,
-)
+from rljax import actor_critic, distributions, losses, networks, priority, replay
 from rljax import config as cfg
+from rljax.optimizers import exploration
 from rljax.replay import Windows
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
@@ -195,7 +188,7 @@ def act(
     action = actor(spec, config).apply(state.actor, obs)
     if explore:
         span = config.noise_end - config.noise_start
-        progress = optimizers.exploration(config, state.step)
+        progress = exploration(config, state.step)
         stddev = config.noise_start + span * progress
         memory = actor_critic.next_noise(config, memory, key)
         middle, half = distributions.middle_and_half(box(spec))

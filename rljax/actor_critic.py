@@ -1,7 +1,7 @@
 """What agents share that learn an actor and critics from a replay.
 
-Their config has the fields named in `validate` and those of `rljax.priority`; what
-sets the agents apart are their networks and their losses.
+Their config has `FIELDS`, and `noise_damping` where actions are continuous; what sets
+the agents apart are their networks and their losses.
 """
 
 import functools
@@ -17,6 +17,20 @@ from rljax import distributions, layers, losses, networks, optimizers, priority,
 from rljax.priority import Batch
 from rljax.types import Discrete, Metrics, Params, Rollout, Spec
 
+FIELDS = (
+    "learning_rate",
+    "max_grad_norm",
+    "target_rate",
+    "total_steps",
+    "num_envs",
+    "rollout_length",
+    "num_updates",
+    "capacity",
+    "hidden_sizes",
+    "activation",
+    "anneal",
+    *priority.FIELDS,
+)
 # (params, (window, key)) -> (loss [], absolute TD error [])
 Loss = Callable[[Params, Any], tuple[jax.Array, jax.Array]]
 
@@ -76,6 +90,7 @@ def next_noise(config: Any, memory: jax.Array, key: jax.Array) -> jax.Array:
     The smaller `config.noise_damping`, the longer it keeps its direction; at 1 the
     noise of each step is independent. Consumes the key.
     """
+    cfg.check_fields("actor_critic.next_noise", config, "noise_damping")
     damping = config.noise_damping
     args = (damping, jnp.sqrt(1.0 - (1.0 - damping) ** 2))
     return losses.add_ornstein_uhlenbeck_noise(
@@ -108,7 +123,8 @@ def act(
 
 
 def init_replay(spec: Spec, config: Any) -> replay.Replay:
-    """An empty buffer."""
+    """An empty buffer; ValueError if the config lacks one of `FIELDS`."""
+    cfg.check_fields("actor_critic", config, *FIELDS)
     prioritized = priority.keeps_priorities(config)
     return replay.init(spec, config.num_envs, config.capacity, prioritized)
 

@@ -40,8 +40,44 @@ def as_arrays(config: C) -> C:
 
     A Python float, a numpy scalar and a weakly typed array in the same field would
     be three compilations. With `jax_enable_x64` too a run is one in float32.
+
+    Raises:
+      ValueError: a leaf that is no number.
     """
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), config)
+
+    def cast(path: Any, leaf: Any) -> jax.Array:
+        try:
+            return jnp.asarray(leaf, jnp.float32)
+        except (TypeError, ValueError) as error:
+            name = jax.tree_util.keystr(path) or type(config).__name__
+            raise ValueError(
+                f"{name.lstrip('.')}={leaf!r}: must be a number, or a field that is "
+                "static, of a dataclass that jax.tree_util.register_dataclass knows"
+            ) from error
+
+    return jax.tree.map_with_path(cast, config)
+
+
+def check_fields(needed_by: str, config: Any, *names: str) -> None:
+    """Raise unless the config has all these fields.
+
+    Raises:
+      ValueError: names the config's class, what it lacks and what needs that.
+    """
+    missing = [name for name in names if not hasattr(config, name)]
+    if missing:
+        raise ValueError(
+            f"{type(config).__name__} has no {', '.join(missing)}: "
+            f"{needed_by} needs {', '.join(names)}"
+        )
+
+
+def check_functions(agent: Any, *names: str) -> None:
+    """Raise ValueError naming those of the agent's functions that are none."""
+    missing = [name for name in names if not callable(getattr(agent, name, None))]
+    if missing:
+        needed = f"needed are {', '.join(names)}"
+        raise ValueError(f"Agent: {', '.join(missing)}: no function; {needed}")
 
 
 def check_range(
@@ -55,7 +91,7 @@ def check_range(
       ValueError: names the field, its value and what is allowed.
     """
     for name in names:
-        value = getattr(config, name)
+        value = _field(config, name)
         if isinstance(value, Tracer) or isinstance(low, Tracer):
             continue
         allowed = f"must be in {'(' if open_low else '['}{low}, {high}]"
@@ -74,7 +110,7 @@ def check_count(config: Any, *names: str, low: int = 1, high: int = INT32_MAX) -
       ValueError: names the field, its value and what is allowed.
     """
     for name in names:
-        value = getattr(config, name)
+        value = _field(config, name)
         if not _is_int(value) or value < low:
             raise ValueError(f"{name}={value!r}: must be an integer >= {low}")
         if value > high:
@@ -106,7 +142,7 @@ def check_divides(config: Any, name: str, total: int, what: str) -> None:
     Raises:
       ValueError: names the field, its value and what it has to divide.
     """
-    value = getattr(config, name)
+    value = _field(config, name)
     if total % value:
         raise ValueError(f"{name}={value}: must divide {what} = {total}")
 
@@ -117,7 +153,7 @@ def check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
     Raises:
       ValueError: names the field, its value and the choices.
     """
-    value = getattr(config, name)
+    value = _field(config, name)
     if value not in choices:
         raise ValueError(f"{name}={value!r}: must be one of {', '.join(choices)}")
 
@@ -128,10 +164,16 @@ def check_sizes(config: Any, name: str) -> None:
     Raises:
       ValueError: names the field and its value.
     """
-    value = getattr(config, name)
+    value = _field(config, name)
     sizes = value if isinstance(value, tuple) else (None,)
     if not all(_is_int(size) and 0 < size <= INT32_MAX for size in sizes):
         raise ValueError(f"{name}={value!r}: must be a tuple of integers >= 1")
+
+
+def _field(config: Any, name: str) -> Any:
+    if not hasattr(config, name):
+        raise ValueError(f"{type(config).__name__} has no {name}")
+    return getattr(config, name)
 
 
 def _is_int(value: Any) -> bool:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rljax import config as cfg
 from rljax import prng
 from rljax.config import as_arrays
 from rljax.types import Agent, TrainState
@@ -49,7 +50,9 @@ def evaluate(
     Raises:
       TypeError: `ts` is not a train state: an agent's state alone does not say what the
         environments learned.
+      ValueError: a function that the agent does not have.
     """
+    cfg.check_functions(agent, "memory", "act")
     if not isinstance(ts, TrainState):
         raise TypeError(f"ts: must be a TrainState, not {type(ts).__name__}")
     config = as_arrays(config)

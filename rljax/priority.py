@@ -1,8 +1,6 @@
 """Which transitions to learn from: uniform, or by TD errors or gradient norms.
 
-Every replay agent samples and takes its gradient here. Its config has the fields
-`priority`, `sampler`, `batch_size`, `n_step`, `priority_exponent`,
-`importance_exponent` and `large_batch_factor`.
+Every replay agent samples and takes its gradient here. Its config has `FIELDS`.
 """
 
 from collections.abc import Callable
@@ -19,6 +17,15 @@ from rljax.replay import Replay, Windows
 
 PRIORITIES = ("uniform", "td_error", "grad_norm")
 SAMPLERS = ("replay", "large_batch")
+FIELDS = (
+    "priority",
+    "sampler",
+    "batch_size",
+    "n_step",
+    "priority_exponent",
+    "importance_exponent",
+    "large_batch_factor",
+)
 _LEAST = 1e-6  # priority, so that every transition comes up again
 
 # (params, window) -> (loss [], absolute TD error [])

@@ -1,7 +1,6 @@
 """What agents share that learn action values from a replay, with a target network.
 
-Their config has the fields named in `validate` and those of `rljax.priority`; what
-sets the agents apart is their network and their loss.
+Their config has `FIELDS`; what sets the agents apart is their network and their loss.
 """
 
 from collections.abc import Callable
@@ -16,6 +15,19 @@ from rljax import config as cfg
 from rljax import distributions, layers, optimizers, priority, replay
 from rljax.types import Discrete, Metrics, Params, Rollout, Spec
 
+FIELDS = (
+    "learning_rate",
+    "max_grad_norm",
+    "target_rate",
+    "total_steps",
+    "num_envs",
+    "rollout_length",
+    "num_updates",
+    "target_period",
+    "capacity",
+    "anneal",
+    *priority.FIELDS,
+)
 # (params, bootstrap_params, window or sequence, key) -> (loss [], absolute TD error [])
 Loss = Callable[[Params, Params, Any, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -64,6 +76,8 @@ def validate_epsilon(config: Any) -> None:
 
 def epsilon(config: Any, step: jax.Array, explore: bool) -> jax.Array:
     """Chance of a uniform action: falls linearly, or `epsilon_eval` in evaluation."""
+    names = ("epsilon_start", "epsilon_end", "epsilon_eval", "exploration_fraction")
+    cfg.check_fields("q_learner.epsilon", config, *names)
     if not explore:
         return jnp.asarray(config.epsilon_eval)
     span = config.epsilon_end - config.epsilon_start
@@ -82,6 +96,7 @@ def init(
 
     The network takes a batch of observations and `inputs`; `memory` is the agent's.
     """
+    cfg.check_fields("q_learner", config, *FIELDS)
     obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
     params = network.init(key, obs, *inputs)
     prioritized = priority.keeps_priorities(config)

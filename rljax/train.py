@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rljax import config as cfg
 from rljax import prng
 from rljax.config import as_arrays
 from rljax.rollout import unroll
@@ -16,6 +17,7 @@ _MAX_ROWS = 1000  # of metrics that `train` returns, however long it runs
 
 def num_iterations(config: Any) -> int:
     """Iterations after warm-up until `config.total_steps`, rounded up."""
+    cfg.check_fields("train", config, "num_envs", "rollout_length", "total_steps")
     steps = config.total_steps - warm_up_iterations(config) * steps_per_iteration(
         config
     )
@@ -45,8 +47,11 @@ def init(agent: Agent, env: BatchedEnv, config: Any, key: jax.Array) -> TrainSta
       The state from which `run` goes on.
 
     Raises:
-      ValueError: a config field out of range.
+      ValueError: a config field out of range or missing, a function that the agent
+        does not have.
     """
+    cfg.check_fields("train.init", config, "validate", "num_envs", "rollout_length")
+    cfg.check_functions(agent, "init", "memory", "act", "observe")
     config.validate()
     config = as_arrays(config)
     agent_key, env_key, run_key = jax.random.split(key, 3)
@@ -101,8 +106,11 @@ def run(
       2^31 - 1.
 
     Raises:
-      ValueError: `log_every` does not divide `iterations`.
+      ValueError: `log_every` does not divide `iterations`; a config field or a function
+        of the agent is missing, or `update` does not return a dict of metrics.
     """
+    cfg.check_fields("train.run", config, "rollout_length")
+    cfg.check_functions(agent, "memory", "act", "observe", "update")
     if iterations % log_every:
         raise ValueError(f"log_every={log_every}: must divide iterations={iterations}")
     config = as_arrays(config)
@@ -114,6 +122,9 @@ def run(
         )
         agent_state = agent.observe(config, ts.agent, rollout)
         agent_state, metrics = agent.update(config, agent_state, rollout, update_key)
+        if not isinstance(metrics, dict):
+            kind = type(metrics).__name__
+            raise ValueError(f"Agent.update: must return a dict of metrics, not {kind}")
         done = rollout.terminated | rollout.truncated
         sums = {
             "reward": info.get("reward", rollout.reward).mean(),

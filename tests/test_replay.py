@@ -260,3 +260,23 @@ def test_nothing_copies_the_buffer(seeds):
     compiled = jax.jit(jax.vmap(run), donate_argnums=0).lower(big, keys).compile()
     stored = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(big))
     assert compiled.memory_analysis().temp_size_in_bytes < 0.05 * stored
+
+
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_an_empty_buffer_gives_zeros_and_no_nan(prioritized):
+    spec = envs.make("CartPole-v1").spec
+
+    @jax.jit
+    def draw(key):
+        buffer = replay.init(spec, 2, 8, prioritized)
+        drawn = replay.sample(buffer, key, 5)
+        sequences = replay.sample_sequences(buffer, key, 5, 3)
+        weights = replay.importance_weights(buffer, drawn.probability, 1.0)
+        return drawn, sequences, weights
+
+    with jax.debug_nans(True), jax.debug_infs(True):
+        drawn, (start, sequences, _), weights = draw(jax.random.key(0))
+    for index in (drawn.index, start):
+        assert ((index >= 0) & (index < 8)).all()
+    assert not drawn.windows.obs.any() and not sequences.obs.any()
+    np.testing.assert_array_equal(weights, 1.0)

@@ -166,6 +166,15 @@ def test_log_every_averages_rows(case):
         np.testing.assert_allclose(metrics[name], row.mean(axis=1), 1e-4, 1e-6, name)
 
 
+@fast_for("dqn", "ppo_rnn")
+def test_debug_flags_find_neither_nan_nor_infinity(case):
+    """The slow ones add the other agents; rows without an episode are among these."""
+    ts = start(case)
+    with jax.debug_nans(True), jax.debug_infs(True):
+        _, rows = run(case.agent, case.env, case.config, ts, ITERATIONS)
+    assert not rows["episodes"].all()
+
+
 def test_episode_metrics_account_for_every_step(case, long_run):
     if case.name in CONTINUOUS_ONLY:
         pytest.skip("no episode of Pendulum ends so soon")
@@ -546,7 +555,8 @@ def score(env, act, episodes=3, **kwargs):
         ts = TrainState((), env.reset(key, 1)[0], (), (), (), ())
         return evaluate(scripted(act), env, (), ts, key, episodes, **kwargs)
 
-    return jax.device_get(play(env, jax.random.key(0)))
+    with jax.debug_nans(True), jax.debug_infs(True):
+        return jax.device_get(play(env, jax.random.key(0)))
 
 
 def test_evaluate_plays_each_episode_once_to_its_end():
