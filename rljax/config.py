@@ -165,7 +165,7 @@ def check_sizes(config: Any, name: str) -> None:
       ValueError: names the field and its value.
     """
     value = _field(config, name)
-    sizes = value if isinstance(value, tuple) else (None,)
+    sizes = value if isinstance(value, tuple) else (0,)
     if not all(_is_int(size) and 0 < size <= INT32_MAX for size in sizes):
         raise ValueError(f"{name}={value!r}: must be a tuple of integers >= 1")
 

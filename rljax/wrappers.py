@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from rljax.config import saturating_add
 from rljax.types import Box, Discrete, Spec, TimeStep
 
 _CLIP = 10.0  # standard deviations, of what is normalised
@@ -104,7 +105,7 @@ class EpisodeStatistics(Wrapper):
         """Step and count."""
         env_state, ts = self.env.step(noise, state.env, action)
         episode_return = state.episode_return + ts.reward
-        episode_length = state.episode_length + 1
+        episode_length = saturating_add(state.episode_length, 1)
         info = ts.info | {
             "episode_return": episode_return,
             "episode_length": episode_length,
@@ -420,7 +421,7 @@ class TimeAware(Wrapper):
     ) -> tuple[Timed, TimeStep]:
         """Step and count."""
         env_state, ts = self.env.step(noise, state.env, action)
-        next_time = state.time + 1
+        next_time = saturating_add(state.time, 1)
         time = next_time * ~(ts.terminated | ts.truncated)
         obs, next_obs = self._with(time, ts.obs), self._with(next_time, ts.next_obs)
         return Timed(env_state, time), ts._replace(obs=obs, next_obs=next_obs)

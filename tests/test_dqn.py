@@ -142,13 +142,19 @@ def test_dqn_update_uses_the_target_network(case, update, state, rollout):
 
 
 @only_dqn
-@pytest.mark.parametrize("rate", [0.25, 1.0])
-def test_dqn_moves_the_target_network_each_period(case, update, state, rollout, rate):
+@pytest.mark.parametrize(
+    ("rate", "first"), [(0.25, 0), (1.0, 0), (0.5, 2**31 - 4)], ids=str
+)
+def test_dqn_moves_the_target_network_each_period(
+    case, update, state, rollout, rate, first
+):
+    """Also beyond the greatest int32."""
     config = dataclasses.replace(case.config, target_rate=rate, learning_rate=0.1)
-    for count in range(1, 9):
+    state = state._replace(num_updates=jnp.int32(first))
+    for count in range(first + 1, first + 9):
         before = state.target_params
         state, _ = update(config, state, rollout, jax.random.key(1))
-        assert state.num_updates == count
+        assert count >= 2**31 or state.num_updates == count
         moves = rate if count % config.target_period == 0 else 0.0
         before, trained = jax.tree.map(np.array, (before, state.params))
         target = jax.tree.map(

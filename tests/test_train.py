@@ -344,8 +344,10 @@ def near_the_limit(tree):
 
     def late(path, x):
         name = jax.tree_util.keystr(path)
-        counts = x.shape == () and x.dtype == jnp.int32 and ".replay" not in name
-        return jnp.full_like(x, 2**31 - 3) if counts and ".env" not in name else x
+        counts = x.shape == () and ".replay" not in name and ".env.env" not in name
+        if x.dtype == jnp.int32 and (counts or name.endswith(".episode_length")):
+            return jnp.full_like(x, 2**31 - 3)
+        return x
 
     return jax.tree.map_with_path(late, tree)
 
@@ -358,7 +360,9 @@ def test_counters_do_not_run_over(case):
     end, rows = numbers(run(case.agent, case.env, case.config, ts, ITERATIONS))
     np.testing.assert_array_equal(rows.pop("step"), [2**31 - 1] * ITERATIONS)
     assert end.step == 2**31 - 1 and end.agent.step > 2**31 - 10
-    chex.assert_tree_all_finite((learned(end.agent), rows["reward"]))
+    chex.assert_tree_all_finite((learned(end.agent), rows))
+    assert (rows["episode_length"] >= 0).all() and rows["episode_length"].any()
+    assert (end.env.episode_length >= 0).all()
     if getattr(case.config, "anneal", False):  # the rate is 0 for good
         chex.assert_trees_all_equal(end.agent[0], ts.agent[0])
 

@@ -351,10 +351,11 @@ def test_steps_shrink_with_the_agents_learning_rate(name, x64):
     """To nothing at the end of training; without annealing they stay."""
     past = past_of(name)
     start = past.before[-1]
-    count = np.int32(10_000)
+    count = np.int32(2**31 - 1)  # also after the greatest number of updates
     state = start._replace(window=start.window._replace(count=count))
     _, new, _ = past.step(past.config, state, at(past.seen, -1), KEYS[-1])
     assert (new.raw["gamma"] == start.raw["gamma"]) == past.config.anneal
+    assert new.window.count == count
 
 
 NETWORKS = {

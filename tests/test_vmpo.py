@@ -175,6 +175,14 @@ def test_vmpo_target_is_renewed_every_few_updates(case, update, state, rollout):
 
 
 @only_vmpo
+def test_vmpo_target_is_renewed_also_beyond_int32(case, update, state, rollout):
+    """The greatest int32 is odd."""
+    late = with_other_target(state)._replace(step=np.int32(2**31 - 1))
+    state, _ = update(case.config, late, rollout, jax.random.key(0))
+    chex.assert_trees_all_equal(state.target_actor, state.actor)
+
+
+@only_vmpo
 def test_vmpo_acts_by_the_target_and_is_judged_by_the_learner(case, state):
     turned, target = (compiled.scaled(state.actor, scale) for scale in (-1, 5))
     state = state._replace(actor=turned, target_actor=target)

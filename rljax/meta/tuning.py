@@ -132,14 +132,14 @@ def _check_config(tuning: Tuning, config: Any) -> None:
     """Raise ValueError if the config lacks what tuning takes from it."""
     names = ["num_envs", "rollout_length", "total_steps", "validate"]
     cfg.check_fields("tune", config, *names)
-    if not dataclasses.is_dataclass(config):
-        kind = type(config).__name__
-        raise ValueError(f"config: must be a dataclass to be tuned, not a {kind}")
     if hasattr(config, "num_minibatches"):
         cfg.check_fields("tune with num_minibatches", config, "num_epochs")
         steps = config.num_envs * config.rollout_length
         what = "num_envs * rollout_length, to be tuned,"
         cfg.check_divides(config, "num_minibatches", steps, what)
+    if not dataclasses.is_dataclass(config):
+        kind = type(config).__name__
+        raise ValueError(f"config: must be a dataclass to be tuned, not a {kind}")
 
 
 def _check_agent(tuning: Tuning, config: Any, state: Any) -> None:
