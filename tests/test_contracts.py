@@ -147,7 +147,12 @@ USES = {  # what takes a config, its fields, and more arguments, none of them lo
 
 
 @pytest.mark.parametrize(
-    ("fn", "field"), [(fn, field) for fn, (names, _) in USES.items() for field in names]
+    ("fn", "field"),
+    [
+        pytest.param(fn, name, id=f"{fn.__module__[6:]}.{fn.__name__}-{name}")
+        for fn, (names, _) in USES.items()
+        for name in names
+    ],
 )
 def test_a_missing_field_is_named(fn, field):
     names, call = USES[fn]

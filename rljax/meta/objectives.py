@@ -268,9 +268,8 @@ def _of_actions(agent: Any, spec: Spec, settings: Any) -> Objective:
             return total, {"value_loss": total}
 
         new, metrics = _fit(settings, own, progress, error, critic, data, key)
-        moved = optax.incremental_update(
-            new.params, critic.target_params, own.target_rate
-        )
+        rate = own.target_rate
+        moved = optax.incremental_update(new.params, critic.target_params, rate)
         return new._replace(target_params=moved), metrics
 
     return Objective(init, prepare, loss, distance, update)
