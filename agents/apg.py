@@ -58,7 +58,7 @@ class State(NamedTuple):
     actor_opt: Any  # Adam over the actor's parameters as one flat vector
     critic_opt: Any  # likewise
     target_critic: Params  # follows the critic
-    step: jax.Array  # [] int32, environment steps learned from
+    step: jax.Array  # [] int32, rollouts learned from
 
 
 def make(spec: Spec) -> Agent:
@@ -169,7 +169,8 @@ def act(
 ) -> tuple[jax.Array, Any, Any]:
     """Sample the policy, with the noise that did; or take its mean before the tanh."""
     shape = (len(obs), actor_critic.action_size(spec))
-    noise = jax.random.normal(key, shape) if explore else jnp.zeros(shape)
+    zeros = jnp.zeros(shape, jnp.float32)
+    noise = jax.random.normal(key, shape, zeros.dtype) if explore else zeros
     return policy(spec, config, state.actor, obs, noise), memory, noise
 
 
@@ -201,5 +202,5 @@ def update(
         actor_opt=actor_opt,
         critic_opt=critic_opt,
         target_critic=actor_critic.follow(config, critic_params, state.target_critic),
-        step=state.step + target.size,
+        step=cfg.next_count(state.step),
     ), metrics | {"policy_loss": value, "grad_norm": optax.safe_norm(grads, 1e-16)}

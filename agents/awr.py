@@ -72,7 +72,7 @@ class State(NamedTuple):
     critic: Params
     actor_opt: Any  # Adam over the actor's parameters as one flat vector
     critic_opt: Any  # likewise
-    step: jax.Array  # [] int32, environment steps learned from
+    step: jax.Array  # [] int32, rollouts learned from
     replay: replay.Replay
 
 
@@ -130,6 +130,6 @@ def update(
     loss = functools.partial(policy_loss, spec, config)
     args = (loss, state.actor, state.actor_opt, batch, actor_key)
     actor, actor_opt, more = fit(*args)
-    step = state.step + rollout.reward.size
+    step = cfg.next_count(state.step)
     state = state._replace(actor=actor, actor_opt=actor_opt, step=step)
     return state, metrics | more

@@ -58,7 +58,7 @@ class State(NamedTuple):
     critic: Params
     actor_opt: Any  # Adam over the actor's parameters as one flat vector
     critic_opt: Any  # likewise
-    step: jax.Array  # [] int32, environment steps learned from
+    step: jax.Array  # [] int32, rollouts learned from
     behaviour: Params  # an older copy of the actor, which acts
 
 
@@ -126,10 +126,10 @@ def update(
     """One step along the corrected policy gradient of one rollout."""
     del key  # nothing is drawn
     batch, rho = prepare(spec, config, state, rollout)
-    state, metrics = on_policy.learn(spec, config, state, batch)
-    count = state.step // rho.size  # updates
     period = config.actor_period
+    count = cfg.next_count(state.step, period)
+    state, metrics = on_policy.learn(spec, config, state, batch)
     behaviour = optax.periodic_update(state.actor, state.behaviour, count, period)
     clipped = jnp.mean(rho > config.clip_rho)
     metrics |= {"rho": rho.mean(), "clipped_rho_fraction": clipped}
-    return state._replace(behaviour=behaviour), metrics
+    return state._replace(behaviour=behaviour, step=count), metrics

@@ -95,12 +95,13 @@ def random_fractions(key: jax.Array, num: int) -> jax.Array:
 
     Uniform on the whole like independent ones, but with less variance.
     """
-    return (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
+    return (jnp.arange(num) + jax.random.uniform(key, (num,), jnp.float32)) / num
 
 
 def policy_fractions(config: Config) -> jax.Array:
     """Middles of equal shares, `[K]`: a mean without noise, unlike the paper's."""
-    return (jnp.arange(config.num_policy_fractions) + 0.5) / config.num_policy_fractions
+    number = config.num_policy_fractions
+    return (jnp.arange(number, dtype=jnp.float32) + 0.5) / number
 
 
 def quantile_loss(

@@ -79,7 +79,7 @@ class State(NamedTuple):
     target_actor: Params  # an older copy
     target_critic: Params  # likewise
     replay: replay.Replay
-    step: jax.Array  # [] int32, environment steps learned from
+    step: jax.Array  # [] int32, rollouts learned from
 
 
 class Evidence(NamedTuple):

@@ -180,4 +180,5 @@ def update(
         lambda: fit(critic_loss, (flat_critic, state.critic_opt), unravel_critic),
     )
     params = unravel_actor(new_actor), unravel_critic(new_critic)
-    return State(*params, actor_opt, critic_opt, state.step + size), metrics | more
+    step = cfg.next_count(state.step)
+    return State(*params, actor_opt, critic_opt, step), metrics | more

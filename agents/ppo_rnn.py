@@ -79,7 +79,7 @@ class State(NamedTuple):
     critic: Params
     opt_states: Pair  # Adam over each network's parameters as one flat vector
     past: Any  # the last rollout's end, `[burn_in, N, ...]`; () without burn-in
-    step: jax.Array  # [] int32, environment steps learned from
+    step: jax.Array  # [] int32, rollouts learned from
 
 
 class Past(NamedTuple):
@@ -133,7 +133,7 @@ def nets(spec: Spec, config: Config) -> Pair:
 
 def memory(config: Config, num_envs: int) -> Pair:
     """The memories of `num_envs` episodes that start."""
-    zeros = jnp.zeros((num_envs, 2 * config.memory_size))
+    zeros = jnp.zeros((num_envs, 2 * config.memory_size), jnp.float32)
     return Pair(zeros, zeros)
 
 
@@ -254,5 +254,5 @@ def update(
         lambda: fit(actor_loss, state.actor, state.opt_states.actor),
         lambda: fit(critic_loss, state.critic, state.opt_states.critic),
     )
-    rest = (Pair(actor_opt, critic_opt), past, state.step + rollout.reward.size)
+    rest = (Pair(actor_opt, critic_opt), past, cfg.next_count(state.step))
     return State(actor, critic, *rest), metrics | more

@@ -87,7 +87,7 @@ class State(NamedTuple):
 
     params: Params
     opt_state: Any  # of Adam, over the parameters as one flat vector
-    step: jax.Array  # [] int32, environment steps learned from
+    step: jax.Array  # [] int32, rollouts learned from
 
 
 class Batch(NamedTuple):
@@ -203,4 +203,4 @@ def update(
     start, optimizer = (flat, state.opt_state), optimizers.clipped_adam(config)
     args = (of_flat, optimizer, rate, start, batch, index)
     (flat, opt_state), metrics = on_policy.fit(*args)
-    return State(unravel(flat), opt_state, state.step + size), metrics
+    return State(unravel(flat), opt_state, cfg.next_count(state.step)), metrics

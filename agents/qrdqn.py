@@ -100,7 +100,8 @@ def network(spec: Spec, config: Config) -> Any:
 
 def midpoints(config: Config) -> jax.Array:
     """Cumulative probabilities that the quantiles stand for; lemma 2."""
-    return (jnp.arange(config.num_quantiles) + 0.5) / config.num_quantiles
+    number = config.num_quantiles
+    return (jnp.arange(number, dtype=jnp.float32) + 0.5) / number
 
 
 def loss(

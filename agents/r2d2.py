@@ -171,7 +171,7 @@ def td_errors(
 
 def memory(config: Config, num_envs: int) -> jax.Array:
     """The memory of `num_envs` episodes that start."""
-    return jnp.zeros((num_envs, 2 * config.memory_size))
+    return jnp.zeros((num_envs, 2 * config.memory_size), jnp.float32)
 
 
 def init(spec: Spec, config: Config, key: jax.Array) -> State:

@@ -74,7 +74,7 @@ class State(NamedTuple):
     opt_states: Any  # of Adam: actor, critic, temperature
     target_critic: Params  # an older copy
     replay: replay.Replay
-    step: jax.Array  # [] int32, environment steps learned from
+    step: jax.Array  # [] int32, rollouts learned from
 
 
 def make(spec: Spec) -> Agent:

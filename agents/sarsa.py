@@ -52,7 +52,7 @@ class Config:
         cfg.check_range(self, "learning_rate", "max_grad_norm", low=0.0, open_low=True)
         cfg.check_range(self, "gamma", low=0.0, high=1.0)
         q_learner.validate_epsilon(self)
-        cfg.check_count(self, "total_steps", "num_envs", "rollout_length")
+        cfg.check_loop(self)
         cfg.check_sizes(self, "hidden_sizes")
         cfg.check_choice(self, "activation", tuple(layers.ACTIVATIONS))
 
@@ -62,7 +62,7 @@ class State(NamedTuple):
 
     params: Params
     opt_state: Any  # of Adam, over the parameters as one flat vector
-    step: jax.Array  # [] int32, environment steps learned from
+    step: jax.Array  # [] int32, rollouts learned from
 
 
 def make(spec: Spec) -> Agent:
@@ -166,8 +166,7 @@ def update(
     rows = Transition(*(getattr(rollout, name) for name in Transition._fields))
     batch = (rows, next_actions(rollout))
     batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
-    size = rollout.reward.size
-    keys = jax.random.split(key, size)
+    keys = jax.random.split(key, rollout.reward.size)
     flat, unravel = ravel_pytree(state.params)  # one vector: one kernel in Adam
 
     def loss(flat: jax.Array) -> jax.Array:
@@ -180,4 +179,4 @@ def update(
     progress = optimizers.progress(config, state.step)
     rate = optimizers.annealed(config, progress, config.learning_rate)
     params = unravel(optax.tree.add_scale(flat, -rate, updates))
-    return State(params, opt_state, state.step + size), {"loss": value}
+    return State(params, opt_state, cfg.next_count(state.step)), {"loss": value}

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from rljax import actor_critic, distributions, losses, networks, priority, replay
 from rljax import config as cfg
+from rljax.optimizers import exploration
 from rljax.replay import Windows
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
@@ -86,7 +87,7 @@ class State(NamedTuple):
     target_actor: Params  # an older copy
     target_critic: Params  # likewise
     replay: replay.Replay
-    step: jax.Array  # [] int32, environment steps learned from
+    step: jax.Array  # [] int32, rollouts learned from
 
 
 def make(spec: Spec) -> Agent:
@@ -186,9 +187,9 @@ def act(
     """The policy's action, with noise to explore."""
     action = actor(spec, config).apply(state.actor, obs)
     if explore:
-        progress = state.step / (config.exploration_fraction * config.total_steps)
         span = config.noise_end - config.noise_start
-        stddev = config.noise_start + span * jnp.minimum(progress, 1.0)
+        progress = exploration(config, state.step)
+        stddev = config.noise_start + span * progress
         memory = actor_critic.next_noise(config, memory, key)
         middle, half = distributions.middle_and_half(box(spec))
         action = action + stddev * half * memory

@@ -64,7 +64,7 @@ class State(NamedTuple):
     actor: Params
     critic: Params
     critic_opt: Any  # Adam over the critic's parameters as one flat vector
-    step: jax.Array  # [] int32, environment steps learned from
+    step: jax.Array  # [] int32, rollouts learned from
 
 
 class Search(NamedTuple):
@@ -165,7 +165,7 @@ def line_search(
     def going_on(search: Search) -> jax.Array:
         return ~search.accepted & (search.tries < config.max_backtracks)
 
-    zero = jnp.zeros(())
+    zero = jnp.zeros((), batch.advantage.dtype)
     start = Search(zero, jnp.zeros((), jnp.int32), jnp.array(False), zero, zero)
     return jax.lax.while_loop(going_on, attempt, start)
 
@@ -187,8 +187,8 @@ def update(
     loss = functools.partial(on_policy.value_loss, spec, config)
     args = (config, rate, loss, state.critic, state.critic_opt, batch, key)
     critic_params, critic_opt, metrics = on_policy.fit_epochs(*args)
-    new_step = state.step + len(batch.target)
-    new = State(actor_params, critic_params, critic_opt, new_step)
+    count = cfg.next_count(state.step)
+    new = State(actor_params, critic_params, critic_opt, count)
     return new, metrics | {
         "kl": jnp.where(search.accepted, search.kl, 0.0),
         "surrogate_gain": jnp.where(search.accepted, search.gain, 0.0),

@@ -76,7 +76,7 @@ class State(NamedTuple):
     critic: Params
     actor_opt: Any  # Adam over the actor's parameters as one flat vector
     critic_opt: Any  # likewise
-    step: jax.Array  # [] int32, environment steps learned from
+    step: jax.Array  # [] int32, rollouts learned from
     target_actor: Params  # an older copy, which acts
     duals: Duals
     dual_opt: Any  # Adam over them as one flat vector
@@ -189,9 +189,8 @@ def update(
     loss = functools.partial(on_policy.value_loss, spec, config)
     args = (config, rate, loss, state.critic, state.critic_opt, batch, key)
     critic, critic_opt, last = on_policy.fit_epochs(*args)
-    new_step = state.step + len(batch.target)
-    count = new_step // len(batch.target)  # updates
     period = config.target_period
+    count = cfg.next_count(state.step, period)
     target = optax.periodic_update(actor, state.target_actor, count, period)
-    learned = (actor, critic, actor_opt, critic_opt, new_step)
+    learned = (actor, critic, actor_opt, critic_opt, count)
     return State(*learned, target, duals, dual_opt), metrics | more | last

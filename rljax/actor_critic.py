@@ -1,7 +1,7 @@
 """What agents share that learn an actor and critics from a replay.
 
-Their config has the fields named in `validate` and those of `rljax.priority`; what
-sets the agents apart are their networks and their losses.
+Their config has `FIELDS`, and `noise_damping` where actions are continuous; what sets
+the agents apart are their networks and their losses.
 """
 
 import functools
@@ -17,6 +17,20 @@ from rljax import distributions, layers, losses, networks, optimizers, priority,
 from rljax.priority import Batch
 from rljax.types import Discrete, Metrics, Params, Rollout, Spec
 
+FIELDS = (
+    "learning_rate",
+    "max_grad_norm",
+    "target_rate",
+    "total_steps",
+    "num_envs",
+    "rollout_length",
+    "num_updates",
+    "capacity",
+    "hidden_sizes",
+    "activation",
+    "anneal",
+    *priority.FIELDS,
+)
 # (params, (window, key)) -> (loss [], absolute TD error [])
 Loss = Callable[[Params, Any], tuple[jax.Array, jax.Array]]
 
@@ -27,7 +41,8 @@ def validate(config: Any) -> None:
     cfg.check_range(config, "gamma", low=0.0, high=1.0)
     rates = ("target_rate", "noise_damping")
     cfg.check_range(config, *rates, low=0.0, high=1.0, open_low=True)
-    cfg.check_count(config, "total_steps", "num_envs", "rollout_length", "num_updates")
+    cfg.check_loop(config)
+    cfg.check_count(config, "num_updates")
     cfg.check_sizes(config, "hidden_sizes")
     cfg.check_choice(config, "activation", tuple(layers.ACTIVATIONS))
     priority.validate(config)
@@ -41,7 +56,7 @@ def action_size(spec: Spec) -> int:
 def example(spec: Spec) -> tuple[jax.Array, ...]:
     """A critic's inputs, zeros: observation `[1, ...]`, continuous action `[1, D]`."""
     obs, size = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype), action_size(spec)
-    return (obs, jnp.zeros((1, size))) if size else (obs,)
+    return (obs, jnp.zeros((1, size), jnp.float32)) if size else (obs,)
 
 
 def stochastic_actor(spec: Spec, config: Any) -> Any:
@@ -70,7 +85,7 @@ def critics(spec: Spec, config: Any, size: int) -> networks.Ensemble:
 def memory(spec: Spec, config: Any, num_envs: int) -> Any:
     """The exploration's noise `[N, D]`, none where an episode starts."""
     size = action_size(spec)
-    return jnp.zeros((num_envs, size)) if size else ()
+    return jnp.zeros((num_envs, size), jnp.float32) if size else ()
 
 
 def next_noise(config: Any, memory: jax.Array, key: jax.Array) -> jax.Array:
@@ -79,6 +94,7 @@ def next_noise(config: Any, memory: jax.Array, key: jax.Array) -> jax.Array:
     The smaller `config.noise_damping`, the longer it keeps its direction; at 1 the
     noise of each step is independent. Consumes the key.
     """
+    cfg.check_fields("actor_critic.next_noise", config, "noise_damping")
     damping = config.noise_damping
     args = (damping, jnp.sqrt(1.0 - (1.0 - damping) ** 2))
     return losses.add_ornstein_uhlenbeck_noise(
@@ -111,7 +127,8 @@ def act(
 
 
 def init_replay(spec: Spec, config: Any) -> replay.Replay:
-    """An empty buffer."""
+    """An empty buffer; ValueError if the config lacks one of `FIELDS`."""
+    cfg.check_fields("actor_critic", config, *FIELDS)
     prioritized = priority.keeps_priorities(config)
     return replay.init(spec, config.num_envs, config.capacity, prioritized)
 
@@ -135,7 +152,7 @@ def update(
       learn: `(progress, state, key) -> (state, metrics)`, `progress` of training from
         0 to 1.
       config: the agent's.
-      state: the agent's, with a `replay` and the environment steps learned from,
+      state: the agent's, with a `replay` and the number of rollouts learned from,
         `step`.
       rollout: `[T, N, ...]`.
       key: `[]` typed key, consumed here.
@@ -147,7 +164,7 @@ def update(
     progress = optimizers.progress(config, state.step)
     step = functools.partial(learn, progress)
     state, metrics = jax.lax.scan(step, state, jax.random.split(key, times))
-    state = state._replace(step=state.step + rollout.reward.size)
+    state = state._replace(step=cfg.next_count(state.step))
     return state, jax.tree.map(jnp.mean, metrics)
 
 

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 C = TypeVar("C")
+INT32_MAX = 2**31 - 1  # the greatest count in a program
 
 
 def static(default: Any) -> Any:
@@ -18,19 +20,64 @@ def static(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"static": True})
 
 
+def saturating_add(count: ArrayLike, more: int) -> jax.Array:
+    """`count + more`, or the greatest int32 where that is beyond it."""
+    return jnp.minimum(count, INT32_MAX - more) + more
+
+
+def next_count(count: ArrayLike, period: int = 1) -> jax.Array:
+    """`count + 1`; beyond int32 less by `period`, by which it is right for ever.
+
+    Example:
+      >>> int(next_count(2**31 - 1)) == 2**31 - 1
+      True
+    """
+    return jnp.where(count == INT32_MAX, count - period, count) + 1
+
+
 def as_arrays(config: C) -> C:
-    """Cast every leaf to the default float dtype, so that jit sees one type.
+    """Cast every leaf to float32, so that jit sees one type: that of a run's arrays.
 
     A Python float, a numpy scalar and a weakly typed array in the same field would
-    be three compilations.
+    be three compilations. With `jax_enable_x64` too a run is one in float32.
+
+    Raises:
+      ValueError: a leaf that is no number.
     """
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), config)
+
+    def cast(path: Any, leaf: Any) -> jax.Array:
+        try:
+            return jnp.asarray(leaf, jnp.float32)
+        except (TypeError, ValueError) as error:
+            name = jax.tree_util.keystr(path) or type(config).__name__
+            raise ValueError(
+                f"{name.lstrip('.')}={leaf!r}: must be a number, or a field that is "
+                "static, of a dataclass that jax.tree_util.register_dataclass knows"
+            ) from error
+
+    return jax.tree.map_with_path(cast, config)
 
 
-def saturating_add(count: jax.Array, more: Any) -> jax.Array:
-    """A count of int32 that stops at 2^31 - 1 instead of becoming negative."""
-    most = jnp.iinfo(jnp.int32).max
-    return jnp.minimum(count, most - more) + more
+def check_fields(needed_by: str, config: Any, *names: str) -> None:
+    """Raise unless the config has all these fields.
+
+    Raises:
+      ValueError: names the config's class, what it lacks and what needs that.
+    """
+    missing = [name for name in names if not hasattr(config, name)]
+    if missing:
+        raise ValueError(
+            f"{type(config).__name__} has no {', '.join(missing)}: "
+            f"{needed_by} needs {', '.join(names)}"
+        )
+
+
+def check_functions(agent: Any, *names: str) -> None:
+    """Raise ValueError naming those of the agent's functions that are none."""
+    missing = [name for name in names if not callable(getattr(agent, name, None))]
+    if missing:
+        needed = f"needed are {', '.join(names)}"
+        raise ValueError(f"Agent: {', '.join(missing)}: no function; {needed}")
 
 
 def check_range(
@@ -44,7 +91,7 @@ def check_range(
       ValueError: names the field, its value and what is allowed.
     """
     for name in names:
-        value = getattr(config, name)
+        value = _field(config, name)
         if isinstance(value, Tracer) or isinstance(low, Tracer):
             continue
         allowed = f"must be in {'(' if open_low else '['}{low}, {high}]"
@@ -56,16 +103,37 @@ def check_range(
             raise ValueError(f"{name}={value}: {allowed}")
 
 
-def check_count(config: Any, *names: str, low: int = 1) -> None:
-    """Raise unless the named fields are integers of at least `low`.
+def check_count(config: Any, *names: str, low: int = 1, high: int = INT32_MAX) -> None:
+    """Raise unless the named fields are integers from `low` to `high`.
 
     Raises:
       ValueError: names the field, its value and what is allowed.
     """
     for name in names:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        value = _field(config, name)
+        if not _is_int(value) or value < low:
             raise ValueError(f"{name}={value!r}: must be an integer >= {low}")
+        if value > high:
+            raise ValueError(f"{name}={value!r}: must be an integer <= {high}")
+
+
+def check_loop(config: Any) -> None:
+    """Raise unless the loop can count: the fields that say how long a run is.
+
+    These are `num_envs`, `rollout_length` and `total_steps`. What a program counts in
+    int32 are rollouts, so that there may be more environment steps than that.
+
+    Raises:
+      ValueError: names the field, its value and what is allowed.
+    """
+    check_count(config, "num_envs", "rollout_length")
+    steps = config.num_envs * config.rollout_length
+    if steps > INT32_MAX:
+        raise ValueError(
+            f"num_envs={config.num_envs}: must be at most {INT32_MAX} / "
+            f"rollout_length = {INT32_MAX // config.rollout_length}"
+        )
+    check_count(config, "total_steps", high=INT32_MAX * steps)
 
 
 def check_divides(config: Any, name: str, total: int, what: str) -> None:
@@ -74,7 +142,7 @@ def check_divides(config: Any, name: str, total: int, what: str) -> None:
     Raises:
       ValueError: names the field, its value and what it has to divide.
     """
-    value = getattr(config, name)
+    value = _field(config, name)
     if total % value:
         raise ValueError(f"{name}={value}: must divide {what} = {total}")
 
@@ -85,7 +153,7 @@ def check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
     Raises:
       ValueError: names the field, its value and the choices.
     """
-    value = getattr(config, name)
+    value = _field(config, name)
     if value not in choices:
         raise ValueError(f"{name}={value!r}: must be one of {', '.join(choices)}")
 
@@ -96,13 +164,20 @@ def check_sizes(config: Any, name: str) -> None:
     Raises:
       ValueError: names the field and its value.
     """
-    value = getattr(config, name)
-    good = isinstance(value, tuple) and all(
-        isinstance(size, int) and not isinstance(size, bool) and size > 0
-        for size in value
-    )
-    if not good:
+    value = _field(config, name)
+    sizes = value if isinstance(value, tuple) else (0,)
+    if not all(_is_int(size) and 0 < size <= INT32_MAX for size in sizes):
         raise ValueError(f"{name}={value!r}: must be a tuple of integers >= 1")
+
+
+def _field(config: Any, name: str) -> Any:
+    if not hasattr(config, name):
+        raise ValueError(f"{type(config).__name__} has no {name}")
+    return getattr(config, name)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def unknown(kind: str, name: str, known: Sequence[str]) -> str:

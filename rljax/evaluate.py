@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rljax import config as cfg
 from rljax import prng
 from rljax.config import as_arrays
 from rljax.types import Agent, TrainState
-from rljax.wrappers import BatchedEnv
+from rljax.wrappers import BatchedEnv, with_statistics
 
 
 class Episodes(NamedTuple):
@@ -49,7 +50,10 @@ def evaluate(
     Raises:
       TypeError: `ts` is not a train state: an agent's state alone does not say what the
         environments learned.
+      ValueError: a function that the agent does not have.
     """
+    cfg.check_functions(agent, "memory", "act")
+    env = with_statistics(env)
     if not isinstance(ts, TrainState):
         raise TypeError(f"ts: must be a TrainState, not {type(ts).__name__}")
     config = as_arrays(config)
@@ -57,7 +61,7 @@ def evaluate(
     reset_key, key = jax.random.split(prng.unrolled(key))
     env_state, obs = env.reset(reset_key, episodes)
     memory = agent.memory(config, episodes)
-    zeros = jnp.zeros(episodes)
+    zeros = jnp.zeros(episodes, jnp.float32)
     result = Episodes(zeros, zeros.astype(jnp.int32))
 
     def unfinished(carry: Any) -> jax.Array:

@@ -108,8 +108,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[..., features]` to the same shape."""
         size = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (size,))
-        bias = self.param("bias", nn.initializers.zeros, (size,))
+        scale = self.param("scale", nn.initializers.ones, (size,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (size,), jnp.float32)
         by_product = size <= 32 and jax.default_backend() == "cpu"
 
         def mean(x: jax.Array) -> jax.Array:
@@ -210,7 +210,7 @@ def with_noise(params: Params, key: jax.Array, factored: bool = False) -> Params
     if not layers:
         return params
     sizes = [size for layer in layers for size in flat[*layer, "scale", "kernel"].shape]
-    draws = jax.random.normal(key, (sum(sizes),))  # all at once
+    draws = jax.random.normal(key, (sum(sizes),), jnp.float32)  # all at once
     # The sign times the root of the absolute value, but with roots as the last costly
     # step: XLA repeats whatever comes after one for every element of a weight.
     factors = jnp.sqrt(jnp.maximum(draws, 0.0)) - jnp.sqrt(jnp.maximum(-draws, 0.0))

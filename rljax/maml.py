@@ -210,7 +210,7 @@ def run(
             losses, metrics = jax.vmap(of_one)(tasks, keys)
             return losses.mean(), jax.tree.map(jnp.mean, metrics)
 
-        rate = jnp.asarray(config.learning_rate)
+        rate = jnp.asarray(config.learning_rate, jnp.float32)
         args = (config, rate, loss, state.params, state.opt_state)
         params, opt_state, metrics = on_policy.descend(*args)
         return State(params, opt_state, key), metrics

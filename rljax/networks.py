@@ -26,7 +26,7 @@ class PolicyHead(nn.Module):
             return distrax.Categorical(dense(self.action.num_actions, 0.01)(x))
         size = math.prod(self.action.shape)
         mean = dense(size, 0.01)(x)
-        log_std = self.param("log_std", nn.initializers.zeros, (size,))
+        log_std = self.param("log_std", nn.initializers.zeros, (size,), jnp.float32)
         return distributions.gaussian(mean, log_std, self.action)
 
 
@@ -221,7 +221,9 @@ class CosineEmbedding(nn.Module):
     @nn.compact
     def __call__(self, fractions: jax.Array) -> jax.Array:
         """Map `[N]` to `[N, features]`."""
-        cosines = jnp.cos(jnp.pi * jnp.arange(self.size) * fractions[:, None])
+        cosines = jnp.cos(
+            jnp.pi * jnp.arange(self.size, dtype=jnp.float32) * fractions[:, None]
+        )
         return nn.relu(dense(self.features, math.sqrt(2))(cosines))
 
 
@@ -249,7 +251,7 @@ class ImplicitQuantileNetwork(nn.Module):
         embedded = CosineEmbedding(x.shape[-1], self.embedding_size)(fractions)
         shape = (x.shape[-1], self.num_actions)
         kernel = self.param("kernel", orthogonal(), shape)
-        bias = self.param("bias", nn.initializers.zeros, shape[1:])
+        bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
         # The head's weights take the product in place of the features: the fractions
         # are then columns of one matrix, whatever the size of the batch.
         weights = embedded.T[:, :, None] * kernel[:, None, :]  # [features, N, actions]

@@ -1,7 +1,7 @@
 """What agents share that learn a policy and a value from fresh rollouts.
 
-Their config has the fields named in `validate`; what sets the agents apart are their
-losses and how often they use a rollout.
+Their config has `FIELDS`, and what else a function says; what sets the agents apart are
+their losses and how often they use a rollout.
 """
 
 import functools
@@ -20,6 +20,18 @@ from rljax.rollout import values
 from rljax.types import Metrics, Params, Rollout, Spec
 
 EPS = 1e-5  # of Adam
+FIELDS = (
+    "learning_rate",
+    "gamma",
+    "max_grad_norm",
+    "total_steps",
+    "num_envs",
+    "rollout_length",
+    "hidden_sizes",
+    "activation",
+    "convolution",
+    "anneal",
+)
 # (flat parameters, the same as data, batch) -> (loss [], metrics)
 Loss = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Metrics]]
 
@@ -31,14 +43,14 @@ class State(NamedTuple):
     critic: Params
     actor_opt: Any  # Adam over the actor's parameters as one flat vector
     critic_opt: Any  # likewise
-    step: jax.Array  # [] int32, environment steps learned from
+    step: jax.Array  # [] int32, rollouts learned from
 
 
 def validate(config: Any) -> None:
     """Raise ValueError naming a field out of range, its value and the range."""
     cfg.check_range(config, "learning_rate", "max_grad_norm", low=0.0, open_low=True)
     cfg.check_range(config, "gamma", low=0.0, high=1.0)
-    cfg.check_count(config, "total_steps", "num_envs", "rollout_length")
+    cfg.check_loop(config)
     cfg.check_sizes(config, "hidden_sizes")
     cfg.check_choice(config, "activation", tuple(layers.ACTIVATIONS))
 
@@ -64,7 +76,8 @@ def critic(spec: Spec, config: Any) -> Any:
 
 
 def init(spec: Spec, config: Any, key: jax.Array) -> State:
-    """Fresh networks and optimisers."""
+    """Fresh networks and optimisers; ValueError if the config lacks one of `FIELDS`."""
+    cfg.check_fields("on_policy", config, *FIELDS)
     actor_key, critic_key = jax.random.split(key)
     obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
     actor_params = actor(spec, config).init(actor_key, obs)
@@ -166,6 +179,7 @@ def prepare(
     spec: Spec, config: Any, state: Any, rollout: Rollout, lambda_: Any
 ) -> Batch:
     """A rollout's advantages, normalised if the config says so, and returns."""
+    cfg.check_fields("on_policy.prepare", config, "gamma", "normalize_advantages")
     adv, value = advantages(spec, config, state.critic, rollout, lambda_)
     scaled = normalize(adv) if config.normalize_advantages else adv
     batch = Batch(rollout.obs, rollout.action, rollout.extras, scaled, adv + value)
@@ -179,6 +193,7 @@ def policy_loss(
 
     Sutton and Barto (2018), eq. 13.11, http://incompleteideas.net/book/the-book.html.
     """
+    cfg.check_fields("on_policy.policy_loss", config, "entropy_cost")
     distribution = actor(spec, config).apply(params, batch.obs)
     loss = -jnp.mean(distribution.log_prob(batch.action) * batch.advantage)
     entropy = distribution.entropy().mean()
@@ -213,6 +228,8 @@ def clipped_policy_loss(
     Returns:
       `([], metrics)`.
     """
+    names = ("clip_epsilon", "entropy_cost", "normalize_advantages")
+    cfg.check_fields("on_policy.clipped_policy_loss", config, *names)
     if config.normalize_advantages:
         adv = normalize(adv)
     log_ratio = policy.log_prob(action) - log_prob
@@ -301,6 +318,8 @@ def fit_epochs(
     Returns:
       The new parameters, the optimiser's new state, the metrics' means.
     """
+    names = ("max_grad_norm", "num_epochs", "num_minibatches")
+    cfg.check_fields("on_policy.fit_epochs", config, *names)
     size = len(jax.tree.leaves(batch)[0])
     index = prng.permutations(key, config.num_epochs, size)
     index = index.reshape(config.num_epochs * config.num_minibatches, -1)
@@ -366,6 +385,6 @@ def learn(spec: Spec, config: Any, state: Any, batch: Batch) -> tuple[Any, Metri
         critic=critic_params,
         actor_opt=actor_opt,
         critic_opt=critic_opt,
-        step=state.step + len(batch.target),
+        step=cfg.next_count(state.step),
     )
     return state, metrics | more

@@ -4,7 +4,8 @@ Its pieces have the values of optax's, and a finite derivative also where a grad
 exactly 0, as those of weights behind an input that is never active are. The root of 0
 in optax's Adam and in its norms has none: a meta-gradient through them is NaN.
 
-Configs have the fields `max_grad_norm`, `total_steps` and `anneal`.
+Configs have the fields `max_grad_norm`, `num_envs`, `rollout_length`, `total_steps`
+and `anneal`.
 """
 
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from jax.typing import ArrayLike
 
 
 class ClipState(NamedTuple):
-    """What `clip_by_global_norm` counts."""
+    """What `clip_by_global_norm` counts, modulo 2^32: differences are exact."""
 
     steps: jax.Array  # [] int32
     saturated: jax.Array  # [] int32, of them with a gradient that was cut
@@ -131,8 +132,15 @@ def clipped_adam(config: Any, eps: ArrayLike = 1e-8) -> optax.GradientTransforma
 
 
 def progress(config: Any, step: jax.Array) -> jax.Array:
-    """Share of the training that is over after `step` environment steps, 0 to 1."""
-    return jnp.minimum(step / config.total_steps, 1.0)
+    """Share of the training that is over after `step` rollouts, 0 to 1."""
+    # A Python float: `total_steps` may be beyond int32.
+    rollouts = config.total_steps / (config.num_envs * config.rollout_length)
+    return jnp.clip(jnp.asarray(step, jnp.float32) / rollouts, 0.0, 1.0)
+
+
+def exploration(config: Any, step: jax.Array) -> jax.Array:
+    """Share of `config.exploration_fraction` that is over after `step` rollouts."""
+    return jnp.minimum(progress(config, step) / config.exploration_fraction, 1.0)
 
 
 def annealed(config: Any, progress: jax.Array, start: Any) -> jax.Array:

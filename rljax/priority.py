@@ -1,8 +1,6 @@
 """Which transitions to learn from: uniform, or by TD errors or gradient norms.
 
-Every replay agent samples and takes its gradient here. Its config has the fields
-`priority`, `sampler`, `batch_size`, `n_step`, `priority_exponent`,
-`importance_exponent` and `large_batch_factor`.
+Every replay agent samples and takes its gradient here. Its config has `FIELDS`.
 """
 
 from collections.abc import Callable
@@ -19,6 +17,15 @@ from rljax.replay import Replay, Windows
 
 PRIORITIES = ("uniform", "td_error", "grad_norm")
 SAMPLERS = ("replay", "large_batch")
+FIELDS = (
+    "priority",
+    "sampler",
+    "batch_size",
+    "n_step",
+    "priority_exponent",
+    "importance_exponent",
+    "large_batch_factor",
+)
 _LEAST = 1e-6  # priority, so that every transition comes up again
 
 # (params, window) -> (loss [], absolute TD error [])
@@ -109,7 +116,7 @@ def sample(
         return _large_batch(config, buffer, key, loss, params, length)
     drawn = _draw(config, buffer, key, config.batch_size, length)
     if config.priority == "uniform":
-        weights = jnp.ones(config.batch_size)
+        weights = jnp.ones(config.batch_size, jnp.float32)
     else:
         beta = config.importance_exponent
         beta = beta + (1.0 - beta) * jnp.minimum(progress, 1.0)
@@ -148,7 +155,7 @@ def _large_batch(
     # Inverse of the distribution function, one draw from each equal share.
     mass = jnp.cumsum(scores)
     shares = jnp.arange(config.batch_size) + jax.random.uniform(
-        pick_key, (config.batch_size,)
+        pick_key, (config.batch_size,), jnp.float32
     )
     pick = jnp.searchsorted(mass, shares / config.batch_size * mass[-1], side="right")
     pick = jnp.minimum(pick, size - 1)

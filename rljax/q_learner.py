@@ -1,7 +1,6 @@
 """What agents share that learn action values from a replay, with a target network.
 
-Their config has the fields named in `validate` and those of `rljax.priority`; what
-sets the agents apart is their network and their loss.
+Their config has `FIELDS`; what sets the agents apart is their network and their loss.
 """
 
 from collections.abc import Callable
@@ -16,6 +15,19 @@ from rljax import config as cfg
 from rljax import distributions, layers, optimizers, priority, replay
 from rljax.types import Discrete, Metrics, Params, Rollout, Spec
 
+FIELDS = (
+    "learning_rate",
+    "max_grad_norm",
+    "target_rate",
+    "total_steps",
+    "num_envs",
+    "rollout_length",
+    "num_updates",
+    "target_period",
+    "capacity",
+    "anneal",
+    *priority.FIELDS,
+)
 # (params, bootstrap_params, window or sequence, key) -> (loss [], absolute TD error [])
 Loss = Callable[[Params, Params, Any, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -27,7 +39,7 @@ class State(NamedTuple):
     target_params: Params  # an older copy
     opt_state: Any  # of Adam, over the parameters as one flat vector
     replay: replay.Replay
-    step: jax.Array  # [] int32, environment steps learned from
+    step: jax.Array  # [] int32, rollouts learned from
     num_updates: jax.Array  # [] int32, gradient steps
 
 
@@ -48,7 +60,7 @@ def validate(config: Any) -> None:
     cfg.check_range(config, "learning_rate", "max_grad_norm", low=0.0, open_low=True)
     cfg.check_range(config, "gamma", low=0.0, high=1.0)
     cfg.check_range(config, "target_rate", low=0.0, high=1.0, open_low=True)
-    cfg.check_count(config, "total_steps", "num_envs", "rollout_length")
+    cfg.check_loop(config)
     cfg.check_count(config, "num_updates", "target_period")
     cfg.check_sizes(config, "hidden_sizes")
     cfg.check_choice(config, "activation", tuple(layers.ACTIVATIONS))
@@ -64,11 +76,12 @@ def validate_epsilon(config: Any) -> None:
 
 def epsilon(config: Any, step: jax.Array, explore: bool) -> jax.Array:
     """Chance of a uniform action: falls linearly, or `epsilon_eval` in evaluation."""
+    names = ("epsilon_start", "epsilon_end", "epsilon_eval", "exploration_fraction")
+    cfg.check_fields("q_learner.epsilon", config, *names)
     if not explore:
         return jnp.asarray(config.epsilon_eval)
-    progress = step / (config.exploration_fraction * config.total_steps)
     span = config.epsilon_end - config.epsilon_start
-    return config.epsilon_start + span * jnp.minimum(progress, 1.0)
+    return config.epsilon_start + span * optimizers.exploration(config, step)
 
 
 def init(
@@ -83,6 +96,7 @@ def init(
 
     The network takes a batch of observations and `inputs`; `memory` is the agent's.
     """
+    cfg.check_fields("q_learner", config, *FIELDS)
     obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
     params = network.init(key, obs, *inputs)
     prioritized = priority.keeps_priorities(config)
@@ -144,7 +158,8 @@ def update(
         new = priority.gradient(config, loss_of, params, batch)
         grads = ravel_pytree(new.mean)[0]
         updates, opt_state = optimizer.update(grads, opt_state)
-        flat, count = optax.tree.add_scale(flat, -rate, updates), count + 1
+        flat = optax.tree.add_scale(flat, -rate, updates)
+        count = cfg.next_count(count, config.target_period)
         moves = (count % config.target_period == 0) * config.target_rate
         target_flat = target_flat + moves * (flat - target_flat)
         buffer = priority.store(buffer, batch, new.priorities)
@@ -155,7 +170,7 @@ def update(
     start = (flat, target_flat, state.opt_state, state.replay, state.num_updates)
     end, metrics = jax.lax.scan(step, start, jax.random.split(key, config.num_updates))
     flat, target_flat, opt_state, buffer, count = end
-    step_count = state.step + rollout.reward.size
+    step_count = cfg.next_count(state.step)
     params, target_params = unravel(flat), unravel(target_flat)
     state = State(params, target_params, opt_state, buffer, step_count, count)
     return state, jax.tree.map(jnp.mean, metrics)

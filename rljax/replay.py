@@ -15,6 +15,8 @@ from rljax import config as cfg
 from rljax import prng, sum_tree
 from rljax.types import Box, Rollout, Spec
 
+_LEAST = 1e-30  # in place of the sum or the probability of what is empty
+
 
 class Steps(NamedTuple):
     """What is stored of each step, `[rows, N, ...]`."""
@@ -61,7 +63,7 @@ class Sample(NamedTuple):
 
 def validate(config: Any) -> None:
     """Raise ValueError if the config's capacity does not suit its rollouts."""
-    cfg.check_count(config, "capacity")
+    cfg.check_count(config, "capacity", high=2**30)  # rows are counted to twice that
     steps = config.num_envs * config.rollout_length
     if config.capacity % steps:
         raise ValueError(
@@ -110,7 +112,7 @@ def init(
         num_finals=zeros(dtype=jnp.int32),
         added=zeros(dtype=jnp.int32),
         tree=sum_tree.init(rows * num_envs) if prioritized else None,
-        max_priority=jnp.ones(()),
+        max_priority=jnp.ones((), jnp.float32),
     )
 
 
@@ -204,12 +206,14 @@ def sample(replay: Replay, key: jax.Array, batch_size: int, n_step: int = 1) -> 
 
 def _draw(replay: Replay, key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
     if replay.tree is None:
-        held = size(replay)
-        return prng.indices(key, (num,), held), jnp.full(num, 1.0 / held)
+        held = jnp.maximum(size(replay), 1)  # no NaN, nor an infinity, of none
+        probability = jnp.full(num, 1.0 / held, jnp.float32)
+        return prng.indices(key, (num,), held), probability
     # One draw from each of B equal shares of the mass: less variance, same mean.
-    shares = (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
+    shares = (jnp.arange(num) + jax.random.uniform(key, (num,), jnp.float32)) / num
     index = sum_tree.sample(replay.tree, shares)
-    probability = sum_tree.values(replay.tree, index) / sum_tree.total(replay.tree)
+    total = jnp.maximum(sum_tree.total(replay.tree), _LEAST)
+    probability = sum_tree.values(replay.tree, index) / total
     # Always `index`, but known after the tree was read, so that a write there needs
     # no copy of the tree. XLA on CPU forgets an optimization barrier too early.
     return jnp.where(probability >= 0, index, 0), probability
@@ -219,13 +223,13 @@ def windows(replay: Replay, index: jax.Array, n_step: int = 1) -> Windows:
     """What is known from the steps at `index` `[B]` on.
 
     A window ends at the end of the episode, or with the newest row: fewer steps then,
-    but never a step of another episode, nor a wrong successor. Rewards are NaN where
-    none is held: for an index outside [0, `size`), and where more steps were truncated
-    than `Spec.max_steps` promised, so that the true successor is lost.
+    but never a step of another episode, nor a wrong successor. Rewards are NaN for an
+    index outside the buffer, and where more steps were truncated than `Spec.max_steps`
+    promised, so that the true successor is lost.
     """
-    rows, num_envs = replay.final.shape
-    held, steps = (index >= 0) & (index < size(replay)), replay.steps
-    index = jnp.where(held, index, 0)
+    (rows, num_envs), steps = replay.final.shape, replay.steps
+    inside = (index >= 0) & (index < rows * num_envs)
+    index = jnp.where(inside, index, 0)
     ahead = (index[:, None] + jnp.arange(n_step) * num_envs) % (rows * num_envs)
     if n_step == 1:
         taken = jnp.ones(ahead.shape, bool)
@@ -236,7 +240,7 @@ def windows(replay: Replay, index: jax.Array, n_step: int = 1) -> Windows:
         taken = going_on & (jnp.arange(n_step) <= left[:, None])
     num_steps = taken.sum(axis=1, dtype=jnp.int32)
     last = (index + (num_steps - 1) * num_envs) % (rows * num_envs)
-    known = held & ~_lost(replay, last)
+    known = inside & ~_lost(replay, last)
     return Windows(
         obs=_take(steps.obs, index),
         action=_take(steps.action, index),
@@ -305,11 +309,11 @@ def sample_sequences(
     rows, num_envs = replay.final.shape
     if replay.tree is None:
         held = jnp.minimum(replay.added, rows)
-        starts = (held - length + 1) * num_envs
+        starts = jnp.maximum((held - length + 1) * num_envs, 1)
         start = prng.indices(key, (batch_size,), starts)
         oldest = (replay.added - held) % rows
         index = (start + oldest * num_envs) % (rows * num_envs)
-        probability = jnp.full(batch_size, 1.0 / starts)
+        probability = jnp.full(batch_size, 1.0 / starts, jnp.float32)
     else:
         index, probability = _draw(replay, key, batch_size)
     ahead = (index + jnp.arange(length)[:, None] * num_envs) % (rows * num_envs)
@@ -331,7 +335,8 @@ def importance_weights(
     M is the number of steps held. Schaul et al. (2016), section 3.4,
     https://arxiv.org/abs/1511.05952.
     """
-    weights = (size(replay) * probability) ** -jnp.asarray(beta)
+    times = jnp.maximum(size(replay) * probability, _LEAST)
+    weights = times ** -jnp.asarray(beta)
     return weights / weights.max()
 
 

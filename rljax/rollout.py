@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from rljax.config import saturating_add
 from rljax.types import Agent, Rollout, Simulation, TrainState
 from rljax.wrappers import BatchedEnv, Statistics, where
 
@@ -75,7 +76,10 @@ def unroll(
     if agent.simulates:
         rollout = rollout._replace(simulation=Simulation(env, ts.env, noises))
     ts = ts._replace(
-        env=env_state, obs=obs, memory=memory, step=ts.step + length * num_envs
+        env=env_state,
+        obs=obs,
+        memory=memory,
+        step=saturating_add(ts.step, length * num_envs),
     )
     return ts, rollout, info
 

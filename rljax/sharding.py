@@ -1,5 +1,6 @@
 """Independent runs, one group per device; independent parts of one run, one each."""
 
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 _RUNS, _PARTS = "runs", "parts"  # axes of the mesh
 
@@ -65,7 +66,9 @@ def map_runs(
         it and share out what it gives to `side_by_side`; usually `agent.parts`.
 
     Returns:
-      The same function with a leading axis `[R]` on every argument and result.
+      The same function with a leading axis `[R]` on every argument and result. Where
+      the devices do not divide the runs, those left over repeat the last run, and the
+      results are on every device, in as many parts as divide both evenly.
 
     Example:
       >>> import jax.numpy as jnp
@@ -92,14 +95,25 @@ def map_runs(
         return jax.tree.map(lambda x: x.reshape(runs, *x.shape[2:]), results)
 
     def mapped(*args: Any) -> Any:
+        runs = _length(args)
+        mesh = _mesh(runs, parts)
         shards = jax.shard_map(
             one_device,
-            mesh=_mesh(_length(args), parts),
+            mesh=mesh,
             in_specs=(PartitionSpec(_RUNS),),
             out_specs=PartitionSpec(_RUNS),
             check_vma=False,
         )
-        return jax.jit(shards)(args)
+        rows = mesh.shape[_RUNS]
+        if runs % rows == 0:
+            return jax.jit(shards)(args)
+
+        def filled(args: Any) -> Any:
+            index = np.minimum(np.arange(-(-runs // rows) * rows), runs - 1)
+            results = shards(jax.tree.map(lambda x: x[index], args))
+            return jax.tree.map(lambda x: x[:runs], results)
+
+        return jax.jit(filled, out_shardings=_shared(mesh, runs))(args)
 
     return mapped
 
@@ -156,15 +170,22 @@ def side_by_side(*branches: Callable[[], Any]) -> tuple[Any, ...]:
 
 
 def _mesh(runs: int, parts: int) -> Mesh:
-    """Devices `[runs or a divisor, parts or 1]`."""
+    """Devices `[runs at once, parts or 1]`."""
     devices = jax.devices()
-    rows = _largest_divisor(runs, len(devices))
+    rows = min(runs, len(devices))
     on_cpu = jax.default_backend() == "cpu"
     columns = parts if on_cpu and rows * parts <= len(devices) else 1
     if columns == 1:
         return Mesh(devices[:rows], (_RUNS,))
     grid = np.array(devices[: rows * columns]).reshape(rows, columns)
     return Mesh(grid, (_RUNS, _PARTS))
+
+
+def _shared(mesh: Mesh, runs: int) -> NamedSharding:
+    """Runs on all devices of the mesh, in as many parts as divide them evenly."""
+    divisor = math.gcd(runs, mesh.shape[_RUNS])
+    grid = mesh.devices.reshape(divisor, -1)
+    return NamedSharding(Mesh(grid, (_RUNS, "copies")), PartitionSpec(_RUNS))
 
 
 def _words(tree: Any) -> jax.Array:

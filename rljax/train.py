@@ -5,17 +5,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rljax import config as cfg
 from rljax import prng
 from rljax.config import as_arrays
 from rljax.rollout import unroll
 from rljax.types import Agent, Metrics, TrainState
-from rljax.wrappers import BatchedEnv
+from rljax.wrappers import BatchedEnv, with_statistics
 
 _MAX_ROWS = 1000  # of metrics that `train` returns, however long it runs
 
 
 def num_iterations(config: Any) -> int:
     """Iterations after warm-up until `config.total_steps`, rounded up."""
+    cfg.check_fields("train", config, "num_envs", "rollout_length", "total_steps")
     steps = config.total_steps - warm_up_iterations(config) * steps_per_iteration(
         config
     )
@@ -45,8 +47,12 @@ def init(agent: Agent, env: BatchedEnv, config: Any, key: jax.Array) -> TrainSta
       The state from which `run` goes on.
 
     Raises:
-      ValueError: a config field out of range.
+      ValueError: a config field out of range or missing, a function that the agent
+        does not have.
     """
+    cfg.check_fields("train.init", config, "validate", "num_envs", "rollout_length")
+    cfg.check_functions(agent, "init", "memory", "act", "observe")
+    env = with_statistics(env)
     config.validate()
     config = as_arrays(config)
     agent_key, env_key, run_key = jax.random.split(key, 3)
@@ -96,12 +102,17 @@ def run(
     Returns:
       The new state, and metrics `[iterations // log_every]`: the agent's, averaged;
       `reward`, the mean of a step, as the environment gives it; `episodes` finished;
-      `episode_return` and `episode_length`, averaged over them, NaN where there were
-      none; `step`, environment steps so far.
+      `episode_return` and `episode_length`, averaged over them, 0 where there were
+      none: weigh rows by `episodes`; `step`, environment steps so far, at most
+      2^31 - 1.
 
     Raises:
-      ValueError: `log_every` does not divide `iterations`.
+      ValueError: `log_every` does not divide `iterations`; a config field or a function
+        of the agent is missing, or `update` does not return a dict of metrics.
     """
+    cfg.check_fields("train.run", config, "rollout_length")
+    cfg.check_functions(agent, "memory", "act", "observe", "update")
+    env = with_statistics(env)
     if iterations % log_every:
         raise ValueError(f"log_every={log_every}: must divide iterations={iterations}")
     config = as_arrays(config)
@@ -113,12 +124,15 @@ def run(
         )
         agent_state = agent.observe(config, ts.agent, rollout)
         agent_state, metrics = agent.update(config, agent_state, rollout, update_key)
+        if not isinstance(metrics, dict):
+            kind = type(metrics).__name__
+            raise ValueError(f"Agent.update: must return a dict of metrics, not {kind}")
         done = rollout.terminated | rollout.truncated
         sums = {
             "reward": info.get("reward", rollout.reward).mean(),
             "episodes": done.sum(dtype=jnp.float32),
-            "episode_return": jnp.where(done, info["episode_return"], 0.0).sum(),
-            "episode_length": jnp.where(done, info["episode_length"], 0.0).sum(),
+            "episode_return": _sum_where(done, info["episode_return"]),
+            "episode_length": _sum_where(done, info["episode_length"]),
         }
         return ts._replace(agent=agent_state, key=key), metrics | sums
 
@@ -141,14 +155,17 @@ def run(
     return ts._replace(key=prng.plain(ts.key)), metrics
 
 
+def _sum_where(mask: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.where(mask, x.astype(jnp.float32), 0.0).sum()
+
+
 def _averages(total: Metrics, iterations: int) -> Metrics:
     """Means over iterations, and over episodes for what counts episodes."""
     per_episode = ("episode_return", "episode_length")
     episodes = total["episodes"]
     means = {name: value / iterations for name, value in total.items()}
-    nan_if_none = jnp.where(episodes > 0, 1.0, jnp.nan)
     safe = jnp.maximum(episodes, 1.0)
-    means |= {name: total[name] / safe * nan_if_none for name in per_episode}
+    means |= {name: total[name] / safe for name in per_episode}
     return means | {"episodes": episodes}
 
 

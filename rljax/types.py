@@ -132,4 +132,6 @@ class TrainState(NamedTuple):
     obs: Any  # [N, ...]
     memory: Any  # [N, ...]
     key: jax.Array  # [] typed key
-    step: jax.Array  # [] int32, environment steps taken, all N counted
+    # [] int32, environment steps taken, all N counted, at most 2^31 - 1: longer runs
+    # are counted on the host
+    step: jax.Array

@@ -102,7 +102,7 @@ class EpisodeStatistics(Wrapper):
     def reset(self, key: jax.Array, num_envs: int) -> tuple[EpisodeState, Any]:
         """Reset the inner environments and the counters."""
         state, obs = self.env.reset(key, num_envs)
-        zeros = jnp.zeros(num_envs)
+        zeros = jnp.zeros(num_envs, jnp.float32)
         return EpisodeState(state, zeros, zeros.astype(jnp.int32)), obs
 
     def step(
@@ -254,7 +254,8 @@ class StickyActions(Wrapper):
         """Reset the inner environments; nothing to repeat."""
         state, obs = self.env.reset(key, num_envs)
         action = self.spec.action
-        shape, dtype = (action.shape, float) if isinstance(action, Box) else ((), int)
+        shape = action.shape if isinstance(action, Box) else ()
+        dtype = jnp.float32 if isinstance(action, Box) else jnp.int32
         none = jnp.zeros((num_envs, *shape), dtype)
         return StickyState(state, none, jnp.zeros(num_envs, bool)), obs
 
@@ -286,7 +287,8 @@ class Statistics(NamedTuple):
     @classmethod
     def start(cls, shape: tuple[int, ...]) -> "Statistics":
         """Mean 0 and variance 1, worth one sample."""
-        return cls(jnp.ones(()), jnp.zeros(shape), jnp.ones(shape))
+        zeros = jnp.zeros(shape, jnp.float32)
+        return cls(jnp.ones((), jnp.float32), zeros, jnp.ones_like(zeros))
 
     def add(self, batch: jax.Array) -> "Statistics":
         """With a batch `[N, ...]`, as data: what is normalised has no derivative here.
@@ -392,7 +394,7 @@ class NormalizeRewards(Wrapper):
         """Reset the inner environments; nothing is known of rewards."""
         state, obs = self.env.reset(key, num_envs)
         start = Statistics.start(())
-        return NormalizedRewards(state, jnp.zeros(num_envs), start), obs
+        return NormalizedRewards(state, jnp.zeros(num_envs, jnp.float32), start), obs
 
     def step(
         self, noise: Any, state: NormalizedRewards, action: jax.Array

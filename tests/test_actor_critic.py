@@ -162,7 +162,7 @@ def test_steps_along_the_weighted_gradient(case, learner, scores_and_draws, roll
 @each_agent
 def test_the_learning_rate_falls_to_zero(learner, rollout):
     config, update, state = learner
-    end = state._replace(step=jnp.int32(config.total_steps))
+    end = state._replace(step=jnp.int32(config.total_steps // (T * N)))
     new, _ = update(config, end, rollout, jax.random.key(1))
     chex.assert_trees_all_equal(parameters(new), parameters(state))
     for name in {"duals", "log_temperature"}.intersection(state._fields):

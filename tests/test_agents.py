@@ -315,6 +315,32 @@ def test_bad_values_are_named(name, field, value):
     assert str(error.value).startswith(f"{field}={value!r}: must ")
 
 
+@pytest.mark.parametrize("name", agents.names())
+def test_every_integer_fits_the_programs_counters(name):
+    """Within int32; of the steps in all there may be so many rollouts."""
+    config = agents.get(name).Config()
+    integers = [f.name for f in dataclasses.fields(config) if f.type is int]
+    assert {"total_steps", "num_envs", "rollout_length"}.issubset(integers)
+    for field in integers:
+        value = 10**30 if field == "total_steps" else 2**31
+        with pytest.raises(ValueError) as error:
+            dataclasses.replace(config, **{field: value}).validate()
+        assert str(error.value).startswith(f"{field}={value}: must be an integer <= ")
+    per_rollout = config.num_envs * config.rollout_length
+    most = (2**31 - 1) * per_rollout
+    dataclasses.replace(config, total_steps=most).validate()
+    with pytest.raises(ValueError, match=f"total_steps={most + 1}: .* <= {most}"):
+        dataclasses.replace(config, total_steps=most + 1).validate()
+
+
+def test_a_rollout_has_at_most_an_int32_of_steps():
+    config = agents.get("ppo").Config(num_envs=2**20, rollout_length=2**11)
+    with pytest.raises(
+        ValueError, match="num_envs=1048576: must be at most 2147483647 /"
+    ):
+        config.validate()
+
+
 def test_every_number_is_checked():
     for name in agents.names():
         for field in dataclasses.fields(agents.get(name).Config):

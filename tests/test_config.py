@@ -121,3 +121,26 @@ def test_check_sizes_passes(sizes):
 def test_check_sizes_raises(sizes):
     config = Config(sizes=sizes)
     raises(lambda: cfg.check_sizes(config, "sizes"), f"sizes={sizes!r}")
+
+
+def test_sums_stop_at_the_greatest_int32():
+    counts = jnp.array([0, 5, 2**31 - 70, 2**31 - 65, 2**31 - 64, 2**31 - 1])
+    total = jax.jit(lambda x: cfg.saturating_add(x, 64))(counts)
+    want = np.minimum(np.array(counts, np.int64) + 64, 2**31 - 1)
+    np.testing.assert_array_equal(total, want)
+    assert total.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("period", [1, 3, 1_000, 2**31 - 1])
+def test_counts_beyond_int32_are_right_modulo_their_period(period):
+    start, steps = 2**31 - 3, 7
+
+    def step(count, _):
+        count = cfg.next_count(count, period)
+        return count, count
+
+    _, counts = jax.jit(lambda c: jax.lax.scan(step, c, None, steps))(jnp.int32(start))
+    want = start + 1 + np.arange(steps, dtype=np.int64)
+    np.testing.assert_array_equal(counts % period, want % period)
+    assert (counts[:2] == want[:2]).all() and (counts >= 2**31 - 1 - period).all()
+    assert counts.dtype == jnp.int32

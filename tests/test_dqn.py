@@ -142,13 +142,19 @@ def test_dqn_update_uses_the_target_network(case, update, state, rollout):
 
 
 @only_dqn
-@pytest.mark.parametrize("rate", [0.25, 1.0])
-def test_dqn_moves_the_target_network_each_period(case, update, state, rollout, rate):
+@pytest.mark.parametrize(
+    ("rate", "first"), [(0.25, 0), (1.0, 0), (0.5, 2**31 - 4)], ids=str
+)
+def test_dqn_moves_the_target_network_each_period(
+    case, update, state, rollout, rate, first
+):
+    """Also beyond the greatest int32."""
     config = dataclasses.replace(case.config, target_rate=rate, learning_rate=0.1)
-    for count in range(1, 9):
+    state = state._replace(num_updates=jnp.int32(first))
+    for count in range(first + 1, first + 9):
         before = state.target_params
         state, _ = update(config, state, rollout, jax.random.key(1))
-        assert state.num_updates == count
+        assert count >= 2**31 or state.num_updates == count
         moves = rate if count % config.target_period == 0 else 0.0
         before, trained = jax.tree.map(np.array, (before, state.params))
         target = jax.tree.map(
@@ -162,7 +168,7 @@ def test_dqn_moves_the_target_network_each_period(case, update, state, rollout, 
 
 @only_dqn
 def test_dqn_learning_rate_falls_to_zero(case, update, state, rollout):
-    end = state._replace(step=jnp.int32(case.config.total_steps))
+    end = state._replace(step=jnp.int32(case.config.total_steps // (T * N)))
     new, _ = update(case.config, end, rollout, jax.random.key(0))
     chex.assert_trees_all_equal(parameters(new), parameters(state))
 
@@ -174,7 +180,7 @@ def test_dqn_stores_transitions(case, update, state, rollout):
         if name != "memory":
             want = getattr(rollout, name)
             np.testing.assert_array_equal(field[:T], want, err_msg=name)
-    assert new.replay.added == T and new.step == T * N
+    assert new.replay.added == T and new.step == 1
     chex.assert_trees_all_equal(
         new.replay, case.agent.observe(case.config, state, rollout).replay
     )
@@ -201,7 +207,7 @@ def test_dqn_epsilon_falls_linearly(case, state):
         action = np.array(act(config, now, (), obs, key, explore)[0])
         return 2 * (action != greedy).mean()
 
-    total = config.total_steps
+    total = config.total_steps // (T * N)
     for step, epsilon in ((0, 0.8), (total // 4, 0.5), (total // 2, 0.2), (total, 0.2)):
         np.testing.assert_allclose(explored(step), epsilon, atol=0.03)
     np.testing.assert_allclose(explored(0, explore=False), 0.5, atol=0.03)

@@ -74,12 +74,24 @@ def test_impala_actors_follow_every_few_updates(case, update, state, rollout):
     for count in range(1, 6):  # the rate is 0 after six
         before = state.behaviour
         state, _ = update(config, state, rollout, jax.random.key(0))
-        assert state.step == count * T * N
+        assert state.step == count
         if count % 3 == 0:
             chex.assert_trees_all_equal(state.behaviour, state.actor)
         else:
             chex.assert_trees_all_equal(state.behaviour, before)
             assert differ(state.behaviour, state.actor)
+
+
+@only_impala
+def test_impala_actors_follow_also_beyond_int32(case, update, state, rollout):
+    """The greatest int32 is 1 modulo 3."""
+    config = dataclasses.replace(case.config, actor_period=3)
+    older = compiled.scaled(state.behaviour, 5)
+    state = state._replace(behaviour=older, step=np.int32(2**31 - 1))
+    state, _ = update(config, state, rollout, jax.random.key(0))
+    chex.assert_trees_all_equal(state.behaviour, older)
+    state, _ = update(config, state, rollout, jax.random.key(0))
+    chex.assert_trees_all_equal(state.behaviour, state.actor)
 
 
 @only_impala

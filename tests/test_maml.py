@@ -363,7 +363,8 @@ def test_two_runs_equal_one_long_one():
     )
     half, first = run(state, 1)
     end, second = run(half, 1)
-    whole, metrics = run(state, 2)
+    with jax.debug_nans(True), jax.debug_infs(True):
+        whole, metrics = run(state, 2)
     assert set(metrics) == {"return", "adapted_return"}
     for name in metrics:
         both = np.append(first[name], second[name])

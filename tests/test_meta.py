@@ -444,6 +444,8 @@ def test_saturated_fraction_is_of_the_steps_between():
     assert saturated_fraction(start, end) == 3 / 8
     assert saturated_fraction(start[:1], end[:1]) == 1 / 4
     assert saturated_fraction(end, end) == saturated_fraction((), ()) == 0
+    start, end = clips((2**31 - 2, 10)), clips((2 - 2**31, 11))  # beyond int32
+    assert saturated_fraction(start, end) == 1 / 4
 
 
 def test_check_blames_clipping_only_if_every_gradient_was_clipped(x64):

@@ -303,10 +303,25 @@ def test_second_derivatives_at_zero_are_finite():
 
 def test_an_annealed_rate_stays_0_after_the_last_step():
     """More steps than planned are taken where rollouts do not divide them."""
-    config = SimpleNamespace(total_steps=200, anneal=True)
-    for step, progress, rate in ((0, 0.0, 0.3), (50, 0.25, 0.225), (260, 1.0, 0.0)):
+    config = SimpleNamespace(total_steps=200, num_envs=5, rollout_length=2, anneal=True)
+    for step, progress, rate in ((0, 0.0, 0.3), (5, 0.25, 0.225), (26, 1.0, 0.0)):
         found = optimizers.progress(config, np.int32(step))
         np.testing.assert_allclose(found, progress, rtol=1e-6)
         np.testing.assert_allclose(
             optimizers.annealed(config, found, 0.3), rate, rtol=1e-6
         )
+
+
+@pytest.mark.parametrize("total_steps", [1_000, 3_000_000_000, 10**10, 10**15])
+def test_progress_is_a_share_also_beyond_int32(total_steps):
+    """Of rollouts, of 64 steps each; exploration takes a fifth of it."""
+    config = SimpleNamespace(
+        total_steps=total_steps, num_envs=4, rollout_length=16, exploration_fraction=0.2
+    )
+    steps = np.array([-5, 0, 1, 3, 10, 10**6, 2**31 - 1], np.int32)
+    want = np.clip(steps * 64.0 / total_steps, 0.0, 1.0)
+    shares = jax.jit(lambda step: optimizers.progress(config, step))(steps)
+    np.testing.assert_allclose(shares, want, rtol=1e-6)
+    assert shares.max() <= 1.0 and shares.dtype == np.float32
+    explored = jax.jit(lambda step: optimizers.exploration(config, step))(steps)
+    np.testing.assert_allclose(explored, np.minimum(5.0 * want, 1.0), rtol=1e-6)

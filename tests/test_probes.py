@@ -231,9 +231,10 @@ def learn(name, config, env, key):
     obs = jax.vmap(gym.observe, (None, 0, None, None))(key, state, None, params)
     start = (state, obs, agent.memory(config, 4))
     _, walk = jax.lax.scan(step, start, None, STEPS)
-    episode_return = metrics["episode_return"]
-    late = episode_return[-len(episode_return) // 5 :]
-    return Learned(*walk, jnp.nanmean(late))
+    late = -len(metrics["episodes"]) // 5
+    ended = metrics["episodes"][late:] > 0
+    episode_return = jnp.mean(metrics["episode_return"][late:], where=ended)
+    return Learned(*walk, episode_return)
 
 
 def all_probes(gym, names):

@@ -160,17 +160,17 @@ def test_counts_of_truncated_steps_do_not_overflow():
 
 @pytest.mark.parametrize("rollouts", [1, ROWS // T])
 def test_indices_of_no_step_are_left_out(rollouts):
-    """Negative, beyond the buffer, and of rows not written yet."""
+    """Negative, beyond the buffer, and for priorities of rows not written yet."""
     episodes, buffer = Episodes(1), init(True)
     for _ in range(rollouts):
         buffer = add(buffer, episodes.rollout())
     held = rollouts * T * N
-    outside = np.array([-1, held, held + 1, ROWS * N, 2**31 - 1])
+    outside = np.array([held, held + 1, -1, ROWS * N, ROWS * N + 1, 2**31 - 1])
 
     @jax.jit
     def use(buffer, index):
         new = replay.update_priorities(buffer, index, jnp.full(len(index), 9.0))
-        return new, replay.windows(buffer, index, 2).reward
+        return new, replay.windows(buffer, index[2:], 2).reward
 
     new, rewards = use(buffer, outside)
     jax.tree.map(np.testing.assert_array_equal, new, buffer)
@@ -346,3 +346,23 @@ def test_nothing_copies_the_buffer(seeds):
     compiled = jax.jit(jax.vmap(run), donate_argnums=0).lower(big, keys).compile()
     stored = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(big))
     assert compiled.memory_analysis().temp_size_in_bytes < 0.05 * stored
+
+
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_an_empty_buffer_gives_zeros_and_no_nan(prioritized):
+    spec = envs.make("CartPole-v1").spec
+
+    @jax.jit
+    def draw(key):
+        buffer = replay.init(spec, 2, 8, prioritized)
+        drawn = replay.sample(buffer, key, 5)
+        sequences = replay.sample_sequences(buffer, key, 5, 3)
+        weights = replay.importance_weights(buffer, drawn.probability, 1.0)
+        return drawn, sequences, weights
+
+    with jax.debug_nans(True), jax.debug_infs(True):
+        drawn, (start, sequences, _), weights = draw(jax.random.key(0))
+    for index in (drawn.index, start):
+        assert ((index >= 0) & (index < 8)).all()
+    assert not drawn.windows.obs.any() and not sequences.obs.any()
+    np.testing.assert_array_equal(weights, 1.0)

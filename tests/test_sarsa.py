@@ -151,10 +151,10 @@ def test_sarsa_update_is_one_semi_gradient_step(case, update, state, rollout, ex
 
 @only_sarsa
 def test_sarsa_learning_rate_falls_to_zero(case, update, state, rollout):
-    end = state._replace(step=jnp.int32(case.config.total_steps))
+    end = state._replace(step=jnp.int32(case.config.total_steps // (T * N)))
     new, _ = update(case.config, end, rollout, jax.random.key(0))
     chex.assert_trees_all_equal(parameters(new), parameters(state))
-    assert new.step == case.config.total_steps + T * N
+    assert new.step == end.step + 1
 
 
 def test_sarsa_needs_discrete_actions():

@@ -46,6 +46,54 @@ def test_map_runs_equals_a_loop(arguments, one_by_one, num_runs, at_once):
         np.testing.assert_array_equal(keys[i], jax.random.key_data(single["key"]))
 
 
+EIGHT_DEVICES = """
+import json, jax, numpy as np
+from rljax import sharding
+
+sharding.set_cpu_devices(8)
+keys = jax.random.split(jax.random.key(0), 48)
+
+def draw(key):
+    def halves(part):
+        return lambda: jax.random.normal(jax.random.fold_in(key, part), (3,))
+    return sharding.side_by_side(halves(0), halves(1)), key
+
+def plain(tree):
+    (one, two), key = tree
+    return np.concatenate([one, two, jax.random.key_data(key)], axis=-1).tolist()
+
+results = {}
+for parts, at_once, runs in ((1, 1, 48), {cases}):
+    mapped = sharding.map_runs(draw, at_once, parts)(keys[:runs])
+    devices = [len(x.sharding.device_set) for x in jax.tree.leaves(mapped)]
+    again = sharding.map_runs(lambda *x: x)(mapped)[0]
+    results[f"{parts} {at_once} {runs}"] = devices, plain(mapped), plain(again)
+print(json.dumps(results))
+"""
+SPREAD = [(1, 1, n) for n in (3, 7, 8, 9, 11, 16, 17)] + [(2, 1, 11), (2, 4, 17)]
+
+
+@pytest.fixture(scope="module")
+def eight_devices():
+    """For each of `SPREAD` the devices of every result, results, and them again."""
+    program = EIGHT_DEVICES.replace("{cases}", repr(SPREAD)[1:-1])
+    environ = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, env=environ, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(("parts", "at_once", "runs"), SPREAD)
+def test_runs_are_on_all_devices_also_where_these_do_not_divide_them(
+    eight_devices, parts, at_once, runs
+):
+    """And their results are those of full rows, bit by bit, also when mapped again."""
+    devices, results, again = eight_devices[f"{parts} {at_once} {runs}"]
+    assert set(devices) == {min(runs, 8)}
+    assert results == again == eight_devices["1 1 48"][1][:runs]
+
+
 def test_set_cpu_devices_comes_before_jax_starts():
     jax.devices()
     with pytest.raises(RuntimeError):

@@ -14,7 +14,7 @@ from rljax.replay import Windows
 from rljax.types import Box
 
 from . import compiled, probe_envs
-from .agent_case import differ
+from .agent_case import N, T, differ
 
 td3 = agents.get("td3")
 KEY = jax.random.key(9)
@@ -172,7 +172,7 @@ def test_td3_noise_falls_and_stays_inside(case, state):
 
     greedy = explored(0, explore=False)
     assert (greedy == greedy[0]).all() and abs(greedy[0]) < 0.2
-    total = config.total_steps
+    total = config.total_steps // (T * N)
     for step, stddev in ((0, 0.8), (total // 4, 0.5), (total // 2, 0.2), (total, 0.2)):
         action = explored(step)
         assert abs(action).max() <= 2.0

@@ -16,7 +16,7 @@ from rljax.rollout import unroll
 from rljax.types import Agent, TrainState
 
 from . import probe_envs
-from .agent_case import CONTINUOUS_ONLY, fast_for
+from .agent_case import CONTINUOUS_ONLY, fast_for, learned
 
 pytestmark = pytest.mark.usefixtures("strict_keys")
 
@@ -158,12 +158,21 @@ def test_log_every_averages_rows(case):
     episodes = rows.pop("episodes")
     np.testing.assert_array_equal(metrics.pop("episodes"), episodes.sum(axis=1))
     for name in ("episode_return", "episode_length"):
-        sums = np.nansum(rows.pop(name) * episodes, axis=1)
-        means = sums / np.where(episodes.sum(axis=1) > 0, episodes.sum(axis=1), np.nan)
+        sums = np.sum(rows.pop(name) * episodes, axis=1)
+        means = sums / np.maximum(episodes.sum(axis=1), 1)
         np.testing.assert_allclose(metrics.pop(name), means, rtol=1e-5)
     assert metrics.keys() == rows.keys()
     for name, row in rows.items():
         np.testing.assert_allclose(metrics[name], row.mean(axis=1), 1e-4, 1e-6, name)
+
+
+@fast_for("dqn", "ppo_rnn")
+def test_debug_flags_find_neither_nan_nor_infinity(case):
+    """The slow ones add the other agents; rows without an episode are among these."""
+    ts = start(case)
+    with jax.debug_nans(True), jax.debug_infs(True):
+        _, rows = run(case.agent, case.env, case.config, ts, ITERATIONS)
+    assert not rows["episodes"].all()
 
 
 def test_episode_metrics_account_for_every_step(case, long_run):
@@ -173,13 +182,13 @@ def test_episode_metrics_account_for_every_step(case, long_run):
     assert (rows["episodes"] > 0).any()
     assert (rows["episodes"] == 0).any() or case.name not in ("dqn", "ppo")
     for name in ("episode_return", "episode_length"):
-        np.testing.assert_array_equal(np.isnan(rows[name]), rows["episodes"] == 0)
-    finished = np.nansum(rows["episode_length"] * rows["episodes"])
+        np.testing.assert_array_equal(rows[name] == 0, rows["episodes"] == 0)
+    finished = np.sum(rows["episode_length"] * rows["episodes"])
     running = last.env.episode_length.sum() - first.env.episode_length.sum()
     assert finished + running == ITERATIONS * STEPS
     np.testing.assert_array_equal(rows["episode_return"], rows["episode_length"])
     np.testing.assert_array_equal(rows["reward"], 1.0)
-    assert np.isfinite([v for k, v in rows.items() if "episode" not in k]).all()
+    assert np.isfinite(list(rows.values())).all()
 
 
 def test_steps_are_counted(case, long_run):
@@ -199,7 +208,7 @@ def test_warm_up_fills_the_replay_and_learns_nothing(case, long_run):
     agent_key = jax.random.split(jax.random.key(0), 3)[0]
     fresh = jax.jit(case.agent.init)(case.config, agent_key)
     chex.assert_trees_all_equal(state.params, fresh.params)
-    assert (end.step, end.num_updates) == (ITERATIONS * STEPS, ITERATIONS)
+    assert (end.step, end.num_updates) == (ITERATIONS, ITERATIONS)
 
 
 @pytest.mark.parametrize("name", agents.names())
@@ -328,6 +337,47 @@ def test_the_state_can_be_donated(case):
     state = case.agent.init(case.config, jax.random.key(0))  # eager: nothing is copied
     buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state)]
     assert len(set(buffers)) == len(buffers)  # donating one twice is an error
+
+
+def near_the_limit(tree):
+    """The same state when its counters have come to the greatest int32."""
+
+    def late(path, x):
+        name = jax.tree_util.keystr(path)
+        counts = x.shape == () and ".replay" not in name and ".env.env" not in name
+        if x.dtype == jnp.int32 and (counts or name.endswith(".episode_length")):
+            return jnp.full_like(x, 2**31 - 3)
+        return x
+
+    return jax.tree.map_with_path(late, tree)
+
+
+@fast_for("dqn")
+def test_counters_do_not_run_over(case):
+    """The slow ones add the other agents' counters and schedules."""
+    ts = near_the_limit(start(case))
+    assert (ts.step, ts.agent.step) == (2**31 - 3, 2**31 - 3)
+    end, rows = numbers(run(case.agent, case.env, case.config, ts, ITERATIONS))
+    np.testing.assert_array_equal(rows.pop("step"), [2**31 - 1] * ITERATIONS)
+    assert end.step == 2**31 - 1 and end.agent.step > 2**31 - 10
+    chex.assert_tree_all_finite((learned(end.agent), rows))
+    assert (rows["episode_length"] >= 0).all() and rows["episode_length"].any()
+    assert (end.env.episode_length >= 0).all()
+    if getattr(case.config, "anneal", False):  # the rate is 0 for good
+        chex.assert_trees_all_equal(end.agent[0], ts.agent[0])
+
+
+@pytest.mark.parametrize("total_steps", [3_000_000_000, 10**10])
+@fast_for("ppo", "dqn", "td3")
+def test_more_steps_than_int32_can_be_planned(case, total_steps):
+    """The slow ones add the other agents' schedules."""
+    config = dataclasses.replace(case.config, total_steps=total_steps)
+    fn = functools.partial(train.train, case.agent)
+    ts, metrics = jax.eval_shape(fn, case.env, config, jax.random.key(0))
+    assert ts.step.dtype == metrics["step"].dtype == jnp.int32
+    assert train.num_iterations(config) == -(-total_steps // STEPS) - (
+        train.warm_up_iterations(config)
+    )
 
 
 def test_invalid_arguments(case):
@@ -509,7 +559,8 @@ def score(env, act, episodes=3, **kwargs):
         ts = TrainState((), env.reset(key, 1)[0], (), (), (), ())
         return evaluate(scripted(act), env, (), ts, key, episodes, **kwargs)
 
-    return jax.device_get(play(env, jax.random.key(0)))
+    with jax.debug_nans(True), jax.debug_infs(True):
+        return jax.device_get(play(env, jax.random.key(0)))
 
 
 def test_evaluate_plays_each_episode_once_to_its_end():

@@ -14,7 +14,7 @@ from rljax import agents, on_policy
 from rljax.autodiff import fisher_vp
 
 from . import compiled
-from .agent_case import differ
+from .agent_case import N, T, differ
 
 only_trpo = pytest.mark.parametrize("case", ["trpo"], indirect=True)
 
@@ -147,7 +147,7 @@ def test_trpo_updates_keep_the_trust_region(case, update, state, rollout):
         new, metrics = update(config, state, rollout, jax.random.key(seed))
         kl = divergence(spec, config, state.actor, new.actor, rollout)
         np.testing.assert_allclose(metrics["kl"], kl, rtol=2e-2, atol=1e-6)
-        progress = np.array(state.step) / config.total_steps
+        progress = np.array(state.step) * T * N / config.total_steps
         assert 0 < metrics["kl"] <= config.max_kl * (1 - progress)
         assert metrics["surrogate_gain"] > 0 and metrics["step_scale"] <= 1
         assert differ(new.actor, state.actor)

@@ -53,7 +53,7 @@ def prediction(spec):
         loss = functools.partial(on_policy.value_loss, spec, config, batch=batch)
         grads, metrics = jax.grad(loss, has_aux=True)(state.critic)
         moved = optax.tree.add_scale(state.critic, -config.learning_rate, grads)
-        return state._replace(critic=moved, step=state.step + T * N), metrics
+        return state._replace(critic=moved), metrics
 
     return a2c._replace(update=update, policy=None)
 
@@ -179,7 +179,7 @@ def run_updates(agent, tuned, config, settings, state, seen):
         return state, new, metrics
 
     def checked(*args):
-        with jax.debug_key_reuse(True):
+        with jax.debug_key_reuse(True), jax.debug_nans(True), jax.debug_infs(True):
             return step(*args)
 
     before, all_metrics = [], []
@@ -352,9 +352,11 @@ def test_steps_shrink_with_the_agents_learning_rate(name, x64):
     """To nothing at the end of training; without annealing they stay."""
     past = past_of(name)
     start = past.before[-1]
-    state = start._replace(agent=start.agent._replace(step=np.int32(10_000)))
+    count = np.int32(2**31 - 1)  # also after the greatest number of updates
+    state = start._replace(window=start.window._replace(count=count))
     _, new, _ = past.step(past.config, state, at(past.seen, -1), KEYS[-1])
     assert (new.raw["gamma"] == start.raw["gamma"]) == past.config.anneal
+    assert new.window.count == count
 
 
 NETWORKS = {

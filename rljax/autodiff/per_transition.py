@@ -320,10 +320,12 @@ def pairwise_cosine(grads: Any) -> jax.Array:
     grads, _ = _checked_batch(grads, "grads")
     rows = [_factored.precise(x.reshape(len(x), -1)) for x in jax.tree.leaves(grads)]
     squares = (jnp.sum(jnp.square(x), axis=1) for x in rows)
-    norms = _root(sum(squares, jnp.zeros(len(rows[0]))))
+    norms = _root(sum(squares, jnp.zeros(len(rows[0]), jnp.float32)))
     inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1.0), 0.0)
     units = [x * inverse[:, None] for x in rows]
-    return sum((x @ x.T for x in units), jnp.zeros((len(norms), len(norms))))
+    return sum(
+        (x @ x.T for x in units), jnp.zeros((len(norms), len(norms)), jnp.float32)
+    )
 
 
 def _one_pass(
@@ -375,7 +377,7 @@ def _norm(
 
 def _squared_norm(tree: Any) -> jax.Array:
     squares = [_factored.squared(x) for x in jax.tree.leaves(tree)]
-    return sum(squares, jnp.zeros(()))
+    return sum(squares, jnp.zeros((), jnp.float32))
 
 
 def _root(x: jax.Array) -> jax.Array:

@@ -111,7 +111,8 @@ def find(gym: Any, params: Any, action: Discrete | Box, form: ActionFormat) -> C
         trial = _try(gym, params, example, jax.random.key(0))
     return Contract(
         obs_shape=trial.obs.shape or (1,),
-        obs_dtype=trial.obs.dtype.name,
+        # With jax_enable_x64 too a run is one in 32 bits.
+        obs_dtype=trial.obs.dtype.name.replace("64", "32"),
         state_dtypes=_dtypes(trial.state),
         plain_keys=minds,
         cuts=_cuts(gym, trial, params),

@@ -50,7 +50,7 @@ def seen(tuning: Tuning, state: State, obs: jax.Array) -> jax.Array:
     """Observations as the agent sees them: behind the tuned values, from -1 to 1."""
     if not tuning.settings.condition:
         return obs
-    padding = jnp.zeros((*obs.shape[:-1], len(tuning.tuned)))
+    padding = jnp.zeros((*obs.shape[:-1], len(tuning.tuned)), jnp.float32)
     args = (tuning, state.raw, state.context, jnp.concatenate([padding, obs], -1))
     shape = obs.shape[: obs.ndim - len(tuning.spec.obs_shape)]
     axes = (1,) * len(tuning.spec.obs_shape)

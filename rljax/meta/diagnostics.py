@@ -174,7 +174,7 @@ def _vanishing(end: Any, moves: Any) -> list[str]:
         strict=True,
     )
     for part, move in parts:
-        if isinstance(part, ClipState) and part.saturated == part.steps > 0:
+        if isinstance(part, ClipState) and part.saturated == part.steps != 0:
             causes.append(
                 "zero: every gradient was clipped, and a clipped step has a fixed "
                 "length: what scales the gradient does not move the parameters"

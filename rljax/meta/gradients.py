@@ -132,7 +132,7 @@ def squared_distance(target: Tree, state: Tree) -> jax.Array:
         for x, y in pairs
         if jnp.issubdtype(jnp.result_type(y), jnp.floating)
     ]
-    return 0.5 * sum((jnp.sum((x - y) ** 2) for x, y in floating), jnp.zeros(()))
+    return 0.5 * sum((jnp.sum((x - y) ** 2) for x, y in floating), jnp.float32(0))
 
 
 def evolution_gradient(

@@ -15,6 +15,7 @@ from rljax.meta.gradients import (
     evolution_gradient,
     meta_gradient,
 )
+from rljax.meta.objectives import critic_config
 from rljax.meta.types import State, Tuning
 from rljax.meta.unrolling import unroll
 from rljax.types import Metrics
@@ -50,8 +51,9 @@ def move(
     ready = state.window.count >= len(state.window.keys)
     loss, gradient = jax.tree.map(lambda x: jnp.where(ready, x, 0.0), (loss, gradient))
     updates, opt_state = OPTIMIZER.update(gradient, state.opt_state)
-    progress = optimizers.progress(config, state.agent.step)
-    rate = optimizers.annealed(config, progress, settings.learning_rate)
+    progress = optimizers.progress(config, state.window.count)
+    own = critic_config(settings, config)
+    rate = optimizers.annealed(own, progress, settings.learning_rate)
     raw = optax.tree.add_scale(state.raw, -rate, updates)
     metrics = {"meta_loss": loss} | _gradient_metrics(gradient)
     start = jax.tree.map(lambda x: x[0], state.window.states)

@@ -19,7 +19,6 @@ from rljax import distributions, losses, networks, on_policy, optimizers, replay
 from rljax.rollout import values
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
-_TARGET_RATE = 1.0  # of an outer Q-network whose agent has no target network
 _AT_ONCE = 512  # observations by two networks: of a whole rollout it takes much memory
 
 
@@ -31,7 +30,7 @@ class Objective(NamedTuple):
               constant in what follows
     loss:     `(config, state, data) -> []`
     distance: `(config, target, state, data) -> []`, of how two states behave
-    update:   `(config, state, critic, data, key) -> (critic, metrics)`
+    update:   `(config, progress, critic, data, key) -> (critic, metrics)`
     """
 
     init: Callable[..., Any]
@@ -47,6 +46,30 @@ class Critic(NamedTuple):
     params: Params
     target_params: Params  # an older copy, () for state values
     opt_state: Any  # of Adam, over the parameters as one flat vector
+
+
+class CriticConfig(NamedTuple):
+    """What the outer critic's network and its training take from a config."""
+
+    learning_rate: Any = 1e-3
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+    convolution: bool = True
+    max_grad_norm: Any = 0.5
+    target_rate: Any = 1.0  # of a Q-network whose agent has no target network
+    anneal: bool = False
+    adam_epsilon: Any = on_policy.EPS
+    num_epochs: int = 1
+    num_minibatches: int = 0  # 0: one step along the gradient of the whole rollout
+
+
+def critic_config(settings: Any, config: Any) -> CriticConfig:
+    """As the settings say; where they do not, as the agent's config; else as above."""
+    defaults = CriticConfig()
+    own = {name: getattr(config, name, x) for name, x in defaults._asdict().items()}
+    names = {f"critic_{name}": name for name in defaults._fields} | {"anneal": "anneal"}
+    said = {new: getattr(settings, old, None) for old, new in names.items()}
+    return CriticConfig(**own | {k: v for k, v in said.items() if v is not None})
 
 
 class Batch(NamedTuple):
@@ -83,9 +106,10 @@ def _of_states(
         if settings.outer_critic == "inner":
             return Critic((), (), ())
         obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
-        params = on_policy.critic(spec, config).init(key, obs)
+        own = critic_config(settings, config)
+        params = on_policy.critic(spec, own).init(key, obs)
         flat = ravel_pytree(params)[0]
-        return Critic(params, (), optimizers.clipped_adam(config).init(flat))
+        return Critic(params, (), optimizers.clipped_adam(own).init(flat))
 
     def prepare(
         config: Any, state: Any, critic: Critic, rollout: Rollout, key: jax.Array
@@ -94,7 +118,7 @@ def _of_states(
         if settings.outer_critic == "inner":
             value = functools.partial(agent.value, config, state)
         else:
-            network = on_policy.critic(spec, config)
+            network = on_policy.critic(spec, critic_config(settings, config))
             value = functools.partial(network.apply, critic.params)
         v_tm1, v_t = values(value, rollout, spec.max_steps)
         discount, lambda_ = on_policy.cut(
@@ -106,12 +130,13 @@ def _of_states(
         return jax.lax.stop_gradient(on_policy.flatten(Batch(*data)))
 
     def update(
-        config: Any, state: Any, critic: Critic, data: Batch, key: jax.Array
+        config: Any, progress: Any, critic: Critic, data: Batch, key: jax.Array
     ) -> tuple[Critic, Metrics]:
+        own = critic_config(settings, config)
         if settings.outer_critic == "inner":
             return critic, {}
-        error = functools.partial(on_policy.value_loss, spec, config)
-        return _fit(settings, config, state, error, critic, data, key)
+        error = functools.partial(on_policy.value_loss, spec, own)
+        return _fit(settings, own, progress, error, critic, data, key)
 
     return Objective(
         init=init,
@@ -124,19 +149,18 @@ def _of_states(
 
 def _fit(
     settings: Any,
-    config: Any,
-    state: Any,
+    config: CriticConfig,
+    progress: Any,
     error: Any,
     critic: Critic,
     data: Batch,
     key: jax.Array,
 ) -> tuple[Critic, Metrics]:
     """As many gradient steps as the agent takes with a rollout."""
-    progress = optimizers.progress(config, state.step)
     start = settings.outer_critic_rate * config.learning_rate
     rate = optimizers.annealed(config, progress, start)
     fitted = (critic.params, critic.opt_state)
-    if hasattr(config, "num_minibatches"):
+    if config.num_minibatches:
         args = (config, rate, error, *fitted, data, key)
         params, opt_state, metrics = on_policy.fit_epochs(*args)
     else:
@@ -202,9 +226,10 @@ def _of_actions(agent: Any, spec: Spec, settings: Any) -> Objective:
 
     def init(config: Any, key: jax.Array) -> Critic:
         obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
-        params = network(config).init(key, obs)
+        own = critic_config(settings, config)
+        params = network(own).init(key, obs)
         flat = ravel_pytree(params)[0]
-        opt_state = optimizers.clipped_adam(config).init(flat)
+        opt_state = optimizers.clipped_adam(own).init(flat)
         return Critic(params, jax.tree.map(jnp.copy, params), opt_state)
 
     def prepare(
@@ -214,7 +239,8 @@ def _of_actions(agent: Any, spec: Spec, settings: Any) -> Objective:
         if hasattr(state, "replay"):
             seen = replay.sample(state.replay, key, config.batch_size).windows
             seen = seen._replace(reward=seen.reward[:, 0])
-        args = (agent, config, state, network(config), critic.target_params)
+        own = critic_config(settings, config)
+        args = (agent, config, state, network(own), critic.target_params)
         value = functools.partial(_value_of_choice, *args)
         v_t = jax.lax.map(value, seen.next_obs, batch_size=_AT_ONCE)
         discount = settings.outer_gamma * (1.0 - seen.terminated)
@@ -231,16 +257,18 @@ def _of_actions(agent: Any, spec: Spec, settings: Any) -> Objective:
         return optax.l2_loss(q, goal).mean()
 
     def update(
-        config: Any, state: Any, critic: Critic, data: Batch, key: jax.Array
+        config: Any, progress: Any, critic: Critic, data: Batch, key: jax.Array
     ) -> tuple[Critic, Metrics]:
+        own = critic_config(settings, config)
+
         def error(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
-            q = network(config).apply(params, batch.obs)
+            q = network(own).apply(params, batch.obs)
             chosen = losses.batched_index(q, batch.action)
             total = optax.l2_loss(chosen, batch.target).mean()
             return total, {"value_loss": total}
 
-        new, metrics = _fit(settings, config, state, error, critic, data, key)
-        rate = getattr(config, "target_rate", _TARGET_RATE)
+        new, metrics = _fit(settings, own, progress, error, critic, data, key)
+        rate = own.target_rate
         moved = optax.incremental_update(new.params, critic.target_params, rate)
         return new._replace(target_params=moved), metrics
 

@@ -172,7 +172,8 @@ def init(
         return logit
     if isinstance(parameter, Contextual):
         obs_shape = (parameter.length,)
-    params = _network(parameter, len(obs_shape)).init(key, jnp.zeros((1, *obs_shape)))
+    obs = jnp.zeros((1, *obs_shape), jnp.float32)
+    params = _network(parameter, len(obs_shape)).init(key, obs)
     return {"start": logit, "network": params}
 
 

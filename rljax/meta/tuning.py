@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from rljax import config as cfg
-from rljax import observations
+from rljax import observations, optimizers
 from rljax.meta import objectives, parameters
 from rljax.meta.conditioning import configured, seen, seen_rollout
 from rljax.meta.meta_step import OPTIMIZER, move, without_replay
 from rljax.meta.parameters import Parameter
 from rljax.meta.types import Settings, State, Tuning, Window
+from rljax.replay import Replay
 from rljax.types import Agent, Metrics, Rollout, Spec
 
 _TINY = 1e-30  # in place of no reward at all
@@ -37,6 +38,15 @@ def tune(
     replays are given was recorded, so they lead to where the agent is; only agents with
     a replay memory draw from its present content.
 
+    An agent of your own needs a config that is a registered dataclass with `validate`,
+    `num_envs`, `rollout_length` and `total_steps`, and any state. What the outer critic
+    is made and trained by comes from the settings, else from the config where it has
+    such fields, else it is that of `objectives.CriticConfig`; with `num_minibatches`
+    and `num_epochs` in the config the critic goes over a rollout as often as the agent.
+    Beside the actions of a `policy`, `act` returns the logarithm of their probability,
+    `[N]`. A state may have a field `replay`, if it is a named tuple and that a
+    `replay.Replay`: action values are then scored on `batch_size` of its transitions.
+
     Args:
       agent: its `update` is differentiable in the tuned fields, and it shows what is
         to be scored: its `policy` (by advantages), else its `q_values` (by TD errors),
@@ -56,8 +66,8 @@ def tune(
     Raises:
       ValueError: nothing to tune, settings out of range, an agent that cannot be
         scored or that runs its environments again. `init` raises for a field that is
-        unknown or static, a start or a bound out of range; `update` for a field on
-        which nothing that is scored depends.
+        unknown or static, a start or a bound out of range, and names what an agent or
+        its config lacks; `update` for a field on which nothing that is scored depends.
 
     Example:
       >>> from rljax import agents, envs, train
@@ -118,8 +128,42 @@ def validate(tuned: Mapping[str, Parameter], config: Any) -> None:
         cfg.check_range(config, name, low=scale.low, high=scale.high)
 
 
+def _check_config(tuning: Tuning, config: Any) -> None:
+    """Raise ValueError if the config lacks what tuning takes from it."""
+    names = ["num_envs", "rollout_length", "total_steps", "validate"]
+    cfg.check_fields("tune", config, *names)
+    if hasattr(config, "num_minibatches"):
+        cfg.check_fields("tune with num_minibatches", config, "num_epochs")
+        steps = config.num_envs * config.rollout_length
+        what = "num_envs * rollout_length, to be tuned,"
+        cfg.check_divides(config, "num_minibatches", steps, what)
+    if not dataclasses.is_dataclass(config):
+        kind = type(config).__name__
+        raise ValueError(f"config: must be a dataclass to be tuned, not a {kind}")
+
+
+def _check_agent(tuning: Tuning, config: Any, state: Any) -> None:
+    """The same for the agent's state and for what it returns when it acts."""
+    if hasattr(state, "replay"):
+        if not (isinstance(state.replay, Replay) and hasattr(state, "_replace")):
+            kinds = f"{type(state).__name__} with {type(state.replay).__name__}"
+            raise ValueError(
+                "tune: a state with a field `replay` must be a named tuple, and that a "
+                f"replay.Replay, not {kinds}"
+            )
+        cfg.check_fields("tune with a replay", config, "batch_size")
+    extras = _acted(tuning, config, state)[1]
+    shape = getattr(extras, "shape", None)
+    if tuning.agent.policy is not None and shape != (config.num_envs,):
+        raise ValueError(
+            "tune: of an agent with a `policy`, `act` must return the logarithm of the "
+            f"action's probability [N] beside the memory, not {extras}"
+        )
+
+
 def init(tuning: Tuning, config: Any, key: jax.Array) -> State:
     """Fresh agent, fresh outer critic, an empty window."""
+    _check_config(tuning, config)
     validate(tuning.tuned, config)
     agent, settings = tuning.agent, tuning.settings
     agent_key, critic_key, raw_key = jax.random.split(key, 3)
@@ -134,19 +178,23 @@ def init(tuning: Tuning, config: Any, key: jax.Array) -> State:
         )
     }
     state = agent.init(config, agent_key)
-    context = jnp.zeros(max(map(parameters.context_length, tuning.tuned.values())))
+    _check_agent(tuning, config, state)
+    length = max(map(parameters.context_length, tuning.tuned.values()))
+    context = jnp.zeros(length, jnp.float32)
     size = settings.num_updates + max(settings.num_target_updates - 1, 0)
     rollout = _no_rollout(tuning, config, state)
     key_data = jnp.zeros_like(jax.random.key_data(key))
     window = (without_replay(state), raw, context, rollout, key_data)
-    window = jax.tree.map(lambda x: jnp.repeat(x[None], size, axis=0), window)
+    window = jax.tree.map(
+        lambda x: jnp.repeat(jnp.asarray(x)[None], size, axis=0), window
+    )
     return State(
         agent=state,
         raw=raw,
         opt_state=OPTIMIZER.init(raw),
         critic=tuning.objective.init(config, critic_key),
         context=context,
-        mean_square=jnp.zeros(()),
+        mean_square=jnp.zeros((), jnp.float32),
         window=Window(*window, count=jnp.zeros((), jnp.int32)),
     )
 
@@ -184,7 +232,8 @@ def update(
     raw, opt_state, metrics = move(tuning, config, state, data, noise_key)
     new_config = configured(tuning, config, raw, state.context, rollout.next_obs)
     learned, more = agent.update(new_config, state.agent, rollout, agent_key)
-    args = (config, state.agent, state.critic, data, critic_key)
+    progress = optimizers.progress(config, state.window.count)
+    args = (config, progress, state.critic, data, critic_key)
     critic, critic_metrics = objective.update(*args)
     key_data = jax.random.key_data(agent_key)
     newest = (without_replay(state.agent), raw, state.context, rollout, key_data)
@@ -195,7 +244,7 @@ def update(
     )
     for name in tuning.tuned:
         metrics[f"meta_{name}"] = jnp.mean(getattr(new_config, name))
-    count = state.window.count + 1
+    count = cfg.next_count(state.window.count)
     context, mean_square = _appended(state, rollout.reward.mean(), count)
     window = Window(*window, count=count)
     state = State(learned, raw, opt_state, critic, context, mean_square, window)
@@ -209,17 +258,26 @@ def _appended(state: State, reward: jax.Array, count: jax.Array) -> tuple[Any, A
     return jnp.append(state.context, newest)[1:], square
 
 
+def _acted(tuning: Tuning, config: Any, state: Any) -> tuple[Any, Any]:
+    """Shapes of one step's actions, and of what comes beside them."""
+    agent, spec = tuning.agent, tuning.spec
+    memory = agent.memory(config, config.num_envs)
+    obs = jnp.zeros((config.num_envs, *spec.obs_shape), spec.obs_dtype)
+    sample = functools.partial(agent.act, explore=True)
+    args = (config, state, memory, obs, jax.random.key(0))
+    action, _, extras = jax.eval_shape(sample, *args)
+    return action, extras
+
+
 def _no_rollout(tuning: Tuning, config: Any, state: Any) -> Rollout:
     """Zeros in the shape of a rollout."""
     agent, spec = tuning.agent, tuning.spec
     shape = (config.rollout_length, config.num_envs)
     memory = agent.memory(config, config.num_envs)
     obs = jnp.zeros((*shape, *spec.obs_shape), spec.obs_dtype)
-    sample = functools.partial(agent.act, explore=True)
-    args = (config, state, memory, obs[0], jax.random.key(0))
-    action, _, extras = jax.eval_shape(sample, *args)
+    action, extras = _acted(tuning, config, state)
     action, extras, memory = jax.tree.map(
         lambda x: jnp.zeros((shape[0], *x.shape), x.dtype), (action, extras, memory)
     )
-    reward, flag = jnp.zeros(shape), jnp.zeros(shape, bool)
+    reward, flag = jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool)
     return Rollout(obs, action, reward, flag, flag, obs, extras, memory)

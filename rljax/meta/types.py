@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from rljax import config as cfg
+from rljax import layers
 from rljax.meta.gradients import MODES
 from rljax.meta.objectives import Critic, Objective
 from rljax.meta.parameters import Parameter
@@ -22,7 +23,16 @@ class Settings:
     outer_value_cost: float = 0.5  # of the value's error beside the policy's loss
     outer_entropy_cost: float = 0.0  # and of an entropy bonus
     outer_critic: str = "own"  # or "inner": the agent's, for comparison only
-    outer_critic_rate: float = 1.0  # its learning rate, in multiples of the agent's
+    outer_critic_rate: float = 1.0  # its learning rate, in multiples of the next
+    # Of the outer critic; None: as the agent's config has it, else what
+    # `objectives.critic_config` says.
+    critic_learning_rate: float | None = None
+    critic_hidden_sizes: tuple[int, ...] | None = None
+    critic_activation: str | None = None
+    critic_convolution: bool | None = None  # images go through one, else flat
+    critic_max_grad_norm: float | None = None
+    critic_target_rate: float | None = None  # of a critic of action values
+    anneal: bool | None = None  # both learning rates fall to 0; None: likewise
     num_updates: int = 1  # K, through which the meta-gradient goes
     num_target_updates: int = 0  # L of a bootstrapped target; 0: the outer loss itself
     target_rate: float = 0.1  # step along the outer loss that ends the target
@@ -31,10 +41,25 @@ class Settings:
     condition: bool = False  # show the tuned values to the networks: `conditioned`
     evolution_pairs: int = 0  # of an estimate to compare the meta-gradient with
 
+    def __post_init__(self) -> None:
+        if isinstance(self.critic_hidden_sizes, list):  # as JSON has them
+            sizes = tuple(self.critic_hidden_sizes)
+            object.__setattr__(self, "critic_hidden_sizes", sizes)
+
     def validate(self) -> None:
         """Raise ValueError naming a field out of range, its value and the range."""
         rates = ("learning_rate", "target_rate", "outer_critic_rate")
-        cfg.check_range(self, *rates, low=0.0, open_low=True)
+        optional = ("critic_learning_rate", "critic_max_grad_norm")
+        given = [name for name in optional if getattr(self, name) is not None]
+        cfg.check_range(self, *rates, *given, low=0.0, open_low=True)
+        if self.critic_target_rate is not None:
+            cfg.check_range(
+                self, "critic_target_rate", low=0.0, high=1.0, open_low=True
+            )
+        if self.critic_hidden_sizes is not None:
+            cfg.check_sizes(self, "critic_hidden_sizes")
+        if self.critic_activation is not None:
+            cfg.check_choice(self, "critic_activation", tuple(layers.ACTIVATIONS))
         cfg.check_range(self, "outer_gamma", "outer_lambda", low=0.0, high=1.0)
         cfg.check_range(self, "outer_value_cost", "outer_entropy_cost", low=0.0)
         cfg.check_choice(self, "outer_critic", ("own", "inner"))
