@@ -27,8 +27,8 @@ def read(reading: States | Levels | None, obs: jax.Array, ndim: int) -> jax.Arra
     Example:
       >>> read(States(3), jnp.array([[2], [0]]), ndim=1).tolist()
       [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
-      >>> read(Levels((0.0,), (255.0,)), jnp.array([255, 51], jnp.uint8), 1).tolist()
-      [1.0, 0.20000000298023224]
+      >>> read(Levels((0.0,), (255.0,)), jnp.array([255, 0], jnp.uint8), 1).tolist()
+      [1.0, 0.0]
     """
     if isinstance(reading, States):
         one_hot = jax.nn.one_hot(obs, reading.number, dtype=jnp.float32)
