@@ -22,6 +22,8 @@ _SIX = (
     "has five)"
 )
 _FIVE = "obs, state, reward, terminated, info"
+# Operations that hand on the one number they get.
+_SAME = ("stop_gradient", "convert_element_type", "broadcast_in_dim", "copy", "reshape")
 
 
 class Contract(NamedTuple):
@@ -96,7 +98,7 @@ def find(gym: Any, params: Any, action: Discrete | Box, form: ActionFormat) -> C
     Raises:
       ValueError: names the environment, the hook, what it returned and what it should.
     """
-    params = jax.tree.map(_abstract, params)
+    params = call(name_of(gym), "params", jax.tree.map, _abstract, params)
     example = jax.ShapeDtypeStruct(form.shape, form.dtype)
     if isinstance(action, Box):
         example = jax.ShapeDtypeStruct(action.shape, jnp.float32)
@@ -222,7 +224,7 @@ def _read_step(name: str, hook: str, result: Any, own: bool) -> _Step:
         truncated, info = rest
         scalars["truncated"] = truncated
         if not (isinstance(info, dict) and "final_observation" in info):
-            what = sorted(info) if isinstance(info, dict) else _words(info)
+            what = list(info) if isinstance(info, dict) else _words(info)
             raise ValueError(
                 f"{name}: {hook} returns an info without 'final_observation', the "
                 f"observation before a reset; it has {what}"
@@ -307,9 +309,6 @@ def _origin(program: Any, var: Any) -> tuple[int | None, int] | None:
     if kind == "add":
         return _sum(*(_origin(program, x) for x in eqn.invars))
     return None
-
-
-_SAME = ("stop_gradient", "convert_element_type", "broadcast_in_dim", "copy", "reshape")
 
 
 def _constant(value: Any) -> tuple[None, int] | None:
