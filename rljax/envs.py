@@ -109,7 +109,7 @@ class Env:
         reward = jnp.asarray(reward, jnp.float32).reshape(terminated.shape)
         timestep = TimeStep(obs, reward, terminated, truncated, next_obs, {})
         # With jax_enable_x64 a step may return another dtype than the reset did.
-        state = jax.tree.map(lambda x, y: x.astype(y.dtype), state, before)
+        state = jax.tree.map(_cast, state, before)
         return _strong(state), timestep
 
     def for_evaluation(self, state: Any) -> "Env":
@@ -362,6 +362,10 @@ def _is_minatar(gym: Any) -> bool:
 def _has_gymnax_step(gym: Any) -> bool:
     step = getattr(type(gym), "step", None)
     return step is gymnax_environment.Environment.step
+
+
+def _cast(x: jax.Array, like: jax.Array) -> jax.Array:
+    return x if x.dtype == like.dtype else x.astype(like.dtype)
 
 
 def _strong(tree: Any) -> Any:
