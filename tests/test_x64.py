@@ -151,9 +151,10 @@ def test_tuned_agents_are_traced(name):
 def test_maml_is_traced(name):
     """The slow one adds tasks whose parameters are numbers."""
     draw_task = meta_envs.tasks(name)
-    config = maml.Config(num_tasks=2, num_envs=3, rollout_length=4)
+    sizes = dict(num_tasks=2, num_envs=3, rollout_length=4)
+    config = maml.Config(inner_rate=np.float64(0.1), gamma=np.float64(0.9), **sizes)
 
-    def learn(key):
+    def learn(config, key):
         spec = draw_task(key).spec
         network = networks.ActorCritic(len(spec.obs_shape), spec.action, (8,))
         state = maml.init(network, config, draw_task, key)
@@ -161,7 +162,7 @@ def test_maml_is_traced(name):
         env = draw_task(key)
         return maml.adapt_policy(network, config, state.params, env, key), metrics
 
-    assert wide(jax.eval_shape(learn, KEY)) == {}
+    assert wide(jax.eval_shape(learn, config, KEY)) == {}
 
 
 @pytest.mark.slow
