@@ -367,10 +367,10 @@ def test_counters_do_not_run_over(case):
         chex.assert_trees_all_equal(end.agent[0], ts.agent[0])
 
 
-@pytest.mark.parametrize("total_steps", [3_000_000_000, 10**10])
-@fast_for("ppo", "dqn", "td3")
-def test_more_steps_than_int32_can_be_planned(case, total_steps):
+@fast_for("dqn")
+def test_more_steps_than_int32_can_be_planned(case):
     """The slow ones add the other agents' schedules."""
+    total_steps = 10**10
     config = dataclasses.replace(case.config, total_steps=total_steps)
     fn = functools.partial(train.train, case.agent)
     ts, metrics = jax.eval_shape(fn, case.env, config, jax.random.key(0))

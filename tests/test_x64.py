@@ -35,7 +35,6 @@ WRAPPERS = {
 FAST = [
     ("dqn", "images"),
     ("ppo", "continuous"),
-    ("r2d2", "memory"),
     ("td3", "continuous"),
 ]
 
@@ -133,10 +132,10 @@ SETTINGS = {
 
 @pytest.mark.parametrize(
     "name",
-    [n if n == "a2c" else pytest.param(n, marks=pytest.mark.slow) for n in TUNED],
+    [n if n == "dqn" else pytest.param(n, marks=pytest.mark.slow) for n in TUNED],
 )
 def test_tuned_agents_are_traced(name):
-    """The slow ones add action values, several epochs, targets and estimates."""
+    """The slow ones add policies, networks as values, targets and estimates."""
     env, tuned, settings = envs.make("CartPole-v1"), TUNED[name], SETTINGS[name]
     spec = env.spec
     if settings.condition:
