@@ -212,7 +212,8 @@ def run(
             losses, metrics = jax.vmap(of_one)(tasks, keys)
             return losses.mean(), jax.tree.map(jnp.mean, metrics)
 
-        args = (config, config.learning_rate, loss, state.params, state.opt_state)
+        rate: Any = config.learning_rate
+        args = (config, rate, loss, state.params, state.opt_state)
         params, opt_state, metrics = on_policy.descend(*args)
         return State(params, opt_state, key), metrics
 
