@@ -158,6 +158,7 @@ def adapt_policy(
     network: Any, config: Config, params: Params, env: Any, key: jax.Array
 ) -> Params:
     """The parameters after `config.inner_steps` steps in one environment."""
+    config = cfg.as_arrays(config)
 
     def loss(params: Params, bootstrap_params: Params, key: jax.Array) -> jax.Array:
         batch = play(network, config, env, params, key)
@@ -199,6 +200,7 @@ def run(
     References:
       Finn et al. (2017), algorithm 3, https://arxiv.org/abs/1703.03400
     """
+    config = cfg.as_arrays(config)
 
     def step(state: State, _: None) -> tuple[State, Metrics]:
         key, task_key, play_key = jax.random.split(state.key, 3)
@@ -210,7 +212,7 @@ def run(
             losses, metrics = jax.vmap(of_one)(tasks, keys)
             return losses.mean(), jax.tree.map(jnp.mean, metrics)
 
-        rate = jnp.asarray(config.learning_rate, jnp.float32)
+        rate: Any = config.learning_rate
         args = (config, rate, loss, state.params, state.opt_state)
         params, opt_state, metrics = on_policy.descend(*args)
         return State(params, opt_state, key), metrics

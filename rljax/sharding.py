@@ -173,6 +173,8 @@ def _mesh(runs: int, parts: int) -> Mesh:
     """Devices `[runs at once, parts or 1]`."""
     devices = jax.devices()
     rows = min(runs, len(devices))
+    if jax.process_count() > 1:  # each takes part, and has a share of the results
+        rows = len(devices)
     on_cpu = jax.default_backend() == "cpu"
     columns = parts if on_cpu and rows * parts <= len(devices) else 1
     if columns == 1:

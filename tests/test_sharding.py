@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -68,9 +69,11 @@ for parts, at_once, runs in ((1, 1, 48), {cases}):
     devices = [len(x.sharding.device_set) for x in jax.tree.leaves(mapped)]
     again = sharding.map_runs(lambda *x: x)(mapped)[0]
     results[f"{parts} {at_once} {runs}"] = devices, plain(mapped), plain(again)
+jax.process_count = lambda: 2
+results["rows of 3 runs by 2 processes"] = sharding._mesh(3, 1).shape["runs"]
 print(json.dumps(results))
 """
-SPREAD = [(1, 1, n) for n in (3, 7, 8, 9, 11, 16, 17)] + [(2, 1, 11), (2, 4, 17)]
+SPREAD = [(1, 1, n) for n in (3, 7, 8, 9, 11)] + [(2, 1, 11), (2, 4, 17)]
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +95,53 @@ def test_runs_are_on_all_devices_also_where_these_do_not_divide_them(
     devices, results, again = eight_devices[f"{parts} {at_once} {runs}"]
     assert set(devices) == {min(runs, 8)}
     assert results == again == eight_devices["1 1 48"][1][:runs]
+
+
+def test_every_process_has_a_share_of_few_runs(eight_devices):
+    assert eight_devices["rows of 3 runs by 2 processes"] == 8
+
+
+PROCESS = """
+import json, sys, jax, numpy as np
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from rljax import sharding
+
+results = []
+for runs in (1, 2, 3):
+    keys = jax.random.split(jax.random.key(0), 3)[:runs]
+    out = sharding.map_runs(lambda key: jax.random.normal(key, (3,)))(keys)
+    shards = [(x.index[0].start or 0, x.data.tolist()) for x in out.addressable_shards]
+    results.append((out.shape[0], shards))
+print(json.dumps(results))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_runs():
+    """Adds the processes: what each has of the results are those runs alone."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environ = os.environ | {"JAX_PLATFORMS": "cpu"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, address, str(i)],
+            env=environ,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    keys = jax.random.split(jax.random.key(0), 3)
+    alone = [jax.jit(lambda key: jax.random.normal(key, (3,)))(key) for key in keys]
+    for output in outputs:
+        for runs, shards in json.loads(output.splitlines()[-1]):
+            assert shards
+            for start, rows in shards:
+                expected = alone[start : min(start + len(rows), runs)]
+                np.testing.assert_array_equal(rows, expected)
 
 
 def test_set_cpu_devices_comes_before_jax_starts():

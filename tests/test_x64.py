@@ -1,6 +1,5 @@
 """With jax_enable_x64 every program is traced, and a run is one in float32."""
 
-import dataclasses
 import functools
 
 import chex
@@ -13,7 +12,6 @@ from rljax import agents, envs, maml, meta, meta_envs, networks, train
 from rljax.evaluate import evaluate
 
 from .agent_case import CONTINUOUS_ONLY
-from .conftest import SMALL
 
 pytestmark = pytest.mark.usefixtures("x64")
 KEY = jax.random.key(0)
@@ -35,14 +33,8 @@ WRAPPERS = {
 FAST = [
     ("dqn", "images"),
     ("ppo", "continuous"),
-    ("r2d2", "memory"),
     ("td3", "continuous"),
 ]
-
-
-def config_of(name, **changes):
-    sizes = dict(num_envs=4, rollout_length=8, hidden_sizes=(8,))
-    return agents.get(name).Config(**sizes | SMALL[name] | changes)
 
 
 def whole(agent, env, config, key):
@@ -83,7 +75,7 @@ def test_an_agent_is_traced_on_each_kind_of_environment(name, kind):
     except ValueError as error:
         assert "needs discrete actions" in str(error)
         return
-    assert_narrow(agent, env, config_of(name))
+    assert_narrow(agent, env, agents.get(name).Config())
 
 
 @pytest.mark.parametrize(
@@ -98,7 +90,8 @@ def test_wrappers_are_traced(options):
     """The slow ones put each on alone."""
     env = envs.make("MountainCar-v0", **options)
     assert env.spec.obs_dtype == "float32"
-    assert_narrow(agents.get("dqn").make(env.spec), env, config_of("dqn"))
+    dqn = agents.get("dqn")
+    assert_narrow(dqn.make(env.spec), env, dqn.Config())
 
 
 @pytest.mark.parametrize("kind", ["replay", "td_error", "grad_norm", "large_batch"])
@@ -107,7 +100,7 @@ def test_priorities_are_traced(kind):
     """Adds what draws from the replay in another way."""
     changes = dict(priority="grad_norm" if kind == "large_batch" else kind)
     changes |= dict(sampler="large_batch") if kind == "large_batch" else {}
-    config = config_of("dqn", **{} if kind == "replay" else changes)
+    config = agents.get("dqn").Config(**{} if kind == "replay" else changes)
     env = envs.make("CartPole-v1")
     assert_narrow(agents.get("dqn").make(env.spec), env, config)
 
@@ -133,16 +126,16 @@ SETTINGS = {
 
 @pytest.mark.parametrize(
     "name",
-    [n if n == "a2c" else pytest.param(n, marks=pytest.mark.slow) for n in TUNED],
+    [n if n == "dqn" else pytest.param(n, marks=pytest.mark.slow) for n in TUNED],
 )
 def test_tuned_agents_are_traced(name):
-    """The slow ones add action values, several epochs, targets and estimates."""
+    """The slow ones add policies, networks as values, targets and estimates."""
     env, tuned, settings = envs.make("CartPole-v1"), TUNED[name], SETTINGS[name]
     spec = env.spec
     if settings.condition:
         spec = meta.conditioned(spec, len(tuned))
     agent = meta.tune(agents.get(name).make(spec), spec, tuned, settings)
-    assert_narrow(agent, env, config_of(name))
+    assert_narrow(agent, env, agents.get(name).Config())
 
 
 @pytest.mark.parametrize(
@@ -151,9 +144,10 @@ def test_tuned_agents_are_traced(name):
 def test_maml_is_traced(name):
     """The slow one adds tasks whose parameters are numbers."""
     draw_task = meta_envs.tasks(name)
-    config = maml.Config(num_tasks=2, num_envs=3, rollout_length=4)
+    sizes = dict(num_tasks=2, num_envs=3, rollout_length=4)
+    config = maml.Config(inner_rate=np.float64(0.1), gamma=np.float64(0.9), **sizes)
 
-    def learn(key):
+    def learn(config, key):
         spec = draw_task(key).spec
         network = networks.ActorCritic(len(spec.obs_shape), spec.action, (8,))
         state = maml.init(network, config, draw_task, key)
@@ -161,11 +155,17 @@ def test_maml_is_traced(name):
         env = draw_task(key)
         return maml.adapt_policy(network, config, state.params, env, key), metrics
 
-    assert wide(jax.eval_shape(learn, KEY)) == {}
+    assert wide(jax.eval_shape(learn, config, KEY)) == {}
+
+
+SMALL = {
+    "ppo": dict(rollout_length=8, total_steps=128),
+    "dqn": dict(capacity=1_000, warmup_steps=200, batch_size=32, total_steps=300),
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ppo", "dqn"])
+@pytest.mark.parametrize("name", SMALL)
 def test_training_runs_as_long_as_without(name):
     """Adds numbers: they differ by rounding and by what environments draw."""
     results = []
@@ -173,7 +173,7 @@ def test_training_runs_as_long_as_without(name):
         with jax.enable_x64(flag):
             env = envs.make("CartPole-v1")
             agent = agents.get(name).make(env.spec)
-            config = dataclasses.replace(config_of(name), total_steps=256)
+            config = agents.get(name).Config(**SMALL[name])
             fn = jax.jit(functools.partial(train.train, agent))
             ts, metrics = fn(env, config, jax.random.key(0))
             results.append(jax.device_get((ts.agent.step, metrics["step"])))

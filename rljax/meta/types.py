@@ -23,16 +23,16 @@ class Settings:
     outer_value_cost: float = 0.5  # of the value's error beside the policy's loss
     outer_entropy_cost: float = 0.0  # and of an entropy bonus
     outer_critic: str = "own"  # or "inner": the agent's, for comparison only
-    outer_critic_rate: float = 1.0  # its learning rate, in multiples of the next
-    # Of the outer critic; None: as the agent's config has it, else what
-    # `objectives.critic_config` says.
-    critic_learning_rate: float | None = None
-    critic_hidden_sizes: tuple[int, ...] | None = None
-    critic_activation: str | None = None
-    critic_convolution: bool | None = None  # images go through one, else flat
-    critic_max_grad_norm: float | None = None
-    critic_target_rate: float | None = None  # of a critic of action values
-    anneal: bool | None = None  # both learning rates fall to 0; None: likewise
+    outer_critic_rate: float = 1.0  # its learning rate, in multiples of the plain one
+    # Of the outer critic, where None is what the agent's config has, else the default
+    # of `objectives.CriticConfig`.
+    critic_learning_rate: float | None = None  # the plain one; None: the agent's
+    critic_hidden_sizes: tuple[int, ...] | None = None  # None: the agent's
+    critic_activation: str | None = None  # None: the agent's
+    critic_convolution: bool | None = None  # of images; None: as the agent
+    critic_max_grad_norm: float | None = None  # where it is clipped; None: as the agent
+    critic_target_rate: float | None = None  # of action values; None: the agent's
+    anneal: bool | None = None  # both learning rates fall to 0; None: as the agent's
     num_updates: int = 1  # K, through which the meta-gradient goes
     num_target_updates: int = 0  # L of a bootstrapped target; 0: the outer loss itself
     target_rate: float = 0.1  # step along the outer loss that ends the target
