@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,13 @@ import numpy as np
 from jax.core import Tracer
 
 C = TypeVar("C")
+
+
+class Preset(NamedTuple):
+    """Hyperparameters for an environment, where its parameters are these."""
+
+    config: dict[str, Any]
+    env_params: tuple[dict[str, Any], ...] = ({},)  # any of these, each with no others
 
 
 def static(default: Any) -> Any:

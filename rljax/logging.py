@@ -97,6 +97,10 @@ class CsvSink(Sink):
         self._csv.writerow(cells)
         self._file.flush()
 
+    def sync(self) -> None:
+        """Waits until the rows are on the disk, for the case of a power cut."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
