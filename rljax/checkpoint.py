@@ -146,11 +146,13 @@ def restore(folder: str | os.PathLike, like: Any, step: int | None = None) -> An
 
 
 def _steps(folder: Path) -> list[int]:
-    """The complete steps in `folder`, oldest first."""
+    """The steps in `folder`, oldest first, damaged ones too: not an empty folder."""
     return sorted(
-        int(path.parent.name)
-        for path in folder.glob(f"*/{_MANIFEST}")
-        if re.fullmatch(r"0|[1-9][0-9]*", path.parent.name)
+        {
+            int(path.parent.name)
+            for path in folder.glob("*/*")
+            if re.fullmatch(r"0|[1-9][0-9]*", path.parent.name)
+        }
     )
 
 
@@ -245,7 +247,10 @@ def _write(folder: Path, leaves: list[dict], arrays: list[np.ndarray]) -> None:
 def _read(path: Path) -> tuple[list[dict], list[np.ndarray]]:
     """Entries and arrays of the leaves of one step; damage is found before parsing."""
     try:
-        manifest = json.loads((path / _MANIFEST).read_text())
+        text = (path / _MANIFEST).read_bytes().decode()
+        manifest = json.loads(text)
+        if text not in (json.dumps(manifest), json.dumps(manifest, indent=1)):
+            raise ValueError(f"{_MANIFEST} is not as it was written")
         if manifest.pop("sha256") != _sha256(manifest):
             raise ValueError(f"checksum of {_MANIFEST} differs")
         files = _sha256_files(path)

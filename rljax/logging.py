@@ -329,9 +329,12 @@ def _cut(path: Path, last_step: int) -> list[str]:
     except ValueError as error:
         raise ValueError(f"{path}: column 'step': {error}") from error
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *kept])
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([columns, *kept])
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return columns
 
 

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -38,6 +38,26 @@ EVALUATION = 1_000_000  # folded into a seed's key, away from training
 INT32, UINT32 = 2**31 - 1, 2**32 - 1
 MAX_ROWS = 1_000_000  # of metrics per seed
 _LIMITS = {"total_steps": 2**63 - 1}  # counted on the host
+
+
+class Chunks(NamedTuple):
+    """The pieces of a run. Steps are a seed's, counted on the host: no int32."""
+
+    count: int
+    iterations: int  # of each
+    start: int  # environment steps before the first
+    steps: int  # environment steps of each
+
+    def step(self, done: int) -> int:
+        """Environment steps after so many."""
+        return self.start + done * self.steps
+
+    def done(self, step: int) -> int:
+        """How many lead to a step, undoing `step`; ValueError if none do."""
+        done, rest = divmod(step - self.start, self.steps)
+        if rest or not 0 <= done <= self.count:
+            raise ValueError(f"no piece of this run ends at step {step}")
+        return done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,37 +105,16 @@ class Run:
         seeds = np.arange(self.seed, self.seed + self.seeds, dtype=np.uint32)
         return jax.vmap(jax.random.key)(seeds)
 
-    def chunks(self) -> tuple[int, int]:
-        """How many chunks the run has, and the iterations of each.
-
-        Of the numbers of chunks near `rows` that which overshoots least.
-        """
+    def chunks(self) -> Chunks:
+        """The pieces: of their numbers near `rows` that which overshoots least."""
         iterations = train.num_iterations(self.config)
         most = min(self.rows, iterations)
         counts = range(most // 2 + 1, most + 1)
         count = min(counts, key=lambda n: (-iterations % n, -n))
-        return count, -(-iterations // count)
-
-    def step_after(self, chunks: int) -> int:
-        """Environment steps per seed after the warm-up and so many chunks.
-
-        On the host: no number of a device is large enough.
-        """
-        warm_up, (_, iterations) = train.warm_up_iterations(self.config), self.chunks()
+        each = -(-iterations // count)
         per_iteration = train.steps_per_iteration(self.config)
-        return (warm_up + chunks * iterations) * per_iteration
-
-    def chunks_done(self, step: int) -> int:
-        """How many chunks lead to a step, undoing `step_after`.
-
-        Raises:
-          ValueError: none do.
-        """
-        start, end = self.step_after(0), self.step_after(1)
-        done, rest = divmod(step - start, end - start)
-        if rest or not 0 <= done <= self.chunks()[0]:
-            raise ValueError(f"no chunk of this run ends at step {step}")
-        return done
+        start = train.warm_up_iterations(self.config) * per_iteration
+        return Chunks(count, each, start, each * per_iteration)
 
     def map_runs(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Map a function of one seed over seeds, always on the same devices."""

@@ -208,7 +208,8 @@ def check_output(path: Path, *starts: bytes) -> None:
         with path.open("rb") as file:
             start = file.read(max(map(len, starts), default=0) or 1)
         if start and not any(start.startswith(known) for known in starts):
-            raise ValueError(f"{path}: exists and is something else; not overwritten")
+            other = " and is something else" if starts else ""
+            raise ValueError(f"{path}: exists{other}; not overwritten")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -193,7 +193,7 @@ def start_state(run: common.Run, folder: Path) -> tuple[int, Any]:
     if step is None:
         return 0, run.initial_state()(run.keys())
     try:
-        done = run.chunks_done(step)
+        done = run.chunks().done(step)
     except ValueError as error:
         raise ValueError(
             f"{folder / folders.CHECKPOINTS / str(step)}: {error}"
@@ -206,8 +206,7 @@ def train_in_chunks(
 ) -> Any:
     """Run chunk by chunk, with metrics, checkpoints and signals between them."""
     agent, env = run.build()
-    count, iterations = run.chunks()
-    steps = run.step_after(1) - run.step_after(0)
+    chunks, iterations = run.chunks(), run.chunks().iterations
     chunk = jax.jit(
         run.map_runs(
             lambda ts: train.run(agent, env, run.config, ts, iterations, iterations)
@@ -217,13 +216,13 @@ def train_in_chunks(
     done, ts = start_state(run, folder)
     stop, begin = Interrupt(), time.monotonic()
     now = last_save = begin
-    total_steps = run.seeds * run.step_after(count)
+    total_steps = run.seeds * chunks.step(chunks.count)
     with Progress(total_steps, f"{run.agent} {run.env}") as progress, stop:
-        for i in range(done, count):
+        for i in range(done, chunks.count):
             ts, metrics = chunk(ts)
-            metrics, step = on_host(metrics), run.step_after(i + 1)
+            metrics, step = on_host(metrics), chunks.step(i + 1)
             before, now = now, time.monotonic()
-            rate = run.seeds * steps / (now - before)
+            rate = run.seeds * chunks.steps / (now - before)
             times: Row = {"seconds": now - begin, "steps_per_second": rate}
             write_rows(sinks, run, step, metrics, times)
             if not options.allow_nan:
@@ -231,11 +230,11 @@ def train_in_chunks(
             reward = float(metrics["reward"].mean())
             progress.update(run.seeds * step, mean_return(metrics), reward)
             due = now - last_save > options.checkpoint_seconds
-            if due or stop.asked or i + 1 == count:
+            if due or stop.asked or i + 1 == chunks.count:
                 sinks[0].sync()  # no checkpoint is later than its rows
                 save(folder / folders.CHECKPOINTS, step, ts)
                 last_save = now
-            if stop.asked and i + 1 < count:
+            if stop.asked and i + 1 < chunks.count:
                 print(f"stopped: --name {folder.name} --resume goes on")
                 sys.exit(128 + stop.asked)
     return ts
