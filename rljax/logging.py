@@ -94,16 +94,19 @@ class CsvSink(Sink):
             if name not in self._columns:
                 raise ValueError(f"{self._path}: row with a new column {name!r}")
         cells = [_cell(row.get(name, math.nan)) for name in self._columns]
-        self._csv.writerow(cells)
-        self._file.flush()
+        with _named(self._path):
+            self._csv.writerow(cells)
+            self._file.flush()
 
     def sync(self) -> None:
         """Waits until the rows are on the disk, for the case of a power cut."""
-        os.fsync(self._file.fileno())
+        with _named(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with _named(self._path):
+            self._file.close()
 
 
 class TensorBoardSink(Sink):
@@ -336,6 +339,16 @@ def _cut(path: Path, last_step: int) -> list[str]:
     finally:
         temporary.unlink(missing_ok=True)
     return columns
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Gives errors of an open file its name, which the system leaves out."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 class _Means:
