@@ -182,6 +182,19 @@ def test_a_lock_that_goes_while_it_is_awaited_is_made_anew(run, monkeypatch):
     assert gone
 
 
+def test_a_run_that_comes_between_look_and_lock_stays(run, monkeypatch):
+    run.mkdir(parents=True)
+    real = folders.fcntl.flock
+
+    def after_another(descriptor, how):
+        (run / "metrics.csv").write_text(ROW)
+        real(descriptor, how)
+
+    monkeypatch.setattr(folders.fcntl, "flock", after_another)
+    refused("a: exists; go on with --resume", run)
+    assert names(run) == ["metrics.csv"]
+
+
 def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     folders.write_text(path, "old")

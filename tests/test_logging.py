@@ -1,6 +1,7 @@
 import io
 import logging as std_logging
 import math
+import os
 import struct
 import sys
 import types
@@ -343,3 +344,11 @@ def test_progress_on_a_terminal(monkeypatch, clock):
 )  # fmt: skip
 def test_short(value, text):
     assert logging._short(value) == text
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="of Linux")
+def test_a_full_disk_is_an_error_with_the_file_s_name():
+    sink = CsvSink("/dev/full")
+    for write in (lambda: sink.write({"step": 1}), sink.close):
+        with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+            write()

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -237,25 +236,36 @@ def test_a_row_of_a_sweep_is_the_run_of_its_seed(scripts, folder):
     np.testing.assert_allclose(returns, trained["mean_return_per_seed"], rtol=1e-6)
 
 
+BREAK_OFF = """
+import folders
+write, texts = folders.write_text, []
+def once(path, text):
+    if texts:
+        raise KeyboardInterrupt
+    texts.append(write(path, text))
+folders.write_text = once
+try:
+    code = run("{line}")
+finally:
+    folders.write_text = write
+"""
+
+
 def test_a_broken_off_sweep_goes_on(scripts, folder, tmp_path):
     """The same command computes what is missing, and ends with the same file."""
-    whole = (folder / "sweep.csv").read_text()
-    columns, *rows = whole.splitlines(keepends=True)
-    part = tmp_path / "part.csv"
-    part.write_text(columns + rows[3] + rows[0])
-    left, nothing, other = scripts(
-        tmp_path,
-        f"{SWEEP} --out part.csv",
-        f"{SWEEP} --out part.csv",
-        f"{SWEEP} --out part.csv --episodes 4",
-    )
+    part, line = tmp_path / "part.csv", f"{SWEEP} --out part.csv"
+    broken = scripts.code(tmp_path, BREAK_OFF.format(line=line))
+    assert broken["code"] == 130
+    assert len(part.read_text().splitlines()) == 3  # one group is lost, not two
+    left, nothing, other = scripts(tmp_path, line, line, f"{line} --episodes 4")
     assert left["code"] == 0, left["err"]
-    assert "4 of 4 runs" in left["err"] and "2 of 4 runs" not in left["err"]
+    assert left["err"].count(" of 4 runs") == 1
     assert "2 runs, 640 steps" in left["out"]
+    whole = (folder / "sweep.csv").read_text()
     assert part.read_text() == whole
     assert nothing["code"] == 0 and "0 runs, 0 steps" in nothing["out"]
     assert other["code"] == 2 and "part.csv: holds another sweep" in other["err"]
-    assert part.read_text() == whole
+    assert part.read_text() == whole and list(tmp_path.iterdir()) == [part]
 
 
 BAD = {
@@ -641,34 +651,6 @@ def test_a_preset_for_other_parameters_is_told(scripts, tmp_path):
         assert result["err"].startswith(note + "normalize_obs True normalize_rewards")
     assert "preset" not in measured["err"]
     assert "note: the preset of c51 for CartPole-v1 is for no --env-" in swept["err"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("agent", ["ppo", "dqn"])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, agent):
-    """Kills a process without warning, between any two of its operations."""
-    command = [sys.executable, str(SCRIPTS / "train.py"), agent, *SMALL[agent].split()]
-    command += ["--config.hidden-sizes", "8", "--rows", "40", "--episodes", "0"]
-    command += ["--steps", "200000", "--checkpoint-seconds", "0", "--name"]
-
-    def start(*words):
-        return subprocess.Popen([*command, *words], cwd=tmp_path, stderr=-3)
-
-    assert start("whole").wait(timeout=120) == 0
-    process = start("killed")
-    checkpoints = tmp_path / "runs/killed/checkpoints"
-    deadline = time.monotonic() + 120
-    while not (checkpoints.is_dir() and len(list(checkpoints.glob("[0-9]*"))) >= 2):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    killed_at, _ = final_checkpoint(tmp_path / "runs/killed")
-    assert start("killed", "--resume").wait(timeout=120) == 0
-
-    whole, resumed = tmp_path / "runs/whole", tmp_path / "runs/killed"
-    assert killed_at < final_checkpoint(whole)[0]
-    same_run(whole, resumed)
 
 
 @pytest.mark.slow
