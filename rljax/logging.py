@@ -11,6 +11,7 @@ import datetime
 import logging
 import math
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -128,11 +129,20 @@ class TensorBoardSink(Sink):
             import tensorboardX  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ValueError(_missing("tensorboardX", "tensorboard")) from error
-        purge = None if resume_step is None else resume_step + 1
-        self._writer = tensorboardX.SummaryWriter(
-            str(folder), purge_step=purge, flush_secs=5
-        )
+        from tensorboardX import record_writer
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self._path, self._flushed = Path(folder, name), time.monotonic()
+        # Not `SummaryWriter`, whose thread dies of a full disk and is waited for.
+        self._file = record_writer.RecordWriter(str(self._path))
+        self._event, self._scalar = Event, tensorboardX.summary.scalar
         self._means = _Means(self._emit)
+        self._write(file_version="brain.Event:2")
+        if resume_step is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._write(step=resume_step + 1, session_log=start)
 
     def write(self, row: Row) -> None:
         """Takes one row; writes the mean of the step before."""
@@ -140,13 +150,25 @@ class TensorBoardSink(Sink):
 
     def close(self) -> None:
         """Writes the last step and closes the file."""
-        self._means.flush()
-        self._writer.close()
+        try:
+            self._means.flush()
+        finally:
+            with _named(self._path):
+                self._file.close()
 
     def _emit(self, step: int, means: Row) -> None:
         with _muted("tensorboardX"):  # it complains about every NaN
             for name, value in means.items():
-                self._writer.add_scalar(name, value, step)
+                self._write(step=step, summary=self._scalar(name, value))
+        if time.monotonic() - self._flushed > 5:
+            self._flushed = time.monotonic()
+            with _named(self._path):
+                self._file.flush()
+
+    def _write(self, **what: Any) -> None:
+        event = self._event(wall_time=time.time(), **what)
+        with _named(self._path):
+            self._file.write(event.SerializeToString())
 
 
 class WandbSink(Sink):

@@ -352,3 +352,17 @@ def test_a_full_disk_is_an_error_with_the_file_s_name():
     for write in (lambda: sink.write({"step": 1}), sink.close):
         with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
             write()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="of Linux")
+def test_tensorboard_on_a_full_disk_is_an_error_and_no_hang(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX import record_writer
+
+    real = record_writer.RecordWriter
+    monkeypatch.setattr(record_writer, "RecordWriter", lambda path: real("/dev/full"))
+    sink = TensorBoardSink(tmp_path)
+    full = f"No space left on device: '{tmp_path}/events.out.tfevents"
+    with pytest.raises(OSError, match=full), sink:
+        for step in range(10_000):
+            sink.write({"step": step, "loss": 1.0})

@@ -654,7 +654,8 @@ def test_a_preset_for_other_parameters_is_told(scripts, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):
     """The signal comes from outside, while a chunk runs."""
     command = [sys.executable, str(SCRIPTS / "train.py"), "ppo", *SMALL["ppo"].split()]
     command += ["--steps", "10000000", "--rows", "1000", "--name", "stopped"]
@@ -664,9 +665,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     while not (metrics.exists() and metrics.stat().st_size > 300):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "--name stopped --resume goes on" in out
     step, _ = final_checkpoint(tmp_path / "runs/stopped")
     assert step == read_csv(metrics)["step"][-1]
