@@ -75,15 +75,17 @@ def draw(path: Path, run: common.Run, ts: TrainState) -> None:
     length = int(jnp.argmax(done)) + 1 if bool(done.any()) else len(done)
     frames = [jax.tree.map(lambda x, i=i: x[i], states) for i in range(length)]
     total = np.cumsum(np.asarray(rewards[:length]))
+    temporary = path.with_name(f".tmp-{path.name}")  # its ending is the format
     try:
         drawing = Visualizer(bare.gym, bare.params, frames, total)
         drawing.init()  # matplotlib hides what goes wrong here later
-        temporary = path.with_name(f".tmp-{path.name}")  # its ending is the format
         drawing.animate(str(temporary))
         os.replace(temporary, path)
     except Exception as error:  # of gymnax, gymnasium, pygame, matplotlib
         hint = "pip install '.[gif]' brings what classic control needs"
         raise ValueError(f"--gif: cannot draw {run.env}: {error} ({hint})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
     print(f"drew {length} steps, return {total[-1]:.1f}: {path}")
 
 

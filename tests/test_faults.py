@@ -61,10 +61,11 @@ def same(run, other):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("agent", SMALL)
 def test_runs_killed_at_any_time_end_as_if_they_had_not_been(tmp_path, agent, capsys):
     """Kills processes at random times of their whole lives, imports included."""
-    words = line(agent, steps=20_000, rows=60).split()
+    words = line(agent, steps=6_000, rows=24).split()
 
     def start(name):
         resume = (
@@ -84,7 +85,7 @@ def test_runs_killed_at_any_time_end_as_if_they_had_not_been(tmp_path, agent, ca
     begin = time.monotonic()
     finish("whole")
     life, draw = time.monotonic() - begin, random.Random(0)
-    killed = runs = unfinished = 0
+    killed = runs = 0
     while killed < KILLS:
         runs += 1
         name = f"run-{runs}"
@@ -98,8 +99,6 @@ def test_runs_killed_at_any_time_end_as_if_they_had_not_been(tmp_path, agent, ca
                 process.kill()
                 process.communicate()
                 killed += 1
-        checkpoints = tmp_path / "runs" / name / "checkpoints"
-        unfinished += any(checkpoints.glob(".*.tmp"))
         finish(name)
         same(tmp_path / "runs/whole", tmp_path / "runs" / name)
     with capsys.disabled():

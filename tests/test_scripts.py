@@ -219,14 +219,17 @@ def test_an_animation_ends_with_the_episode(scripts, folder):
     assert (folder / "episode.gif").read_bytes().startswith(b"GIF8")
 
 
-def test_a_row_of_a_sweep_is_the_run_of_its_seed(scripts, folder):
-    (sweep,) = scripts(
-        folder,
-        f"{SWEEP} --out sweep.csv",
-    )
+@pytest.fixture(scope="module")
+def swept(scripts, folder):
+    """The CSV of a sweep."""
+    (sweep,) = scripts(folder, f"{SWEEP} --out sweep.csv")
     assert sweep["code"] == 0, sweep["err"]
     assert "2 of 4 runs" in sweep["err"] and "4 of 4 runs" in sweep["err"]
-    table = read_csv(folder / "sweep.csv")
+    return folder / "sweep.csv"
+
+
+def test_a_row_of_a_sweep_is_the_run_of_its_seed(folder, swept):
+    table = read_csv(swept)
     assert len(table["return"]) == 4 and set(table["gamma"]) == {0.5, 0.99}
     means = table["return"].reshape(2, 2).mean(axis=1)
     assert means[0] >= means[1]  # the best combination comes first
@@ -251,7 +254,7 @@ finally:
 """
 
 
-def test_a_broken_off_sweep_goes_on(scripts, folder, tmp_path):
+def test_a_broken_off_sweep_goes_on(scripts, swept, tmp_path):
     """The same command computes what is missing, and ends with the same file."""
     part, line = tmp_path / "part.csv", f"{SWEEP} --out part.csv"
     broken = scripts.code(tmp_path, BREAK_OFF.format(line=line))
@@ -261,7 +264,7 @@ def test_a_broken_off_sweep_goes_on(scripts, folder, tmp_path):
     assert left["code"] == 0, left["err"]
     assert left["err"].count(" of 4 runs") == 1
     assert "2 runs, 640 steps" in left["out"]
-    whole = (folder / "sweep.csv").read_text()
+    whole = swept.read_text()
     assert part.read_text() == whole
     assert nothing["code"] == 0 and "0 runs, 0 steps" in nothing["out"]
     assert other["code"] == 2 and "part.csv: holds another sweep" in other["err"]
