@@ -126,22 +126,22 @@ class TensorBoardSink(Sink):
 
     def __init__(self, folder: str | os.PathLike, resume_step: int | None = None):
         try:
-            import tensorboardX  # pyright: ignore[reportMissingImports]
+            import tensorboardX  # pyright: ignore  # noqa: F401
         except ImportError as error:
             raise ValueError(_missing("tensorboardX", "tensorboard")) from error
-        from tensorboardX import record_writer
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX import record_writer, summary  # pyright: ignore
+        from tensorboardX.proto import event_pb2  # pyright: ignore
 
         Path(folder).mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
         self._path, self._flushed = Path(folder, name), time.monotonic()
         # Not `SummaryWriter`, whose thread dies of a full disk and is waited for.
         self._file = record_writer.RecordWriter(str(self._path))
-        self._event, self._scalar = Event, tensorboardX.summary.scalar
+        self._event, self._scalar = event_pb2.Event, summary.scalar
         self._means = _Means(self._emit)
         self._write(file_version="brain.Event:2")
         if resume_step is not None:
-            start = SessionLog(status=SessionLog.START)
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._write(step=resume_step + 1, session_log=start)
 
     def write(self, row: Row) -> None:
