@@ -8,6 +8,7 @@ row; TensorBoard and Weights & Biases get the mean over the seeds of a step.
 import contextlib
 import csv
 import datetime
+import importlib
 import logging
 import math
 import os
@@ -130,18 +131,18 @@ class TensorBoardSink(Sink):
         except ImportError as error:
             raise ValueError(_missing("tensorboardX", "tensorboard")) from error
         from tensorboardX import record_writer, summary  # pyright: ignore
-        from tensorboardX.proto import event_pb2  # pyright: ignore
 
+        events: Any = importlib.import_module("tensorboardX.proto.event_pb2")
         Path(folder).mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
         self._path, self._flushed = Path(folder, name), time.monotonic()
         # Not `SummaryWriter`, whose thread dies of a full disk and is waited for.
         self._file = record_writer.RecordWriter(str(self._path))
-        self._event, self._scalar = event_pb2.Event, summary.scalar
+        self._event, self._scalar = events.Event, summary.scalar
         self._means = _Means(self._emit)
         self._write(file_version="brain.Event:2")
         if resume_step is not None:
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            start = events.SessionLog(status=events.SessionLog.START)
             self._write(step=resume_step + 1, session_log=start)
 
     def write(self, row: Row) -> None:
