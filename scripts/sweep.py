@@ -185,18 +185,22 @@ def compute(
         key = jax.random.fold_in(key, common.EVALUATION)
         return evaluate(agent, env, varied, ts, key, sweep.episodes).returns
 
+    def keep() -> None:
+        if out:
+            sweep.write(out, results, sorted(results))
+        seconds = f"{time.monotonic() - begin:.1f} s"
+        done = f"{len(results)} of {total} runs, {seconds}"
+        print(f"{sweep.run.agent} {sweep.run.env}: {done}", file=sys.stderr, flush=True)
+
     mapped, begin = jax.jit(sweep.run.map_runs(one)), time.monotonic()
+    keep()
     left = [number for number in range(total) if number not in results]
     for start in range(0, len(left), size):
         group = left[start : start + size]
         padded = group + group[:1] * (size - len(group))  # one program for all groups
         returns = np.asarray(mapped(*sweep.inputs(padded))).mean(axis=1)
         results = results | dict(zip(group, returns, strict=False))
-        if out:
-            sweep.write(out, results, sorted(results))
-        seconds = f"{time.monotonic() - begin:.1f} s"
-        done = f"{len(results)} of {total} runs, {seconds}"
-        print(f"{sweep.run.agent} {sweep.run.env}: {done}", file=sys.stderr, flush=True)
+        keep()
     return results
 
 
