@@ -575,10 +575,13 @@ class Fake(common.Run):
 fake = Fake(**{f.name: getattr(run_, f.name) for f in dataclasses.fields(run_)})
 folder, rows = pathlib.Path("many"), []
 save(folder / "checkpoints", 2**30, np.float32([1.0]))
-common.restore_state = lambda folder, run: jnp.array([1.0])
+restore, common.restore_state = common.restore_state, lambda *_: jnp.array([1.0])
 options = types.SimpleNamespace(allow_nan=False, checkpoint_seconds=1e9)
 sink = types.SimpleNamespace(write=rows.append, sync=lambda: None)
-ts = train.train_in_chunks(fake, options, folder, [sink])
+try:
+    ts = train.train_in_chunks(fake, options, folder, [sink])
+finally:
+    common.restore_state = restore
 assert float(ts[0]) == 10, ts
 steps = [2**30 * i for i in range(2, 11)]
 assert [row["step"] for row in rows[::2]] == steps, rows
