@@ -6,7 +6,6 @@ et al. (2015), https://arxiv.org/abs/1506.02438.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 
@@ -15,7 +14,7 @@ from rljax import on_policy
 from rljax.on_policy import State
 from rljax.types import Agent, Metrics, Rollout, Spec
 
-PRESETS: dict[str, dict[str, Any]] = {}
+PRESETS: dict[str, cfg.Preset] = {}
 
 
 @jax.tree_util.register_dataclass

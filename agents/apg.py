@@ -19,7 +19,7 @@ from rljax import config as cfg
 from rljax.rollout import simulate, values
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
-PRESETS: dict[str, dict[str, Any]] = {}
+PRESETS: dict[str, cfg.Preset] = {}
 box = functools.partial(distributions.check_bounded, "apg")  # the actions
 
 

@@ -14,7 +14,9 @@ from rljax import actor_critic, losses, on_policy, optimizers, replay
 from rljax import config as cfg
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
-PRESETS: dict[str, dict[str, Any]] = {"Pendulum-v1": dict(gamma=0.95, num_epochs=4)}
+PRESETS: dict[str, cfg.Preset] = {
+    "Pendulum-v1": cfg.Preset(dict(gamma=0.95, num_epochs=4)),
+}
 
 
 @jax.tree_util.register_dataclass

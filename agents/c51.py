@@ -19,10 +19,10 @@ from rljax.replay import Windows
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 # A reward of 1 or -1 at every step adds up to 100 or -100 with gamma = 0.99.
-PRESETS: dict[str, dict[str, Any]] = {
-    "CartPole-v1": dict(value_min=0.0, value_max=100.0),
-    "Acrobot-v1": dict(value_min=-100.0, value_max=0.0),
-    "MountainCar-v0": dict(value_min=-100.0, value_max=0.0),
+PRESETS: dict[str, cfg.Preset] = {
+    "CartPole-v1": cfg.Preset(dict(value_min=0.0, value_max=100.0)),
+    "Acrobot-v1": cfg.Preset(dict(value_min=-100.0, value_max=0.0)),
+    "MountainCar-v0": cfg.Preset(dict(value_min=-100.0, value_max=0.0)),
 }
 
 

@@ -21,13 +21,16 @@ from rljax.q_learner import State
 from rljax.replay import Windows
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "MountainCar-v0": dict(  # better still with observations scaled
-        learning_rate=1e-3,
-        epsilon_end=0.1,
-        exploration_fraction=0.1,
-        max_repeats=32,  # single actions hardly ever reach the goal
-        warmup_steps=1_000,
+PRESETS: dict[str, cfg.Preset] = {
+    "MountainCar-v0": cfg.Preset(
+        dict(
+            learning_rate=1e-3,
+            epsilon_end=0.1,
+            exploration_fraction=0.1,
+            max_repeats=32,  # single actions hardly ever reach the goal
+            warmup_steps=1_000,
+        ),
+        env_params=({}, dict(scale_obs=True)),  # the second is better still
     ),
 }
 

@@ -16,7 +16,7 @@ from rljax import losses, on_policy
 from rljax.rollout import values
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
-PRESETS: dict[str, dict[str, Any]] = {}
+PRESETS: dict[str, cfg.Preset] = {}
 
 
 @jax.tree_util.register_dataclass

@@ -18,9 +18,10 @@ from rljax.replay import Windows
 from rljax.types import Agent, Discrete, Metrics, Params, Rollout, Spec
 
 _SMALL: dict[str, Any] = dict(learning_rate=1e-3, batch_size=128, hidden_sizes=(64, 64))
-PRESETS: dict[str, dict[str, Any]] = {
-    "CartPole-v1": _SMALL | dict(total_steps=500_000, num_envs=16),
-    "Pendulum-v1": _SMALL | dict(total_steps=20_000, warmup_steps=500, n_step=1),
+_BRIEF = _SMALL | dict(total_steps=20_000, warmup_steps=500, n_step=1)
+PRESETS: dict[str, cfg.Preset] = {
+    "CartPole-v1": cfg.Preset(_SMALL | dict(total_steps=500_000, num_envs=16)),
+    "Pendulum-v1": cfg.Preset(_BRIEF),
 }
 actor = actor_critic.stochastic_actor  # the policy's network
 

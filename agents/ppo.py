@@ -27,37 +27,42 @@ _MINATAR = dict(
 )
 # With flat inputs Asterix pays 5 after so many steps, with a convolution 33.
 _PLANES = _MINATAR | dict(num_minibatches=32, hidden_sizes=(128,))
-PRESETS: dict[str, dict[str, Any]] = {
-    "Acrobot-v1": dict(learning_rate=3e-3),
-    "Breakout-MinAtar": dict(
-        learning_rate=5e-3,
-        total_steps=10_000_000,
-        num_envs=64,
-        num_minibatches=32,  # with fewer its policies settle early
-        activation="relu",
-        convolution=False,
-        clip_value=False,
+PRESETS: dict[str, cfg.Preset] = {
+    "Acrobot-v1": cfg.Preset(dict(learning_rate=3e-3)),
+    "Breakout-MinAtar": cfg.Preset(
+        dict(
+            learning_rate=5e-3,
+            total_steps=10_000_000,
+            num_envs=64,
+            num_minibatches=32,  # with fewer its policies settle early
+            activation="relu",
+            convolution=False,
+            clip_value=False,
+        )
     ),
-    # with --env-params normalize_obs True normalize_rewards 0.99
-    "MountainCarContinuous-v0": dict(
-        entropy_cost=0.0, total_steps=1_000_000, num_envs=16
+    "MountainCarContinuous-v0": cfg.Preset(
+        dict(entropy_cost=0.0, total_steps=1_000_000, num_envs=16),
+        env_params=(dict(normalize_obs=True, normalize_rewards=0.99),),
     ),
-    "Pendulum-v1": dict(
-        learning_rate=1e-3,
-        gamma=0.95,
-        entropy_cost=0.0,
-        total_steps=1_000_000,
-        num_envs=8,
-        num_epochs=10,
-        num_minibatches=8,
-        clip_value=False,
+    "Pendulum-v1": cfg.Preset(
+        dict(
+            learning_rate=1e-3,
+            gamma=0.95,
+            entropy_cost=0.0,
+            total_steps=1_000_000,
+            num_envs=8,
+            num_epochs=10,
+            num_minibatches=8,
+            clip_value=False,
+        )
     ),
-    "Asterix-MinAtar": _PLANES,
-    "Freeway-MinAtar": _PLANES,
+    "Asterix-MinAtar": cfg.Preset(_PLANES),
+    "Freeway-MinAtar": cfg.Preset(_PLANES),
     # Who comes up for air without a diver dies: what that is good for comes late.
-    "Seaquest-MinAtar": _PLANES | dict(gamma=0.999, total_steps=6_000_000),
-    "SpaceInvaders-MinAtar": _MINATAR
-    | dict(num_minibatches=8, hidden_sizes=(128, 128), convolution=False),
+    "Seaquest-MinAtar": cfg.Preset(_PLANES | dict(gamma=0.999, total_steps=6_000_000)),
+    "SpaceInvaders-MinAtar": cfg.Preset(
+        _MINATAR | dict(num_minibatches=8, hidden_sizes=(128, 128), convolution=False)
+    ),
 }
 
 

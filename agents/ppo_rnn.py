@@ -19,7 +19,11 @@ from rljax.recurrent import Recurrent, recall
 from rljax.sharding import side_by_side
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
-PRESETS: dict[str, dict[str, Any]] = {"MemoryChain-bsuite": dict(total_steps=200_000)}
+PRESETS: dict[str, cfg.Preset] = {
+    "MemoryChain-bsuite": cfg.Preset(
+        dict(total_steps=200_000), env_params=(dict(memory_length=15),)
+    ),
+}
 
 
 @jax.tree_util.register_dataclass

@@ -40,15 +40,17 @@ _MINATAR = dict(
     hidden_sizes=(128,),
 )
 _GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
-PRESETS: dict[str, dict[str, Any]] = {
-    "Acrobot-v1": dict(
-        learning_rate=1e-3,
-        lambda_=0.6,
-        exploration_fraction=0.15,  # chance alone hardly ever swings up
-        rollout_length=32,
-        hidden_sizes=(128, 128),
+PRESETS: dict[str, cfg.Preset] = {
+    "Acrobot-v1": cfg.Preset(
+        dict(
+            learning_rate=1e-3,
+            lambda_=0.6,
+            exploration_fraction=0.15,  # chance alone hardly ever swings up
+            rollout_length=32,
+            hidden_sizes=(128, 128),
+        )
     ),
-} | {f"{game}-MinAtar": _MINATAR for game in _GAMES}
+} | {f"{game}-MinAtar": cfg.Preset(_MINATAR) for game in _GAMES}
 
 
 @jax.tree_util.register_dataclass

@@ -18,7 +18,7 @@ from rljax.q_learner import State
 from rljax.replay import Windows
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
-PRESETS: dict[str, dict[str, Any]] = {}
+PRESETS: dict[str, cfg.Preset] = {}
 
 
 @jax.tree_util.register_dataclass

@@ -16,12 +16,15 @@ from rljax import distributions, losses, q_learner, recurrent
 from rljax.q_learner import State
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "MemoryChain-bsuite": dict(
-        learning_rate=1e-3,
-        total_steps=60_000,
-        warmup_steps=5_000,
-        memory_size=32,
+PRESETS: dict[str, cfg.Preset] = {
+    "MemoryChain-bsuite": cfg.Preset(
+        dict(
+            learning_rate=1e-3,
+            total_steps=60_000,
+            warmup_steps=5_000,
+            memory_size=32,
+        ),
+        env_params=(dict(memory_length=15),),
     ),
 }
 

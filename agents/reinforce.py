@@ -7,7 +7,6 @@ off goes on with the baseline's value.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 
@@ -16,7 +15,7 @@ from rljax import on_policy
 from rljax.on_policy import State
 from rljax.types import Agent, Metrics, Rollout, Spec
 
-PRESETS: dict[str, dict[str, Any]] = {}
+PRESETS: dict[str, cfg.Preset] = {}
 
 
 @jax.tree_util.register_dataclass

@@ -17,11 +17,15 @@ from rljax.replay import Windows
 from rljax.types import Agent, Discrete, Metrics, Params, Rollout, Spec
 
 _SMALL: dict[str, Any] = dict(learning_rate=1e-3, batch_size=128, hidden_sizes=(64, 64))
-PRESETS: dict[str, dict[str, Any]] = {
-    "CartPole-v1": _SMALL
-    | dict(total_steps=500_000, num_envs=16, anneal=True)
-    | dict(target_rate=0.01, target_entropy_ratio=0.3),
-    "Pendulum-v1": _SMALL | dict(total_steps=20_000, capacity=20_000, warmup_steps=500),
+PRESETS: dict[str, cfg.Preset] = {
+    "CartPole-v1": cfg.Preset(
+        _SMALL
+        | dict(total_steps=500_000, num_envs=16, anneal=True)
+        | dict(target_rate=0.01, target_entropy_ratio=0.3)
+    ),
+    "Pendulum-v1": cfg.Preset(
+        _SMALL | dict(total_steps=20_000, capacity=20_000, warmup_steps=500)
+    ),
 }
 
 actor = actor_critic.stochastic_actor  # the policy's network

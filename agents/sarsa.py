@@ -22,7 +22,7 @@ from rljax import config as cfg
 from rljax import distributions, layers, losses, networks, optimizers, q_learner
 from rljax.types import Agent, Metrics, Params, Rollout, Spec, Transition
 
-PRESETS: dict[str, dict[str, Any]] = {}
+PRESETS: dict[str, cfg.Preset] = {}
 _UNKNOWN = -1  # the next action is not taken yet, or the episode ended
 
 

@@ -18,11 +18,13 @@ from rljax.replay import Windows
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 _SMALL: dict[str, Any] = dict(batch_size=128, hidden_sizes=(64, 64))
-PRESETS: dict[str, dict[str, Any]] = {
-    "MountainCarContinuous-v0": _SMALL
-    | dict(total_steps=50_000, capacity=50_000, warmup_steps=5_000)
-    | dict(noise_damping=0.1, exploration_fraction=0.5),
-    "Pendulum-v1": dict(total_steps=20_000, capacity=20_000, warmup_steps=500) | _SMALL,
+_LONG = _SMALL | dict(total_steps=50_000, capacity=50_000, warmup_steps=5_000)
+_BRIEF = _SMALL | dict(total_steps=20_000, capacity=20_000, warmup_steps=500)
+PRESETS: dict[str, cfg.Preset] = {
+    "MountainCarContinuous-v0": cfg.Preset(
+        _LONG | dict(noise_damping=0.1, exploration_fraction=0.5)
+    ),
+    "Pendulum-v1": cfg.Preset(_BRIEF),
 }
 box = functools.partial(distributions.check_bounded, "td3")  # the actions
 

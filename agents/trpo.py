@@ -17,8 +17,10 @@ from rljax import on_policy, optimizers
 from rljax.autodiff import fisher_vp, natural_gradient
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "Pendulum-v1": dict(gamma=0.95, total_steps=1_000_000, rollout_length=256),
+PRESETS: dict[str, cfg.Preset] = {
+    "Pendulum-v1": cfg.Preset(
+        dict(gamma=0.95, total_steps=1_000_000, rollout_length=256)
+    ),
 }
 
 

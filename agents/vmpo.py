@@ -17,7 +17,7 @@ from rljax import distributions, losses, on_policy, optimizers
 from rljax.losses import LagrangePenalty, MpoOutputs
 from rljax.types import Agent, Discrete, Metrics, Params, Rollout, Spec
 
-PRESETS: dict[str, dict[str, Any]] = {}
+PRESETS: dict[str, cfg.Preset] = {}
 
 
 @jax.tree_util.register_dataclass

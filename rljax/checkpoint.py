@@ -8,12 +8,14 @@ Nothing is pickled. One process writes a folder at a time.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ __all__ = ["CheckpointError", "latest", "restore", "save"]
 _MANIFEST = "manifest.json"
 _ARRAYS = "arrays"
 _FORMAT = 1
+_REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+_hooks: list[Any] = []  # `sys.unraisablehook` before this module's, the last one
 _TEMPORARY = re.compile(r"\.\d+\.tmp")
 
 
@@ -146,11 +150,13 @@ def restore(folder: str | os.PathLike, like: Any, step: int | None = None) -> An
 
 
 def _steps(folder: Path) -> list[int]:
-    """The complete steps in `folder`, oldest first."""
+    """The steps in `folder`, oldest first, damaged ones too: not an empty folder."""
     return sorted(
-        int(path.parent.name)
-        for path in folder.glob(f"*/{_MANIFEST}")
-        if re.fullmatch(r"0|[1-9][0-9]*", path.parent.name)
+        {
+            int(path.parent.name)
+            for path in folder.glob("*/*")
+            if re.fullmatch(r"0|[1-9][0-9]*", path.parent.name)
+        }
     )
 
 
@@ -245,7 +251,10 @@ def _write(folder: Path, leaves: list[dict], arrays: list[np.ndarray]) -> None:
 def _read(path: Path) -> tuple[list[dict], list[np.ndarray]]:
     """Entries and arrays of the leaves of one step; damage is found before parsing."""
     try:
-        manifest = json.loads((path / _MANIFEST).read_text())
+        text = (path / _MANIFEST).read_bytes().decode()
+        manifest = json.loads(text)
+        if text not in (json.dumps(manifest), json.dumps(manifest, indent=1)):
+            raise ValueError(f"{_MANIFEST} is not as it was written")
         if manifest.pop("sha256") != _sha256(manifest):
             raise ValueError(f"checksum of {_MANIFEST} differs")
         files = _sha256_files(path)
@@ -346,6 +355,9 @@ def _orbax() -> Iterator[Any]:
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.ERROR)
+    if sys.unraisablehook is not _without_late_callbacks:
+        _hooks.append(sys.unraisablehook)
+        sys.unraisablehook = _without_late_callbacks
     try:
         import orbax.checkpoint as ocp  # 0.3 to 1.2 s: only who needs it pays
 
@@ -360,7 +372,19 @@ def _orbax() -> Iterator[Any]:
         log.setLevel(level)
 
 
+def _without_late_callbacks(unraisable: Any) -> None:
+    """The hook before, but for orbax's other writes when one of them has failed.
+
+    They end after its event loop, and tensorstore prints a traceback for each.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _hooks[-1](unraisable)
+
+
 def _line(error: Exception) -> str:
-    """An exception in one short line."""
+    """An exception in one short line, the system's reason if it has one."""
+    for reason in map(os.strerror, _REASONS):
+        if reason in str(error):
+            return reason
     text = (str(error).splitlines() or [""])[0][:200]
     return text if type(error) is ValueError else f"{type(error).__name__}: {text}"

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,13 @@ from jax.typing import ArrayLike
 
 C = TypeVar("C")
 INT32_MAX = 2**31 - 1  # the greatest count in a program
+
+
+class Preset(NamedTuple):
+    """Hyperparameters for an environment, where its parameters are these."""
+
+    config: dict[str, Any]
+    env_params: tuple[dict[str, Any], ...] = ({},)  # any of these, each with no others
 
 
 def static(default: Any) -> Any:

@@ -8,9 +8,11 @@ row; TensorBoard and Weights & Biases get the mean over the seeds of a step.
 import contextlib
 import csv
 import datetime
+import importlib
 import logging
 import math
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -94,12 +96,19 @@ class CsvSink(Sink):
             if name not in self._columns:
                 raise ValueError(f"{self._path}: row with a new column {name!r}")
         cells = [_cell(row.get(name, math.nan)) for name in self._columns]
-        self._csv.writerow(cells)
-        self._file.flush()
+        with _named(self._path):
+            self._csv.writerow(cells)
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Waits until the rows are on the disk, for the case of a power cut."""
+        with _named(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with _named(self._path):
+            self._file.close()
 
 
 class TensorBoardSink(Sink):
@@ -118,14 +127,23 @@ class TensorBoardSink(Sink):
 
     def __init__(self, folder: str | os.PathLike, resume_step: int | None = None):
         try:
-            import tensorboardX  # pyright: ignore[reportMissingImports]
+            import tensorboardX  # pyright: ignore  # noqa: F401
         except ImportError as error:
             raise ValueError(_missing("tensorboardX", "tensorboard")) from error
-        purge = None if resume_step is None else resume_step + 1
-        self._writer = tensorboardX.SummaryWriter(
-            str(folder), purge_step=purge, flush_secs=5
-        )
+        from tensorboardX import record_writer, summary  # pyright: ignore
+
+        events: Any = importlib.import_module("tensorboardX.proto.event_pb2")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self._path, self._flushed = Path(folder, name), time.monotonic()
+        # Not `SummaryWriter`, whose thread dies of a full disk and is waited for.
+        self._file = record_writer.RecordWriter(str(self._path))
+        self._event, self._scalar = events.Event, summary.scalar
         self._means = _Means(self._emit)
+        self._write(file_version="brain.Event:2")
+        if resume_step is not None:
+            start = events.SessionLog(status=events.SessionLog.START)
+            self._write(step=resume_step + 1, session_log=start)
 
     def write(self, row: Row) -> None:
         """Takes one row; writes the mean of the step before."""
@@ -133,13 +151,25 @@ class TensorBoardSink(Sink):
 
     def close(self) -> None:
         """Writes the last step and closes the file."""
-        self._means.flush()
-        self._writer.close()
+        try:
+            self._means.flush()
+        finally:
+            with _named(self._path):
+                self._file.close()
 
     def _emit(self, step: int, means: Row) -> None:
         with _muted("tensorboardX"):  # it complains about every NaN
             for name, value in means.items():
-                self._writer.add_scalar(name, value, step)
+                self._write(step=step, summary=self._scalar(name, value))
+        if time.monotonic() - self._flushed > 5:
+            self._flushed = time.monotonic()
+            with _named(self._path):
+                self._file.flush()
+
+    def _write(self, **what: Any) -> None:
+        event = self._event(wall_time=time.time(), **what)
+        with _named(self._path):
+            self._file.write(event.SerializeToString())
 
 
 class WandbSink(Sink):
@@ -325,10 +355,23 @@ def _cut(path: Path, last_step: int) -> list[str]:
     except ValueError as error:
         raise ValueError(f"{path}: column 'step': {error}") from error
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *kept])
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([columns, *kept])
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return columns
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Gives errors of an open file its name, which the system leaves out."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 class _Means:

@@ -31,10 +31,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+import folders
 import tyro
 from benchmarks import autodiff, comparisons, meta, paired, report, revisions
 from benchmarks.protocol import run_worker
 from benchmarks.works import PG, RLJAX, SPEED, TD, Work
+from errors import one_line_errors
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 WORKERS = pathlib.Path(__file__).resolve().parent / "benchmarks"
@@ -155,9 +157,13 @@ def peers_python(args: Args) -> pathlib.Path:
     if not marker.exists() or marker.read_text().splitlines() != list(wanted):
         print(f"building {args.peers_env} (minutes)", flush=True)
         venv = [sys.executable, "-m", "venv", str(args.peers_env)]
-        subprocess.run(venv, check=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", *wanted]
-        subprocess.run(pip, check=True)
+        try:
+            subprocess.run(venv, check=True)
+            subprocess.run(pip, check=True)
+        except subprocess.CalledProcessError as error:
+            message = f"--peers-env {args.peers_env}: cannot be built: {error}"
+            raise SystemExit(message) from error
         marker.write_text("\n".join(wanted) + "\n")  # last: the mark of success
     return python
 
@@ -382,12 +388,15 @@ def main(args: Args) -> None:
         return
     if args.repeats < 1:
         raise SystemExit(f"--repeats {args.repeats}: must be at least 1")
+    if not args.timeout > 0:
+        raise SystemExit(f"--timeout {args.timeout}: must be above 0")
     if args.against and args.peers_python:
         raise SystemExit("--against measures no peers: leave --peers-python out")
     begin = time.time()
     with open_trees(args.against) as trees:
         ending = "".join(trees).replace("@", "-against-")
         out = args.out or pathlib.Path(f"runs/benchmark/{args.suite}{ending}.csv")
+        folders.check_output(out, b"suite,work,")
         if args.suite in ("autodiff", "meta"):
             measurements = comparison_rows(args, works, trees)
             rows = report.write_csv(out, comparisons.Row, measurements)
@@ -409,4 +418,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    one_line_errors(lambda: main(tyro.cli(Args)))()

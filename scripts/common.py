@@ -1,22 +1,24 @@
-"""What the scripts share: run folders, command lines, one-line errors."""
+"""What the scripts share: runs and their metrics, command lines."""
 
 import ast
 import contextlib
 import dataclasses
-import functools
 import io
+import itertools
 import json
+import math
 import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
+from errors import one_line_errors as one_line_errors
+from folders import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, write_text
 
 from rljax import sharding
 
@@ -26,14 +28,36 @@ sharding.set_cpu_devices(len(os.sched_getaffinity(0)))
 
 from rljax import agents, envs, train
 from rljax.checkpoint import latest, restore
-from rljax.config import unknown
+from rljax.config import check_range, unknown
 from rljax.evaluate import evaluate
+from rljax.logging import read_csv
 from rljax.meta import Parameter, Settings, conditioned, parse_parameter, tune, validate
 from rljax.types import Agent, TrainState
 
-CONFIG_FILE, METRICS_FILE, CURVE_FILE = "config.json", "metrics.csv", "curve.png"
-CHECKPOINTS = "checkpoints"
 EVALUATION = 1_000_000  # folded into a seed's key, away from training
+INT32, UINT32 = 2**31 - 1, 2**32 - 1
+MAX_ROWS = 1_000_000  # of metrics per seed
+_LIMITS = {"total_steps": 2**63 - 1}  # counted on the host
+
+
+class Chunks(NamedTuple):
+    """The pieces of a run. Steps are a seed's, counted on the host: no int32."""
+
+    count: int
+    iterations: int  # of each
+    start: int  # environment steps before the first
+    steps: int  # environment steps of each
+
+    def step(self, done: int) -> int:
+        """Environment steps after so many."""
+        return self.start + done * self.steps
+
+    def done(self, step: int) -> int:
+        """How many lead to a step, undoing `step`; ValueError if none do."""
+        done, rest = divmod(step - self.start, self.steps)
+        if rest or not 0 <= done <= self.count:
+            raise ValueError(f"no piece of this run ends at step {step}")
+        return done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +80,11 @@ class Run:
         Raises:
           ValueError: anything unknown, out of range, or that does not fit together.
         """
-        if self.seeds < 1 or self.rows < 1:
-            raise ValueError(f"seeds={self.seeds}, rows={self.rows}: must be >= 1")
+        check_range(self, "seeds", low=1, high=INT32)
+        check_range(self, "rows", low=1, high=MAX_ROWS)
+        check_seeds(self.seed, self.seeds)
+        check_numbers(self.config)
+        check_numbers(self.meta_settings)
         self.config.validate()
         env = envs.make(self.env, **self.env_params)
         make = agents.get(self.agent).make
@@ -75,18 +102,19 @@ class Run:
 
     def keys(self) -> jax.Array:
         """A key per seed, the one that `--seed` with its number alone gives."""
-        return jax.vmap(jax.random.key)(self.seed + jnp.arange(self.seeds))
+        seeds = np.arange(self.seed, self.seed + self.seeds, dtype=np.uint32)
+        return jax.vmap(jax.random.key)(seeds)
 
-    def chunks(self) -> tuple[int, int]:
-        """How many chunks the run has, and the iterations of each.
-
-        Of the numbers of chunks near `rows` that which overshoots least.
-        """
+    def chunks(self) -> Chunks:
+        """The pieces: of their numbers near `rows` that which overshoots least."""
         iterations = train.num_iterations(self.config)
         most = min(self.rows, iterations)
         counts = range(most // 2 + 1, most + 1)
         count = min(counts, key=lambda n: (-iterations % n, -n))
-        return count, -(-iterations // count)
+        each = -(-iterations // count)
+        per_iteration = train.steps_per_iteration(self.config)
+        start = train.warm_up_iterations(self.config) * per_iteration
+        return Chunks(count, each, start, each * per_iteration)
 
     def map_runs(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Map a function of one seed over seeds, always on the same devices."""
@@ -118,18 +146,8 @@ class Run:
 
 
 def write_run(folder: Path, run: Run) -> None:
-    """Describe the run in its folder.
-
-    Raises:
-      ValueError: the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / (CONFIG_FILE + ".tmp")
-        temporary.write_text(json.dumps(run.to_json(), indent=2) + "\n")
-        os.replace(temporary, folder / CONFIG_FILE)
-    except OSError as error:
-        raise ValueError(f"{folder}: cannot write: {error.strerror}") from error
+    """Describe the run in its folder."""
+    write_text(folder / CONFIG_FILE, json.dumps(run.to_json(), indent=2) + "\n")
 
 
 def read_run(folder: Path) -> Run:
@@ -189,10 +207,30 @@ def summary(returns: np.ndarray) -> str:
     )
 
 
+def read_metrics(folder: Path, run: Run) -> dict[str, np.ndarray]:
+    """The metrics of a run that may still write: the rows of complete steps.
+
+    Raises:
+      ValueError: there are none yet, or the file is damaged.
+    """
+    path = folder / METRICS_FILE
+    if not path.exists() or b"\n" not in path.read_bytes():
+        raise ValueError(f"{folder}: no rows yet")
+    table = read_csv(path)
+    for name in ("step", "seed"):
+        if name not in table:
+            raise ValueError(f"{path}: no column {name!r}")
+    _, step, rows = np.unique(table["step"], return_inverse=True, return_counts=True)
+    complete = rows[step] == run.seeds
+    if not complete.any():
+        raise ValueError(f"{folder}: no rows yet")
+    return {name: column[complete] for name, column in table.items()}
+
+
 def curve(
     table: dict[str, np.ndarray], name: str = "episode_return"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Steps `[R]` and a metric `[S, R]` from a table of metrics."""
+    """Steps `[R]` and a metric `[S, R]` from a table of complete steps."""
     steps, seeds = np.unique(table["step"]), np.unique(table["seed"])
     values = table[name].reshape(len(steps), len(seeds)).T
     return steps, np.asarray(values, float)
@@ -234,6 +272,28 @@ def word(argv: list[str], option: str, default: str) -> str:
     return default
 
 
+def pairs(argv: list[str], option: str) -> dict[str, str]:
+    """The NAME VALUE pairs after an option, the last if it is there more than once."""
+    found: dict[str, str] = {}
+    for i, text in enumerate(argv):
+        if text.replace("_", "-") == option:
+            words = itertools.takewhile(lambda x: not x.startswith("--"), argv[i + 1 :])
+            words = list(words)
+            found = dict(zip(words[::2], words[1::2], strict=False))
+    return found
+
+
+def config_for(agent: str, env: str, env_params: dict[str, Any]) -> Any:
+    """The agent's default config for an environment with these parameters.
+
+    Where its preset is for others, one line says so.
+    """
+    note = agents.other_preset(agent, env, env_params)
+    if note:
+        print(f"note: {note}", file=sys.stderr)
+    return agents.config_for(agent, env, env_params)
+
+
 def parse(options: type, argv: list[str], description: str, prog: str) -> Any:
     """Parse a command line into a dataclass; `--help` prints and exits.
 
@@ -271,7 +331,7 @@ def with_number_values(pairs: dict[str, str]) -> dict[str, float | int | bool]:
     """Read the values of `--env-params`: numbers, True or False.
 
     Raises:
-      ValueError: another value.
+      ValueError: another value, or a number that does not fit 32 bits.
     """
     values = {}
     for name, text in pairs.items():
@@ -281,19 +341,48 @@ def with_number_values(pairs: dict[str, str]) -> dict[str, float | int | bool]:
             value = None
         if not isinstance(value, bool | int | float):
             raise ValueError(f"{name}={text!r}: must be a number, True or False")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}={text}: must be finite")
+        _check_number(name, value)
         values[name] = value
     return values
 
 
-def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
-    """Turn bad input into one line on stderr and exit code 2."""
+def check_seeds(seed: int, seeds: int = 1) -> None:
+    """Raise unless all seeds are those of a key.
 
-    @functools.wraps(main)
-    def wrapped() -> None:
-        try:
-            main()
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+    Raises:
+      ValueError: names what is out of range.
+    """
+    if not 0 <= seed <= UINT32:
+        raise ValueError(f"seed={seed}: must be in [0, {UINT32}]")
+    if seed + seeds - 1 > UINT32:
+        last = f"the last one is {seed + seeds - 1}, must be at most {UINT32}"
+        raise ValueError(f"seed={seed}, seeds={seeds}: {last}")
 
-    return wrapped
+
+def key(seed: int) -> jax.Array:
+    """The key of a seed below 2**32."""
+    return jax.random.key(np.uint32(seed))
+
+
+def check_numbers(options: Any) -> None:
+    """Raise where a number of a dataclass does not fit the 32 bits of a device.
+
+    Raises:
+      ValueError: names the field, its value and what is allowed.
+    """
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float):
+                _check_number(field.name, number)
+
+
+def _check_number(name: str, value: float | int) -> None:
+    if isinstance(value, int):
+        high = _LIMITS.get(name, INT32)
+    else:
+        high = float(np.finfo(np.float32).max)
+    if (isinstance(value, int) or math.isfinite(value)) and abs(value) > high:
+        raise ValueError(f"{name}={value}: must be in [{-high}, {high}]")

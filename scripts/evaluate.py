@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import common
+import folders
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from rljax import prng
+from rljax.config import check_range
 from rljax.types import Agent, TrainState
 from rljax.wrappers import unwrap
 
@@ -68,18 +70,22 @@ def draw(path: Path, run: common.Run, ts: TrainState) -> None:
     agent, env = run.build()
     bare, _ = unwrap(env, ts.env)
     env = env.for_evaluation(ts.env)
-    arguments = (agent, env, run.config, ts.agent, jax.random.key(run.seed))
+    arguments = (agent, env, run.config, ts.agent, common.key(run.seed))
     states, rewards, done = play(*arguments, int(env.max_steps))
     length = int(jnp.argmax(done)) + 1 if bool(done.any()) else len(done)
     frames = [jax.tree.map(lambda x, i=i: x[i], states) for i in range(length)]
     total = np.cumsum(np.asarray(rewards[:length]))
+    temporary = path.with_name(f".tmp-{path.name}")  # its ending is the format
     try:
         drawing = Visualizer(bare.gym, bare.params, frames, total)
         drawing.init()  # matplotlib hides what goes wrong here later
-        drawing.animate(str(path))
+        drawing.animate(str(temporary))
+        os.replace(temporary, path)
     except Exception as error:  # of gymnax, gymnasium, pygame, matplotlib
         hint = "pip install '.[gif]' brings what classic control needs"
         raise ValueError(f"--gif: cannot draw {run.env}: {error} ({hint})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
     print(f"drew {length} steps, return {total[-1]:.1f}: {path}")
 
 
@@ -87,8 +93,9 @@ def draw(path: Path, run: common.Run, ts: TrainState) -> None:
 def main() -> None:
     """Restore, play, report."""
     options = common.parse(Options, sys.argv[1:], __doc__ or "", "evaluate.py")
-    if options.episodes < 1:
-        raise ValueError(f"episodes={options.episodes}: must be >= 1")
+    check_range(options, "episodes", low=1, high=common.INT32)
+    if options.gif:
+        folders.check_output(options.gif, b"GIF8")
     run = common.read_run(options.run)
     states = common.restore_state(options.run, run)
     print(

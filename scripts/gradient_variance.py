@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 
 from rljax import agents, envs, priority, replay, sum_tree, train
 from rljax.autodiff import per_transition_grad_norms
+from rljax.config import check_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,13 @@ class Options:
     seed: int = 0
     """of training and drawing"""
 
+    def validate(self) -> None:
+        """Raise ValueError naming an option out of range."""
+        counts = ("transitions", "batch_size", "batches")
+        check_range(self, *counts, low=1, high=common.INT32)
+        check_range(self, "steps", low=1)
+        common.check_seeds(self.seed)
+
 
 def trained(options: Options) -> tuple[priority.Loss, Any, Any]:
     """Returns DQN's loss of one transition, its config, and its state after training.
@@ -59,7 +67,7 @@ def trained(options: Options) -> tuple[priority.Loss, Any, Any]:
     )
     config.validate()
     run = functools.partial(train.train, dqn.make(env.spec))
-    ts, _ = jax.jit(run)(env, config, jax.random.key(options.seed))
+    ts, _ = jax.jit(run)(env, config, common.key(options.seed))
     state = ts.agent
 
     def loss(params: Any, window: replay.Windows) -> tuple[jax.Array, jax.Array]:
@@ -109,7 +117,7 @@ def measure(
         batch = priority.Batch(drawn.index, drawn.windows, weights)
         return jnp.sum((mean_gradient(batch) - whole) ** 2)
 
-    keys = jax.random.split(jax.random.key(options.seed), options.batches)
+    keys = jax.random.split(common.key(options.seed), options.batches)
     measured = options.batch_size * jax.lax.map(squared_error, keys).mean()
     return float(exact), float(measured), float(least)
 
@@ -118,6 +126,7 @@ def measure(
 def main() -> None:
     """Train, measure, print a table."""
     options = common.parse(Options, sys.argv[1:], __doc__ or "", "gradient_variance.py")
+    options.validate()
     loss, config, state = trained(options)
     print(f"{options.env}: trace of the covariance of one draw's gradient")
     print(f"{'priority':10} {'exact':>12} {'measured':>12} {'optimum':>12} of uniform")
@@ -127,7 +136,7 @@ def main() -> None:
         exact, measured, least = measure(buffer, loss, config, state, options)
         uniform = uniform or exact
         numbers = f"{exact:12.5g} {measured:12.5g} {least:12.5g}"
-        print(f"{name:10} {numbers} {exact / uniform:10.3f}")
+        print(f"{name:10} {numbers} {exact / uniform:10.3f}", flush=True)
 
 
 if __name__ == "__main__":

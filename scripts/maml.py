@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import common  # first: it sets up devices before jax starts
+import folders
 import jax
 import numpy as np
 
@@ -54,7 +55,10 @@ def options_type(tasks_name: str) -> type:
         """hyperparameters"""
 
         def validate(self) -> None:
-            cfg.check_count(self, "iterations", "test_tasks", "rows")
+            counts = ("iterations", "test_tasks", "rows")
+            cfg.check_range(self, *counts, low=1, high=common.INT32)
+            common.check_seeds(self.seed)
+            common.check_numbers(self.config)
             cfg.check_sizes(self, "hidden_sizes")
             self.config.validate()
 
@@ -64,7 +68,7 @@ def options_type(tasks_name: str) -> type:
 def learn(options: Any, network: Any, draw_task: maml.DrawTask) -> maml.State:
     """Update in chunks of one program; print and write down what comes out."""
     config, total = options.config, options.iterations
-    state = maml.init(network, config, draw_task, jax.random.key(options.seed))
+    state = maml.init(network, config, draw_task, common.key(options.seed))
     rows = max(n for n in range(1, options.rows + 1) if total % n == 0)
     run = jax.jit(lambda s: maml.run(network, config, draw_task, s, total // rows))
     begin = time.monotonic()
@@ -88,7 +92,7 @@ def learn(options: Any, network: Any, draw_task: maml.DrawTask) -> maml.State:
 
 def test(options: Any, network: Any, draw_task: maml.DrawTask, params: Any) -> None:
     """Adapt to unseen tasks and print the returns, with the standard errors."""
-    key = jax.random.fold_in(jax.random.key(options.seed), common.EVALUATION)
+    key = jax.random.fold_in(common.key(options.seed), common.EVALUATION)
     task_key, play_key = jax.random.split(key)
     tasks = jax.vmap(draw_task)(jax.random.split(task_key, options.test_tasks))
     keys = jax.random.split(play_key, options.test_tasks)
@@ -118,6 +122,8 @@ def main() -> None:
     options_class = options_type(common.word(argv, "--tasks", "tabular"))
     options = common.parse(options_class, argv, __doc__ or "", "maml.py")
     options.validate()
+    if options.out:
+        folders.check_output(options.out)
     draw_task = meta_envs.tasks(options.tasks)
     spec = jax.eval_shape(draw_task, jax.random.key(0)).spec
     args = (len(spec.obs_shape), spec.action, options.hidden_sizes, "relu")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import common
+import folders
 import numpy as np
 import tyro
 
-from rljax.logging import read_csv
 from rljax.plotting import learning_curves
 
 
@@ -55,16 +55,15 @@ def main() -> None:
     if len(labels) != len(options.runs):
         given = f"{len(labels)} for {len(options.runs)} runs"
         raise ValueError(f"labels: {given}, must be as many")
+    folders.check_output(options.out, b"\x89PNG")
     tables: dict[str, dict[str, Any]] = {}  # by environment and label
     runs: dict[str, dict[str, common.Run]] = {}  # likewise
     for folder, label in zip(options.runs, labels, strict=True):
         run = common.read_run(folder)
-        if not (folder / common.METRICS_FILE).exists():
-            raise ValueError(f"{folder}: no {common.METRICS_FILE} yet")
         others = tables.setdefault(run.env, {})
         if label in others:
             raise ValueError(f"labels: {label!r} stands for two runs of {run.env}")
-        others[label] = read_csv(folder / common.METRICS_FILE)
+        others[label] = common.read_metrics(folder, run)
         runs.setdefault(run.env, {})[label] = run
     every = [table for others in tables.values() for table in others.values()]
     ylabel, metric = common.score(*every)

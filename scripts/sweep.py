@@ -1,29 +1,40 @@
 """Sweep hyperparameters in one program, over seeds, and rank the results.
 
 `python scripts/sweep.py ppo --env CartPole-v1 --seeds 4 --vary learning_rate=1e-4,1e-3`
+
+Runs go in groups. With --out the results of each group are written when it is done, and
+the same command goes on where it was stopped.
 """
 
+import contextlib
 import csv
 import dataclasses
+import hashlib
+import io
 import itertools
+import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import common
+import folders
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax import agents, train
-from rljax.config import as_arrays
+from rljax import sharding, train
+from rljax.config import as_arrays, check_range
 from rljax.evaluate import evaluate
+from rljax.logging import read_csv
+
+IDENTITY = "sweep"  # column that tells the sweep, by a number
 
 
-def options_type(agent: str, env_name: str) -> type:
+def options_type(agent: str, env_name: str, env_params: dict[str, Any]) -> type:
     """The command line's dataclass: its defaults depend on agent and environment."""
-    defaults = agents.config_for(agent, env_name)
+    defaults = common.config_for(agent, env_name, env_params)
 
     @dataclasses.dataclass(frozen=True)
     class Options:
@@ -42,9 +53,16 @@ def options_type(agent: str, env_name: str) -> type:
         episodes: int = 128
         """evaluation episodes of each run"""
         out: Path | None = None
-        """CSV of all runs"""
+        """CSV of all runs, written group by group"""
+        group: int | None = None
+        """runs trained at once; by default as many as keep all devices busy"""
         config: type(defaults) = defaults  # pyright: ignore[reportInvalidTypeForm]
         """the agent's hyperparameters, the same for all runs"""
+
+        def validate(self) -> None:
+            check_range(self, "episodes", low=1, high=common.INT32)
+            if self.group is not None:
+                check_range(self, "group", low=1, high=common.INT32)
 
     return Options
 
@@ -66,68 +84,182 @@ def combinations(vary: tuple[str, ...], config: Any) -> tuple[list[str], np.ndar
             grids[name] = [float(value) for value in values.split(",")]
         except ValueError as error:
             raise ValueError(f"--vary {word}: expected NAME=VALUE,VALUE") from error
+        if len(set(grids[name])) < len(grids[name]):
+            raise ValueError(f"--vary {word}: a value is there twice")
+    if not vary:
+        raise ValueError(f"--vary: name at least one of {', '.join(floats)}")
+    if len(grids) < len(vary):
+        raise ValueError(f"--vary {' '.join(vary)}: a name is there twice")
     return list(grids), np.array(list(itertools.product(*grids.values())))
 
 
-def report(
-    names: list[str],
-    grid: np.ndarray,
-    returns: np.ndarray,
-    first_seed: int,
-    out: Path | None,
-) -> None:
-    """Print the combinations `[C, names]` by mean of `returns` `[C, S]`, best first."""
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What a sweep is. Its runs are numbered, those of a combination one after another.
+
+    Results map such a number to a run's mean return.
+    """
+
+    run: common.Run
+    names: list[str]
+    grid: np.ndarray  # [C, names]
+    episodes: int
+
+    def __len__(self) -> int:
+        """How many runs."""
+        return len(self.grid) * self.run.seeds
+
+    def inputs(self, numbers: list[int]) -> tuple[jax.Array, jax.Array]:
+        """Values `[R, names]` and keys `[R]` of runs."""
+        combination, seed = np.divmod(np.array(numbers), self.run.seeds)
+        return jnp.asarray(self.grid[combination], jnp.float32), self.run.keys()[seed]
+
+    def identity(self) -> int:
+        """A number of all that the results depend on."""
+        what = self.run.to_json() | {"episodes": self.episodes}
+        what |= {"names": self.names, "grid": self.grid.tolist()}
+        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
+        return int(digest.hexdigest()[:12], 16)
+
+    def columns(self) -> list[str]:
+        """Of the CSV."""
+        return [*self.names, "seed", "return", IDENTITY]
+
+    def write(self, path: Path, results: dict[int, Any], order: list[int]) -> None:
+        """Write the results of runs, in some order."""
+        text, identity = io.StringIO(), self.identity()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.columns())
+        for number in order:
+            combination, seed = divmod(number, self.run.seeds)
+            cells = [self.run.seed + seed, results[number], identity]
+            writer.writerow([*self.grid[combination], *cells])
+        folders.write_text(path, text.getvalue())
+
+    def read(self, path: Path) -> dict[int, Any]:
+        """The results that were written; none where there is no file.
+
+        Raises:
+          ValueError: they are of another sweep.
+        """
+        if not path.exists() or not path.stat().st_size:
+            return {}
+        table = read_csv(path)
+        same = list(table) == self.columns() and np.all(
+            table[IDENTITY] == self.identity()
+        )
+        if not same:
+            raise ValueError(f"{path}: holds another sweep; choose another --out")
+        seeds, found = self.run.seeds, {}
+        for *values, seed, score, _ in zip(*table.values(), strict=True):
+            combination = int(np.argmax((self.grid == values).all(axis=1)))
+            number = combination * seeds + int(seed) - self.run.seed
+            found[number] = np.float32(score)
+        return found
+
+
+def group_size(runs: int, num_envs: int) -> int:
+    """Runs of one program: enough for all devices, few enough to lose when killed.
+
+    Args:
+      runs: how many there are.
+      num_envs: environments of each.
+    """
+    devices, least = len(jax.devices()), 256 * len(jax.devices())
+    if jax.default_backend() == "cpu":
+        least = max(8, devices * sharding.runs_at_once(num_envs))
+    size = -(-runs // max(1, runs // least))
+    return size if size <= devices else -(-size // devices) * devices
+
+
+def compute(
+    sweep: Sweep, results: dict[int, Any], size: int, out: Path | None
+) -> dict[int, Any]:
+    """All results: those given, and those of the runs that are left."""
+    (agent, env), config, total = sweep.run.build(), sweep.run.config, len(sweep)
+
+    def one(values: jax.Array, key: jax.Array) -> jax.Array:
+        fields = {name: values[i] for i, name in enumerate(sweep.names)}
+        varied = dataclasses.replace(as_arrays(config), **fields)
+        ts, _ = train.train(agent, env, varied, key)
+        key = jax.random.fold_in(key, common.EVALUATION)
+        return evaluate(agent, env, varied, ts, key, sweep.episodes).returns
+
+    def keep() -> None:
+        if out:
+            sweep.write(out, results, sorted(results))
+        seconds = f"{time.monotonic() - begin:.1f} s"
+        done = f"{len(results)} of {total} runs, {seconds}"
+        print(f"{sweep.run.agent} {sweep.run.env}: {done}", file=sys.stderr, flush=True)
+
+    mapped, begin = jax.jit(sweep.run.map_runs(one)), time.monotonic()
+    keep()
+    left = [number for number in range(total) if number not in results]
+    for start in range(0, len(left), size):
+        group = left[start : start + size]
+        padded = group + group[:1] * (size - len(group))  # one program for all groups
+        returns = np.asarray(mapped(*sweep.inputs(padded))).mean(axis=1)
+        results = results | dict(zip(group, returns, strict=False))
+        keep()
+    return results
+
+
+def report(sweep: Sweep, results: dict[int, Any], out: Path | None) -> None:
+    """Print the combinations by mean return, best first; write the runs so."""
+    seeds = sweep.run.seeds
+    returns = np.array([results[i] for i in range(len(sweep))]).reshape(-1, seeds)
     order = np.argsort(-returns.mean(axis=1))
-    print(*[f"{n:>14}" for n in names], f"{'return':>10} {'min':>10} {'max':>10}")
+    titles = [f"{name:>14}" for name in sweep.names]
+    print(*titles, f"{'return':>10} {'min':>10} {'max':>10}")
     for i in order:
         row = returns[i]
-        cells = [f"{value:14.6g}" for value in grid[i]]
+        cells = [f"{value:14.6g}" for value in sweep.grid[i]]
         print(*cells, f"{row.mean():10.1f} {row.min():10.1f} {row.max():10.1f}")
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([*names, "seed", "return"])
-            for i, j in itertools.product(order, range(returns.shape[1])):
-                writer.writerow([*grid[i], first_seed + j, returns[i, j]])
+        sweep.write(out, results, [i * seeds + j for i in order for j in range(seeds)])
         print(f"all runs: {out}")
 
 
-@common.one_line_errors
-def main() -> None:
-    """One program for all runs; then the table."""
-    agent_name, argv = common.agent_and_rest(sys.argv[1:], __doc__ or "")
-    options_class = options_type(agent_name, common.word(argv, "--env", "CartPole-v1"))
-    options = common.parse(options_class, argv, __doc__ or "", "sweep.py " + agent_name)
+def parse_command_line(argv: list[str]) -> tuple[Sweep, Any]:
+    """Read the command line into what to run and how."""
+    agent, argv = common.agent_and_rest(argv, __doc__ or "")
+    env_params = common.with_number_values(common.pairs(argv, "--env-params"))
+    env = common.word(argv, "--env", "CartPole-v1")
+    options_class = options_type(agent, env, env_params)
+    options = common.parse(options_class, argv, __doc__ or "", "sweep.py " + agent)
+    options.validate()
     config = options.config
     if options.steps is not None:
         config = dataclasses.replace(config, total_steps=options.steps)
     names, grid = combinations(options.vary, config)
     for values in grid:
-        dataclasses.replace(config, **dict(zip(names, values, strict=True))).validate()
+        varied = dataclasses.replace(config, **dict(zip(names, values, strict=True)))
+        common.check_numbers(varied)
+        varied.validate()
     params = common.with_number_values(options.env_params)
-    run = common.Run(
-        agent_name, options.env, params, options.seeds, options.seed, 1, config
-    )
-    agent, env = run.build()
+    run = common.Run(agent, options.env, params, options.seeds, options.seed, 1, config)
+    return Sweep(run, names, grid, options.episodes), options
 
-    def one(values: jax.Array, key: jax.Array) -> jax.Array:
-        fields = {name: values[i] for i, name in enumerate(names)}
-        varied = dataclasses.replace(as_arrays(config), **fields)
-        ts, _ = train.train(agent, env, varied, key)
-        key = jax.random.fold_in(key, common.EVALUATION)
-        return evaluate(agent, env, varied, ts, key, options.episodes).returns
 
-    begin = time.monotonic()
-    values = jnp.repeat(jnp.asarray(grid, jnp.float32), options.seeds, axis=0)
-    keys = jnp.tile(run.keys(), len(grid))
-    returns = np.asarray(run.map_runs(one)(values, keys)).mean(axis=1)
-    returns = returns.reshape(len(grid), options.seeds)
-    report(names, grid, returns, options.seed, options.out)
-    steps = (
-        len(values) * train.num_iterations(config) * train.steps_per_iteration(config)
-    )
-    print(f"{len(values)} runs, {steps:,} steps, {time.monotonic() - begin:.1f} s")
+@common.one_line_errors
+def main() -> None:
+    """One program for all groups of runs; then the table."""
+    sweep, options = parse_command_line(sys.argv[1:])
+    sweep.run.build()
+    size = group_size(len(sweep), sweep.run.config.num_envs)
+    if options.group:
+        size = min(options.group, len(sweep))
+    begin, out, found = time.monotonic(), options.out, {}
+    with contextlib.ExitStack() as stack:
+        if out:
+            folders.check_output(out, ",".join(sweep.names).encode())
+            stack.enter_context(folders.lock(out.with_name(f".{out.name}.lock"), out))
+            found = sweep.read(out)
+        results = compute(sweep, found, size, out)
+        report(sweep, results, out)
+    runs, config = len(sweep) - len(found), sweep.run.config
+    steps = runs * train.num_iterations(config) * train.steps_per_iteration(config)
+    print(f"{runs} runs, {steps:,} steps, {time.monotonic() - begin:.1f} s")
 
 
 if __name__ == "__main__":

@@ -7,30 +7,39 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import common
+import folders
 import jax
 import numpy as np
 
-from rljax import agents, train
+from rljax import train
 from rljax.checkpoint import save
+from rljax.config import check_range
 from rljax.logging import (
     CsvSink,
     Progress,
     Row,
     TensorBoardSink,
     WandbSink,
-    read_csv,
 )
 from rljax.meta import Settings
 from rljax.plotting import learning_curve
 
+PER_EPISODE = ("episode_return", "episode_length")  # metrics that need one
 
-def options_type(agent: str, env_name: str, stored: common.Run | None) -> type:
+
+def options_type(
+    agent: str, env_name: str, env_params: dict[str, Any], stored: common.Run | None
+) -> type:
     """The command line's dataclass: its defaults depend on agent and environment."""
-    defaults = stored.config if stored else agents.config_for(agent, env_name)
+    if stored:
+        defaults = stored.config
+    else:
+        defaults = common.config_for(agent, env_name, env_params)
     params = {k: str(v) for k, v in stored.env_params.items()} if stored else {}
 
     @dataclasses.dataclass(frozen=True)
@@ -71,6 +80,10 @@ def options_type(agent: str, env_name: str, stored: common.Run | None) -> type:
         config: type(defaults) = defaults  # pyright: ignore[reportInvalidTypeForm]
         """the agent's hyperparameters"""
 
+        def validate(self) -> None:
+            check_range(self, "episodes", low=0, high=common.INT32)
+            check_range(self, "checkpoint_seconds", low=0.0)
+
     return Options
 
 
@@ -84,8 +97,10 @@ def parse_command_line(argv: list[str]) -> tuple[common.Run, Any]:
             raise ValueError("--resume needs --name, the folder of the run to go on")
         stored = common.read_run(Path(common.word(argv, "--out", "runs")) / name)
     env = common.word(argv, "--env", stored.env if stored else "CartPole-v1")
-    options_class = options_type(agent, env, stored)
+    env_params = common.with_number_values(common.pairs(argv, "--env-params"))
+    options_class = options_type(agent, env, env_params, stored)
     options = common.parse(options_class, argv, __doc__ or "", f"train.py {agent}")
+    options.validate()
     config = options.config
     if options.steps is not None:
         config = dataclasses.replace(config, total_steps=options.steps)
@@ -124,32 +139,32 @@ def refuse_other_run(stored: common.Run, run: common.Run) -> None:
             )
 
 
-def run_folder(run: common.Run, options: Any) -> Path:
-    """Where the run lives; a folder that holds anything is taken only to resume."""
+def run_folder(run: common.Run, options: Any) -> Any:
+    """Where the run lives, claimed for this process: see `folders.claim`."""
     time_stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = options.out / (options.name or f"{run.agent}-{run.env}-{time_stamp}")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: not a folder")
-    if not options.resume and folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder}: exists; go on with --resume or choose a --name")
-    return folder
+    return folders.claim(folder, resume=options.resume, free=not options.name)
 
 
 def write_rows(
-    sinks: list[Any], run: common.Run, metrics: dict[str, np.ndarray], times: Row
+    sinks: list[Any],
+    run: common.Run,
+    step: int,
+    metrics: dict[str, np.ndarray],
+    times: Row,
 ) -> None:
     """One row per seed; `metrics` holds `[S]` per name, `times` is the same for all."""
     for i in range(run.seeds):
-        row: Row = {"step": int(metrics["step"][i]), "seed": run.seed + i}
-        row |= {k: float(v[i]) for k, v in metrics.items() if k != "step"}
+        row: Row = {"step": step, "seed": run.seed + i}
+        row |= {k: float(v[i]) for k, v in metrics.items()}
         for sink in sinks:
             sink.write(row | times)
 
 
-def check_finite(metrics: dict[str, np.ndarray], folder: Path) -> None:
+def check_finite(metrics: dict[str, np.ndarray], step: int, folder: Path) -> None:
     """Raise if a metric is NaN or infinite, naming where and what is safe."""
     for name, values in metrics.items():
-        no_episode = name in ("episode_return", "episode_length")
+        no_episode = name in PER_EPISODE
         good = np.isfinite(values) | (no_episode & (metrics["episodes"] == 0))
         if not good.all():
             seed = int(np.argmin(good))
@@ -160,52 +175,68 @@ def check_finite(metrics: dict[str, np.ndarray], folder: Path) -> None:
                 else ("no checkpoint was written before")
             )
             raise ValueError(
-                f"{name} is {values[seed]} at step {int(metrics['step'][seed])}, seed "
+                f"{name} is {values[seed]} at step {step}, seed "
                 f"{seed}; {kept} in {folder} (--allow-nan goes on)"
             )
+
+
+def on_host(metrics: dict[str, Any]) -> dict[str, np.ndarray]:
+    """A chunk's metrics, `[S]` each, but for the step: NaN where no episode ended."""
+    arrays = {k: np.asarray(v)[:, 0] for k, v in metrics.items() if k != "step"}
+    none = arrays["episodes"] == 0
+    return arrays | {k: np.where(none, np.nan, arrays[k]) for k in PER_EPISODE}
+
+
+def start_state(run: common.Run, folder: Path) -> tuple[int, Any]:
+    """How many chunks are done, and the state after them."""
+    step = common.latest_step(folder)
+    if step is None:
+        return 0, run.initial_state()(run.keys())
+    try:
+        done = run.chunks().done(step)
+    except ValueError as error:
+        raise ValueError(
+            f"{folder / folders.CHECKPOINTS / str(step)}: {error}"
+        ) from error
+    return done, common.restore_state(folder, run)
 
 
 def train_in_chunks(
     run: common.Run, options: Any, folder: Path, sinks: list[Any]
 ) -> Any:
-    """Run chunk by chunk, with metrics, checkpoints and Ctrl-C between them."""
+    """Run chunk by chunk, with metrics, checkpoints and signals between them."""
     agent, env = run.build()
-    count, iterations = run.chunks()
-    steps = iterations * train.steps_per_iteration(run.config)
-    start = train.warm_up_iterations(run.config) * train.steps_per_iteration(run.config)
+    chunks, iterations = run.chunks(), run.chunks().iterations
     chunk = jax.jit(
         run.map_runs(
             lambda ts: train.run(agent, env, run.config, ts, iterations, iterations)
         ),
         donate_argnums=0,
     )
-    if options.resume and common.latest_step(folder) is not None:
-        ts = common.restore_state(folder, run)
-    else:
-        ts = run.initial_state()(run.keys())
-    done = (int(ts.step[0]) - start) // steps
+    done, ts = start_state(run, folder)
     stop, begin = Interrupt(), time.monotonic()
     now = last_save = begin
-    total_steps = run.seeds * (start + count * steps)
+    total_steps = run.seeds * chunks.step(chunks.count)
     with Progress(total_steps, f"{run.agent} {run.env}") as progress, stop:
-        for i in range(done, count):
+        for i in range(done, chunks.count):
             ts, metrics = chunk(ts)
-            metrics = {name: np.asarray(value)[:, 0] for name, value in metrics.items()}
+            metrics, step = on_host(metrics), chunks.step(i + 1)
             before, now = now, time.monotonic()
-            rate = run.seeds * steps / (now - before)
+            rate = run.seeds * chunks.steps / (now - before)
             times: Row = {"seconds": now - begin, "steps_per_second": rate}
-            write_rows(sinks, run, metrics, times)
+            write_rows(sinks, run, step, metrics, times)
             if not options.allow_nan:
-                check_finite(metrics, folder)
+                check_finite(metrics, step, folder)
             reward = float(metrics["reward"].mean())
-            progress.update(int(metrics["step"].sum()), mean_return(metrics), reward)
+            progress.update(run.seeds * step, mean_return(metrics), reward)
             due = now - last_save > options.checkpoint_seconds
-            if due or stop.asked or i + 1 == count:
-                save(folder / common.CHECKPOINTS, int(metrics["step"][0]), ts)
+            if due or stop.asked or i + 1 == chunks.count:
+                sinks[0].sync()  # no checkpoint is later than its rows
+                save(folder / folders.CHECKPOINTS, step, ts)
                 last_save = now
-            if stop.asked and i + 1 < count:
+            if stop.asked and i + 1 < chunks.count:
                 print(f"stopped: --name {folder.name} --resume goes on")
-                sys.exit(130)
+                sys.exit(128 + stop.asked)
     return ts
 
 
@@ -218,30 +249,37 @@ def mean_return(metrics: dict[str, np.ndarray]) -> float:
 
 
 class Interrupt:
-    """Turns the first Ctrl-C into a request to stop; the second one kills."""
+    """Turns the first Ctrl-C or SIGTERM into a request to stop; a second one kills."""
 
-    asked = False
+    asked = 0  # number of the signal that came
 
     def __enter__(self) -> None:
-        self._previous = signal.signal(signal.SIGINT, self._ask)
+        signals = (signal.SIGINT, signal.SIGTERM)
+        self._previous = {s: signal.signal(s, self._ask) for s in signals}
 
     def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _ask(self, *_: object) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, self._previous)
+    def _ask(self, number: int, _: object) -> None:
+        self.asked = number
+        self.__exit__()
+
+
+def end(number: int, _: object) -> None:
+    """End on a signal as on an error: a run without a row leaves nothing."""
+    sys.exit(128 + number)
 
 
 def finish(run: common.Run, options: Any, folder: Path, ts: Any) -> None:
     """Evaluate the final policies, draw the curve, say where things are."""
-    table = read_csv(folder / common.METRICS_FILE)
+    table = common.read_metrics(folder, run)
     ylabel, metric = common.score(table)
     title = f"{run.agent} on {run.env}"
     tuned = {
         name: {run.agent: common.curve(table, f"meta_{name}")} for name in run.tuned()
     }
-    curves, path = {run.agent: common.curve(table, metric)}, folder / common.CURVE_FILE
+    curves, path = {run.agent: common.curve(table, metric)}, folder / folders.CURVE_FILE
     learning_curve(curves, path, title=title, ylabel=ylabel, below=tuned)
     if options.episodes:
         returns = common.evaluate_run(run, ts, options.episodes)
@@ -250,29 +288,54 @@ def finish(run: common.Run, options: Any, folder: Path, ts: Any) -> None:
             "mean_return": float(returns.mean()),
             "mean_return_per_seed": returns.mean(axis=1).tolist(),
         }
-        (folder / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+        text = json.dumps(result, indent=2) + "\n"
+        folders.write_text(folder / "evaluation.json", text)
         print(common.summary(returns))
     print(f"run folder: {folder}")
+
+
+@contextlib.contextmanager
+def open_sinks(run: common.Run, options: Any, folder: Path) -> Iterator[list[Any]]:
+    """Where rows go; the file first."""
+    resume_step = common.latest_step(folder) or 0 if options.resume else None
+    with contextlib.ExitStack() as stack:
+        sinks: list[Any] = [CsvSink(folder / folders.METRICS_FILE, resume_step)]
+        stack.enter_context(sinks[0])
+        if options.tensorboard:
+            events = folder / folders.TENSORBOARD
+            sinks.append(stack.enter_context(TensorBoardSink(events, resume_step)))
+        if options.wandb:
+            sink = WandbSink(options.wandb, folder.name, run.to_json(), folder)
+            sinks.append(stack.enter_context(sink))
+        yield sinks
+
+
+def warn(run: common.Run) -> None:
+    """Say what a look at the environment shows; `check_env.py` says more.
+
+    Raises:
+      ValueError: as `run.build`.
+    """
+    _, env = run.build()
+    for finding in envs.check(env, steps=0):
+        if finding.level != "note":
+            print(finding, file=sys.stderr)
 
 
 @common.one_line_errors
 def main() -> None:
     """Train, evaluate, plot."""
     run, options = parse_command_line(sys.argv[1:])
-    run.build()
-    folder = run_folder(run, options)
-    common.write_run(folder, run)
-    resume_step = common.latest_step(folder) or 0 if options.resume else None
-    sinks: list[Any] = [CsvSink(folder / common.METRICS_FILE, resume_step)]
-    if options.tensorboard:
-        sinks.append(TensorBoardSink(folder / "tensorboard", resume_step))
-    if options.wandb:
-        sinks.append(WandbSink(options.wandb, folder.name, run.to_json(), folder))
-    with contextlib.ExitStack() as stack:
-        for sink in sinks:
-            stack.enter_context(sink)
-        ts = train_in_chunks(run, options, folder, sinks)
-    finish(run, options, folder, ts)
+    warn(run)
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        with run_folder(run, options) as folder:
+            common.write_run(folder, run)
+            with open_sinks(run, options, folder) as sinks:
+                ts = train_in_chunks(run, options, folder, sinks)
+            finish(run, options, folder, ts)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 if __name__ == "__main__":

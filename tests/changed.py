@@ -79,7 +79,10 @@ def tests_of(path: pathlib.PurePath) -> dict[str, str]:
         return dict.fromkeys(OVER_AGENTS, path.stem) | {own: ""}
     if folder == "scripts":
         of_benchmarks = "benchmark" in str(path)
-        return {"test_benchmark.py" if of_benchmarks else "test_scripts.py": ""}
+        mirror = {own: ""} if (TESTS / own).exists() else {}
+        return mirror | {
+            "test_benchmark.py" if of_benchmarks else "test_scripts.py": ""
+        }
     if path.parent.name == "losses":
         swept = " or ".join(functions(path))
         return {own: ""} | ({"test_losses.py": swept} if swept else {})

@@ -5,8 +5,9 @@
 
 A line holds a script and its arguments: `train ppo --steps 1000`. A request holds such
 a `line`, the folder `cwd` to run it in, and, to press Ctrl-C, the number `interrupt` of
-the update of the progress bar with which the signal comes. The answer, a line of JSON,
-has the exit code, stdout and stderr.
+the update of the progress bar with which the `signal` comes. Or it holds `code`, Python
+that may change what the scripts use, `run` lines and set `code`, the exit code. The
+answer, a line of JSON, has the exit code, stdout and stderr.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ import signal
 import sys
 import time
 import traceback
+import urllib.error
 from typing import Any
 
 TESTS = pathlib.Path(__file__).resolve().parent
@@ -44,9 +46,20 @@ def run(line: str) -> int:
     return 0
 
 
+def run_code(code: str) -> int:
+    """Runs Python beside the scripts, in a namespace of its own with `run`."""
+    names: dict[str, Any] = {"run": run, "code": 0}
+    try:
+        exec(code, names)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return names["code"]
+
+
 @contextlib.contextmanager
-def interrupted_at(update: int | None) -> Any:
-    """Ctrl-C comes with this update of the progress bar, counted from 1."""
+def interrupted_at(update: int | None, number: int) -> Any:
+    """A signal comes with this update of the progress bar, counted from 1."""
     from rljax.logging import Progress
 
     original, count = Progress.update, 0
@@ -55,7 +68,7 @@ def interrupted_at(update: int | None) -> Any:
         nonlocal count
         count += 1
         if count == update:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         original(*args)
 
     Progress.update = counting
@@ -70,9 +83,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     with (
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
-        interrupted_at(request["interrupt"]),
+        interrupted_at(request.get("interrupt"), request.get("signal", signal.SIGINT)),
     ):
-        code = run(request["line"])
+        code = run_code(request["code"]) if "code" in request else run(request["line"])
     return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
 
 
@@ -94,6 +107,11 @@ def show_all() -> None:
             sys.exit(1)
 
 
+def no_network() -> None:
+    """An environment that downloads what it shows."""
+    raise urllib.error.URLError("no network")
+
+
 def main() -> None:
     """Sets up as a script does, with a probe environment, and runs every line."""
     answering = sys.argv[1:] == ["--answer"]
@@ -102,6 +120,7 @@ def main() -> None:
     import probe_envs
 
     gymnax.register("Counter-probe", probe_envs.Counter)
+    gymnax.register("Download-probe", no_network)
     answer_all() if answering else show_all()
 
 

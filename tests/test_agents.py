@@ -8,6 +8,7 @@ import tokenize
 from pathlib import Path
 
 import chex
+import gymnax
 import jax
 import numpy as np
 import pytest
@@ -182,15 +183,55 @@ def test_names_and_get():
         agents.get("xyz")
 
 
-def test_presets_are_valid_configs_of_existing_environments():
+def preset_rows():
     for name in agents.names():
-        for env_name in agents.get(name).PRESETS:
-            assert env_name in envs.names()
-        for env_name in ("anything", *agents.get(name).PRESETS):
-            agents.config_for(name, env_name).validate()
-        default = agents.get(name).Config()
-        assert agents.config_for(name, "anything") == default
-    assert agents.config_for("ppo", "Pendulum-v1") != agents.get("ppo").Config()
+        for env_name, preset in agents.get(name).PRESETS.items():
+            for params in preset.env_params:
+                yield name, env_name, preset, params
+
+
+def test_a_preset_is_for_the_parameters_that_it_states_and_no_others():
+    """Each entry, against the options of `wrap` and the environment's parameters."""
+    assert {row[:2] for row in preset_rows()} >= {("ppo", "Pendulum-v1")}
+    for name, env_name, preset, params in preset_rows():
+        module = agents.get(name)
+        config = agents.config_for(name, env_name, params)
+        assert config == dataclasses.replace(module.Config(), **preset.config)
+        assert config != module.Config()
+        config.validate()
+        assert agents.other_preset(name, env_name, params) == ""
+        spec = envs.make(env_name, **params).spec  # all of them exist
+        module.make(spec)
+        bare = gymnax.make(env_name)[1]
+        as_ever = dict(scale_obs=False, max_steps_in_episode=bare.max_steps_in_episode)
+        assert agents.config_for(name, env_name, as_ever | params) == config
+        others = [dict(max_steps_in_episode=7), dict(time_aware=True)]
+        others += [
+            dict(normalize_rewards=0.9),
+            dict(normalize_obs=True, stack_frames=2),
+        ]
+        for other in others:
+            assert agents.config_for(name, env_name, params | other) == module.Config()
+            note = agents.other_preset(name, env_name, params | other)
+            assert f"the preset of {name} for {env_name} is for" in note
+            assert " ".join(f"{k} {v}" for k, v in params.items()) in note
+
+
+@pytest.mark.parametrize("name", agents.names())
+def test_without_a_preset_the_plain_default_holds(name):
+    assert agents.config_for(name, "anything") == agents.get(name).Config()
+    assert agents.config_for(name, "anything", {"x": 1}) == agents.get(name).Config()
+    assert agents.other_preset(name, "anything", {"x": 1}) == ""
+
+
+def test_a_preset_for_parameters_does_not_hold_without():
+    assert agents.config_for("ppo", "MountainCarContinuous-v0").entropy_cost == 0.01
+    note = agents.other_preset("ppo", "MountainCarContinuous-v0")
+    assert "--env-params normalize_obs True normalize_rewards 0.99;" in note
+    scaled = {"normalize_rewards": 0.99}
+    for name in ("c51", "rainbow"):
+        assert agents.config_for(name, "CartPole-v1").value_max == 100.0
+        assert agents.config_for(name, "CartPole-v1", scaled).value_max == 10.0
 
 
 def code_lines(source):

@@ -16,6 +16,7 @@ from . import changed
         ("rljax/meta/objectives.py", ["test_meta", "test_tuning"], ["test_tuning.py"]),
         ("rljax/meta/tuning.py", ["test_tuning"], ["test_tuning.py"]),
         ("scripts/sweep.py", ["test_scripts"], ["test_scripts.py"]),
+        ("scripts/folders.py", ["test_folders", "test_scripts"], ["test_folders.py"]),
         ("scripts/benchmarks/meta.py", ["test_benchmark"], ["test_benchmark.py"]),
         ("tests/cases_mpo.py", ["test_losses"], ["test_losses.py"]),
         ("tests/test_replay.py", ["test_replay"], ["test_replay.py"]),

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import gymnax
@@ -336,6 +337,26 @@ def test_orbax_is_quiet(tmp_path, caplog, capfd):
         assert logging.getLogger("absl").level == logging.DEBUG
     assert [r for r in caplog.records if r.name in ("absl", "root")] == []
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_full_disk_is_named_without_the_tracebacks_of_other_writes(
+    tmp_path, monkeypatch
+):
+    """What tensorstore says, and what it prints after orbax's event loop has ended."""
+    save(tmp_path, 1, {"x": jnp.zeros(2)})
+    printed = []
+    monkeypatch.setattr(checkpoint, "_hooks", [printed.append])
+    for text in ("Event loop is closed", "another"):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text)))
+    assert [str(unraisable.exc_value) for unraisable in printed] == ["another"]
+
+    def full(*args):
+        raise ValueError("RESOURCE_EXHAUSTED: " + 300 * "x" + "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "rename", full)
+    with pytest.raises(CheckpointError, match="/2: cannot write: No space left on dev"):
+        save(tmp_path, 2, {"x": jnp.zeros(2)})
+    assert os.listdir(tmp_path) == ["1"]
 
 
 def run_python(code, *args):

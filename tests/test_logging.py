@@ -1,6 +1,7 @@
 import io
 import logging as std_logging
 import math
+import os
 import struct
 import sys
 import types
@@ -343,3 +344,25 @@ def test_progress_on_a_terminal(monkeypatch, clock):
 )  # fmt: skip
 def test_short(value, text):
     assert logging._short(value) == text
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="of Linux")
+def test_a_full_disk_is_an_error_with_the_file_s_name():
+    sink = CsvSink("/dev/full")
+    for write in (lambda: sink.write({"step": 1}), sink.close):
+        with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+            write()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="of Linux")
+def test_tensorboard_on_a_full_disk_is_an_error_and_no_hang(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX import record_writer
+
+    real = record_writer.RecordWriter
+    monkeypatch.setattr(record_writer, "RecordWriter", lambda path: real("/dev/full"))
+    sink = TensorBoardSink(tmp_path)
+    full = f"No space left on device: '{tmp_path}/events.out.tfevents"
+    with pytest.raises(OSError, match=full), sink:
+        for step in range(10_000):
+            sink.write({"step": step, "loss": 1.0})

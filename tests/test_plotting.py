@@ -222,7 +222,7 @@ def test_an_interrupted_write_leaves_the_old_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(plotting.os, "replace", fail)
     with pytest.raises(OSError, match="killed"):
         learning_curve(some_runs(), path, title="A")
-    assert path.read_text() == "old"
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

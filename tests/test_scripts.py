@@ -1,7 +1,7 @@
 """The scripts as a user runs them: outputs, resume after a kill, errors in a line."""
 
+import fcntl
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -26,6 +26,8 @@ PPO = f"ppo {SMALL['ppo']} --config.hidden-sizes 8 --seeds 2 --seed 3"
 # 113 iterations, a prime number, after a warm-up that is longer than one of 3 chunks.
 DQN = f"train dqn {SMALL['dqn']} --config.warmup-steps 100 --steps 326 --rows 4 "
 DQN += "--config.hidden-sizes 8 --episodes 0"
+SWEEP = f"sweep {PPO} --vary gamma=0.5,0.99 learning_rate=0.01 --steps 320 --episodes 3"
+SWEEP += " --group 2"
 
 
 @pytest.fixture(scope="module")
@@ -33,21 +35,22 @@ def scripts():
     """Run command lines as scripts, all of them in one process.
 
     Call it with a folder and lines; it returns exit code, stdout and stderr of each.
+    Its `code` runs Python beside the scripts: see script_runner.py.
     """
     command = [sys.executable, str(TESTS / "script_runner.py"), "--answer"]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
 
-    def run(cwd, *lines, interrupt=None):
-        results = []
-        for line in lines:
-            request = {"cwd": str(cwd), "line": line, "interrupt": interrupt}
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-            results.append(json.loads(process.stdout.readline()))
-        return results
+    def ask(cwd, **request):
+        process.stdin.write(json.dumps({"cwd": str(cwd), **request}) + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
 
+    def run(cwd, *lines, **request):
+        return [ask(cwd, line=line, **request) for line in lines]
+
+    run.code = lambda cwd, code: ask(cwd, code=code)
     yield run
     process.stdin.close()
     assert process.wait(timeout=60) == 0
@@ -216,14 +219,17 @@ def test_an_animation_ends_with_the_episode(scripts, folder):
     assert (folder / "episode.gif").read_bytes().startswith(b"GIF8")
 
 
-def test_a_row_of_a_sweep_is_the_run_of_its_seed(scripts, folder):
-    (sweep,) = scripts(
-        folder,
-        f"sweep {PPO} --vary gamma=0.5,0.99 learning_rate=0.01 --steps 320 "
-        "--episodes 3 --out sweep.csv",
-    )
+@pytest.fixture(scope="module")
+def swept(scripts, folder):
+    """The CSV of a sweep."""
+    (sweep,) = scripts(folder, f"{SWEEP} --out sweep.csv")
     assert sweep["code"] == 0, sweep["err"]
-    table = read_csv(folder / "sweep.csv")
+    assert "2 of 4 runs" in sweep["err"] and "4 of 4 runs" in sweep["err"]
+    return folder / "sweep.csv"
+
+
+def test_a_row_of_a_sweep_is_the_run_of_its_seed(folder, swept):
+    table = read_csv(swept)
     assert len(table["return"]) == 4 and set(table["gamma"]) == {0.5, 0.99}
     means = table["return"].reshape(2, 2).mean(axis=1)
     assert means[0] >= means[1]  # the best combination comes first
@@ -231,6 +237,38 @@ def test_a_row_of_a_sweep_is_the_run_of_its_seed(scripts, folder):
     trained = json.loads((folder / "runs/ppo/evaluation.json").read_text())
     returns = table["return"][table["gamma"] == 0.99]
     np.testing.assert_allclose(returns, trained["mean_return_per_seed"], rtol=1e-6)
+
+
+BREAK_OFF = """
+import folders
+write, texts = folders.write_text, []
+def once(path, text):
+    if len(texts) == 2:  # that before the first group, and after it
+        raise KeyboardInterrupt
+    texts.append(write(path, text))
+folders.write_text = once
+try:
+    code = run("{line}")
+finally:
+    folders.write_text = write
+"""
+
+
+def test_a_broken_off_sweep_goes_on(scripts, swept, tmp_path):
+    """The same command computes what is missing, and ends with the same file."""
+    part, line = tmp_path / "part.csv", f"{SWEEP} --out part.csv"
+    broken = scripts.code(tmp_path, BREAK_OFF.format(line=line))
+    assert broken["code"] == 130
+    assert len(part.read_text().splitlines()) == 3  # one group is lost, not two
+    left, nothing, other = scripts(tmp_path, line, line, f"{line} --episodes 4")
+    assert left["code"] == 0, left["err"]
+    assert left["err"].count(" of 4 runs") == 2
+    assert "2 runs, 640 steps" in left["out"]
+    whole = swept.read_text()
+    assert part.read_text() == whole
+    assert nothing["code"] == 0 and "0 runs, 0 steps" in nothing["out"]
+    assert other["code"] == 2 and "part.csv: holds another sweep" in other["err"]
+    assert part.read_text() == whole and list(tmp_path.iterdir()) == [part]
 
 
 BAD = {
@@ -264,6 +302,61 @@ BAD = {
     "gamma 1.5": ("train dqn --config.gamma 1.5", "gamma=1.5: must be in [0.0, 1.0]"),
     "minibatches": ("train ppo --config.num-minibatches 7", "num_minibatches=7"),
     "continuous for dqn": ("train dqn --env Pendulum-v1", "discrete"),
+    "seed below 0": ("train ppo --seed -1", "seed=-1: must be in [0, 4294967295]"),
+    "seed beyond uint32": ("sweep ppo --vary gamma=0.9 --seed 4294967296", "seed="),
+    "last seed": (
+        "train ppo --seed 4294967295 --seeds 2",
+        "seeds=2: the last one is 4294967296",
+    ),
+    "seed of tasks": ("maml --seed 4294967296", "seed=4294967296: must be in"),
+    "seed of variance": ("gradient_variance --seed -3", "seed=-3: must be in"),
+    "number of environments": (
+        "train ppo --config.num-envs 3000000000",
+        "num_envs=3000000000: must be in [-2147483647, 2147483647]",
+    ),
+    "layers": ("train ppo --config.hidden-sizes 8 2147483648", "hidden_sizes=21474"),
+    "rate beyond float32": ("train ppo --config.learning-rate 1e39", "rate=1e+39: mu"),
+    "updates": ("train a2c --meta-settings.num-updates 2147483648", "num_updates=2147"),
+    "limit": (
+        "train ppo --env-params max_steps_in_episode 10000000000",
+        "max_steps_in_episode=10000000000: must be in",
+    ),
+    "infinite parameter": ("train ppo --env-params gravity 1e999", "gravity=1e999"),
+    "steps 0": ("train ppo --steps 0", "total_steps=0: must be"),
+    "rows 0": ("train ppo --rows 0", "rows=0: must be in [1, 1000000]"),
+    "rows": ("train ppo --rows -1", "rows=-1: must be in"),
+    "episodes below 0": ("train a2c --episodes -3", "episodes=-3: must be in [0, "),
+    "time nan": ("train a2c --checkpoint-seconds nan", "checkpoint_seconds=nan: must"),
+    "time below 0": ("train a2c --checkpoint-seconds -1", "checkpoint_seconds=-1.0"),
+    "sweep without episodes": (
+        "sweep a2c --vary gamma=0.9 --episodes 0",
+        "episodes=0: must be in [1, ",
+    ),
+    "sweep without seeds": ("sweep a2c --vary gamma=0.9 --seeds 0", "seeds=0: must"),
+    "empty groups": ("sweep a2c --vary gamma=0.9 --group 0", "group=0: must be in"),
+    "sweep of nan": ("sweep a2c --vary gamma=nan", "gamma=nan: must be in"),
+    "sweep of a value twice": ("sweep a2c --vary gamma=0.9,0.90", "is there twice"),
+    "sweep of a name twice": ("sweep a2c --vary gamma=0.9 gamma=1", "is there twice"),
+    "sweep over another file": (
+        "sweep a2c --vary gamma=0.9 --out both.txt",
+        "both.txt: exists and is something else; not overwritten",
+    ),
+    "no test tasks": ("maml --test-tasks -1", "test_tasks=-1: must be in"),
+    "log exists": ("maml --out both.txt", "both.txt: exists; not overwritten"),
+    "no batches": ("gradient_variance --batches 0", "batches=0: must be in"),
+    "no repeats": ("benchmark --repeats 0", "--repeats 0: must be at least 1"),
+    "no timeout": ("benchmark --timeout nan", "--timeout nan: must be above 0"),
+    "benchmark over another file": ("benchmark --out both.txt", "both.txt: exists and"),
+    "picture over another file": ("plot runs/ppo --out both.txt", "both.txt: exists"),
+    "animation over another file": (
+        "evaluate runs/ppo --gif both.txt",
+        "both.txt: exists and is something else",
+    ),
+    "no network": ("train a2c --env Download-probe --name x", "no network"),
+    "in use": ("train ppo --name live --resume", "live: exists, in use by another"),
+    "plot no rows": ("plot runs/ppo runs/empty", "runs/empty: no rows yet"),
+    "plot columns alone": ("plot runs/head", "runs/head: no rows yet"),
+    "plot part of a step": ("plot runs/half", "runs/half: no rows yet"),
     "no seeds": ("train ppo --seeds 0", "seeds=0"),
     "folder exists": ("train ppo --name ppo", "exists"),
     "not a folder": ("train ppo --out both.txt --name x", "both.txt"),
@@ -322,13 +415,24 @@ def test_maml_adapts_and_states_the_gap(scripts, tmp_path):
     assert list(read_csv(tmp_path / "log.csv")["iteration"]) == [1, 2, 3, 4]
 
 
+CUT = {"empty": 0, "head": 1, "half": 2}  # lines of metrics that are left
+
+
+def cut_metrics(run, lines):
+    path = run / "metrics.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:lines]))
+
+
 @pytest.fixture(scope="module")
 def bad(scripts, folder, tuned):
     """Results of every line of BAD, and that nothing which was there has changed."""
     runs = folder / "runs"
     (folder / "both.txt").write_text("not a folder")
-    for name in ("corrupt", "foreign", "missing", "badconfig"):
+    copies = ("corrupt", "foreign", "missing", "badconfig", "live", *CUT)
+    for name in copies:
         shutil.copytree(runs / "ppo", runs / name)
+    for name, lines in CUT.items():
+        cut_metrics(runs / name, lines)
     array = max((runs / "corrupt/checkpoints/320/arrays").rglob("d/*"))
     array.write_bytes(array.read_bytes()[:-20])
     shutil.rmtree(runs / "foreign/checkpoints")
@@ -336,9 +440,15 @@ def bad(scripts, folder, tuned):
     shutil.rmtree(runs / "missing/checkpoints")
     (runs / "badconfig/config.json").write_text('{"agent": "ppo"}')
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    results = scripts(folder, *[line for line, _ in BAD.values()])
+    with (runs / "live/lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        results = scripts(folder, *[line for line, _ in BAD.values()])
     changed = [p for p, content in before.items() if p.read_bytes() != content]
     assert not changed
+    made = {p.name for p in runs.iterdir()} - {
+        p.relative_to(runs).parts[0] for p in before if p.is_relative_to(runs)
+    }
+    assert made == {"nan"}  # the only one that has rows
     return dict(zip(BAD, results, strict=True))
 
 
@@ -373,49 +483,185 @@ def final_checkpoint(run):
     return step, [leaf["sha256"] for leaf in leaves["leaves"]]
 
 
+FULL = """
+import errno
+from rljax.logging import CsvSink
+def full(self, row):
+    raise OSError(errno.ENOSPC, "No space left on device", str(self._path))
+write, CsvSink.write = CsvSink.write, full
+try:
+    code = run("{line}")
+finally:
+    CsvSink.write = write
+"""
+
+
 def test_stopped_and_resumed_equals_uninterrupted(scripts, folder):
-    (stopped,) = scripts(folder, f"{DQN} --name stopped", interrupt=1)
-    assert stopped["code"] == 130, stopped["err"]
-    assert "--name stopped --resume goes on" in stopped["out"]
+    """Stopped by Ctrl-C, then by SIGTERM, then by a disk that is full."""
     whole, run = folder / "runs/dqn", folder / "runs/stopped"
-    step, _ = final_checkpoint(run)
-    assert read_csv(run / "metrics.csv")["step"].tolist() == [step] == [176]
-    (resumed,) = scripts(folder, f"{DQN} --name stopped --resume")
+    line = f"{DQN} --name stopped"
+    for number, end, resume in (
+        (signal.SIGINT, 176, ""),
+        (signal.SIGTERM, 252, " --resume"),
+    ):
+        (stopped,) = scripts(folder, line + resume, interrupt=1, signal=number)
+        assert stopped["code"] == 128 + number, stopped["err"]
+        assert "--name stopped --resume goes on" in stopped["out"]
+        step, _ = final_checkpoint(run)
+        assert read_csv(run / "metrics.csv")["step"][-1] == step == end
+    full = scripts.code(folder, FULL.format(line=line + " --resume"))
+    assert full["code"] == 2
+    assert full["err"] == "error: runs/stopped/metrics.csv: No space left on device\n"
+    (resumed,) = scripts(folder, line + " --resume")
     assert resumed["code"] == 0, resumed["err"]
     assert final_checkpoint(whole)[0] == 328  # not less than was asked for
     same_run(whole, run)
+    assert not (run / "lock").exists()
+
+
+def test_a_full_disk_at_the_first_row_gives_the_name_back(scripts, folder):
+    line = "train a2c --steps 64 --config.hidden-sizes 8 --config.num-envs 2 "
+    full = scripts.code(folder, FULL.format(line=line + "--rows 1 --name full"))
+    assert full["code"] == 2
+    assert full["err"] == "error: runs/full/metrics.csv: No space left on device\n"
+    assert not (folder / "runs/full").exists()
+
+
+def test_plot_draws_the_complete_steps_of_a_run_that_writes(scripts, folder):
+    shutil.copytree(folder / "runs/ppo", folder / "runs/writes")
+    for lines, cut in ((5, "writes"), (4, "writes")):
+        cut_metrics(folder / "runs" / cut, lines)
+        (plot,) = scripts(folder, f"plot runs/{cut} --labels a --out {lines}.png")
+        assert plot["code"] == 0, plot["err"]
+    table = {k: v[:4] for k, v in read_csv(folder / "runs/ppo/metrics.csv").items()}
+    for lines, steps in ((5, 2), (4, 1)):
+        returns = table["episode_return"].reshape(2, 2).T[:, :steps]
+        curves = {"a": (table["step"][::2][:steps], returns)}
+        picture = learning_curve(curves, folder / "wanted.png", title="CartPole-v1")
+        assert (folder / f"{lines}.png").read_bytes() == picture.read_bytes()
+
+
+def test_a_run_whose_last_step_lacks_a_row_goes_on(scripts, folder):
+    shutil.copytree(folder / "runs/ppo", folder / "runs/lacks")
+    cut_metrics(folder / "runs/lacks", 8)
+    line = f"train {PPO} --config.learning-rate 0.01 --steps 320 --rows 4 --episodes 0"
+    (resumed,) = scripts(folder, f"{line} --name lacks --resume")
+    assert resumed["code"] == 0, resumed["err"]
+
+
+NUMBERS = """
+import dataclasses, pathlib, types
+import common, jax, jax.numpy as jnp, numpy as np, train
+from rljax.checkpoint import latest, save
+import rljax.logging
+
+a2c = common.agents.get("a2c")
+config = a2c.Config(num_envs=2**20, rollout_length=2**10, total_steps=10_000_000_000)
+run_ = common.Run("a2c", "CartPole-v1", {}, 2, 2**32 - 2, 10, config)
+assert jax.random.key_data(run_.keys()).tolist() == [[0, 2**32 - 2], [0, 2**32 - 1]]
+small = dataclasses.replace(run_, seed=3, seeds=4)
+keys = [jax.random.key_data(jax.random.key(seed)).tolist() for seed in range(3, 7)]
+assert jax.random.key_data(small.keys()).tolist() == keys
+assert jax.random.key_data(common.key(3)).tolist() == keys[0]
+
+class Fake(common.Run):
+    def build(self): return None, None
+    def map_runs(self, function):
+        names = ("reward", "episodes", *train.PER_EPISODE)
+        zeros = {name: jnp.zeros((2, 1)) for name in names}
+        step = jnp.full((2, 1), 2**31 - 1)
+        return lambda ts: (ts + 1.0, zeros | {"step": step})
+
+fake = Fake(**{f.name: getattr(run_, f.name) for f in dataclasses.fields(run_)})
+folder, rows = pathlib.Path("many"), []
+save(folder / "checkpoints", 2**30, np.float32([1.0]))
+restore, common.restore_state = common.restore_state, lambda *_: jnp.array([1.0])
+options = types.SimpleNamespace(allow_nan=False, checkpoint_seconds=1e9)
+sink = types.SimpleNamespace(write=rows.append, sync=lambda: None)
+try:
+    ts = train.train_in_chunks(fake, options, folder, [sink])
+finally:
+    common.restore_state = restore
+assert float(ts[0]) == 10, ts
+steps = [2**30 * i for i in range(2, 11)]
+assert [row["step"] for row in rows[::2]] == steps, rows
+assert [row["seed"] for row in rows[:2]] == [2**32 - 2, 2**32 - 1]
+assert all(np.isnan(row["episode_return"]) for row in rows)
+assert latest(folder / "checkpoints") == steps[-1] >= 10_000_000_000
+"""
+
+
+def test_steps_and_seeds_beyond_int32(scripts, tmp_path):
+    """A run that goes on from a checkpoint whose number is just below 2**31."""
+    numbers = scripts.code(tmp_path, NUMBERS)
+    assert numbers["code"] == 0, numbers["err"]
+    assert "100% of 21.5G steps" in numbers["err"]
+
+
+DEFAULT_NAMES = """
+import contextlib, datetime, types, pathlib
+import common, train
+
+class Frozen(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None): return cls(2026, 1, 2, 3, 4, 5, tzinfo=tz)
+
+train.datetime = types.SimpleNamespace(datetime=Frozen)
+run_ = types.SimpleNamespace(agent="ppo", env="CartPole-v1")
+options = types.SimpleNamespace(out=pathlib.Path("runs"), name=None, resume=False)
+with contextlib.ExitStack() as stack:
+    for _ in range(3):
+        print(stack.enter_context(train.run_folder(run_, options)).name)
+"""
+
+
+def test_default_names_of_one_second_differ(scripts, tmp_path):
+    frozen = scripts.code(tmp_path, DEFAULT_NAMES)
+    assert frozen["code"] == 0, frozen["err"]
+    name = "ppo-CartPole-v1-20260102-030405"
+    assert frozen["out"].split() == [name, f"{name}-2", f"{name}-3"]
+
+
+GROUPS = """
+import jax, sweep
+devices = len(jax.devices())
+for runs, num_envs in ((1, 16), (devices, 16), (9, 16), (15, 4), (256, 16), (1000, 4)):
+    size = sweep.group_size(runs, num_envs)
+    groups = -(-runs // size)
+    assert size <= devices or size % devices == 0
+    assert size >= min(runs, 8) and (groups - 1) * size < runs <= groups * size
+    print(runs, size, groups)
+"""
+
+
+def test_sweeps_run_in_groups_that_keep_devices_busy(scripts, tmp_path):
+    groups = scripts.code(tmp_path, GROUPS)
+    assert groups["code"] == 0, groups["err"]
+    runs, size, count = np.loadtxt(groups["out"].splitlines(), int).T
+    assert (count[:3] == 1).all() and count[4] >= 2
+    assert (size * count < runs + 2 * size).all()
+
+
+def test_a_preset_for_other_parameters_is_told(scripts, tmp_path):
+    params = "--env-params normalize_obs True normalize_rewards"
+    line = "train ppo --env MountainCarContinuous-v0 --seeds 0"
+    bare, other, measured, swept = scripts(
+        tmp_path,
+        line,
+        f"{line} {params} 0.9",
+        f"{line} {params} 0.99",
+        f"sweep c51 --vary gamma=2 {params} 0.99",
+    )
+    note = "note: the preset of ppo for MountainCarContinuous-v0 is for --env-params "
+    for result in (bare, other):
+        assert result["err"].startswith(note + "normalize_obs True normalize_rewards")
+    assert "preset" not in measured["err"]
+    assert "note: the preset of c51 for CartPole-v1 is for no --env-" in swept["err"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agent", ["ppo", "dqn"])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, agent):
-    """Kills a process without warning, between any two of its operations."""
-    command = [sys.executable, str(SCRIPTS / "train.py"), agent, *SMALL[agent].split()]
-    command += ["--config.hidden-sizes", "8", "--rows", "40", "--episodes", "0"]
-    command += ["--steps", "200000", "--checkpoint-seconds", "0", "--name"]
-
-    def start(*words):
-        return subprocess.Popen([*command, *words], cwd=tmp_path, stderr=-3)
-
-    assert start("whole").wait(timeout=120) == 0
-    process = start("killed")
-    checkpoints = tmp_path / "runs/killed/checkpoints"
-    deadline = time.monotonic() + 120
-    while not (checkpoints.is_dir() and len(list(checkpoints.glob("[0-9]*"))) >= 2):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    killed_at, _ = final_checkpoint(tmp_path / "runs/killed")
-    assert start("killed", "--resume").wait(timeout=120) == 0
-
-    whole, resumed = tmp_path / "runs/whole", tmp_path / "runs/killed"
-    assert killed_at < final_checkpoint(whole)[0]
-    same_run(whole, resumed)
-
-
-@pytest.mark.slow
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):
     """The signal comes from outside, while a chunk runs."""
     command = [sys.executable, str(SCRIPTS / "train.py"), "ppo", *SMALL["ppo"].split()]
     command += ["--steps", "10000000", "--rows", "1000", "--name", "stopped"]
@@ -425,9 +671,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     while not (metrics.exists() and metrics.stat().st_size > 300):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "--name stopped --resume goes on" in out
     step, _ = final_checkpoint(tmp_path / "runs/stopped")
     assert step == read_csv(metrics)["step"][-1]

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import datetime
+import itertools
 import os
 import pathlib
 import platform
@@ -66,13 +67,17 @@ def align(lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:
 
 
 def write_csv(path: pathlib.Path, row_type: Any, rows: Iterator[Any]) -> list[Any]:
-    """Writes rows as they come, so that a run broken off keeps what it has."""
+    """Writes rows as they come, so that a run broken off keeps what it has.
+
+    An older file stays until the first row is there.
+    """
+    first = next(rows, None)
     path.parent.mkdir(parents=True, exist_ok=True)
     written = []
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [f.name for f in dataclasses.fields(row_type)])
         writer.writeheader()
-        for row in rows:
+        for row in itertools.chain([first] if first else [], rows):
             writer.writerow(dataclasses.asdict(row))
             file.flush()
             print(row, flush=True)

@@ -1,0 +1,48 @@
+"""What a command cannot do, said in one line; needs no jax."""
+
+import functools
+import sys
+from collections.abc import Callable
+
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it: 128 and the signal
+
+
+def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
+    """Turn bad input, and what a machine refuses, into one line and exit code 2.
+
+    A disk that is full, a folder that may not be written, a download that fails, memory
+    that is not there. Ctrl-C ends without a traceback.
+    """
+
+    @functools.wraps(main)
+    def wrapped() -> None:
+        try:
+            main()
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+        except SystemExit as end:
+            if not isinstance(end.code, str):
+                raise
+            _fail(end.code)
+        except (ValueError, OSError, ImportError, MemoryError, OverflowError) as error:
+            _fail(one_line(error))
+        except RuntimeError as error:  # XLA's
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            _fail("out of memory: " + str(error).splitlines()[0])
+
+    return wrapped
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, with the file's name first where there is one."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    return " ".join(text.splitlines())
+
+
+def _fail(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(2)
