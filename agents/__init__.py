@@ -122,10 +122,10 @@ def _changed(env_name: str, env_params: Mapping[str, Any] | None) -> dict[str, A
     """The parameters that are not what they are by default."""
     if not env_params:
         return {}
-    from rljax import envs  # only who changes an environment needs gymnax here
+    from rljax.envs import making  # only who changes an environment needs gymnax here
 
-    _, params = envs.gymnax.make(env_name)
-    options = inspect.signature(envs.wrap).parameters.values()
+    _, params, _ = making.build(env_name)
+    options = inspect.signature(making.wrap).parameters.values()
     defaults = {option.name: option.default for option in options} | vars(params)
     return {
         k: v for k, v in env_params.items() if k not in defaults or v != defaults[k]

@@ -16,7 +16,7 @@ import folders
 import jax
 import numpy as np
 
-from rljax import train
+from rljax import envs, train
 from rljax.checkpoint import save
 from rljax.config import check_range
 from rljax.logging import (
