@@ -642,6 +642,26 @@ def test_sweeps_run_in_groups_that_keep_devices_busy(scripts, tmp_path):
     assert (size * count < runs + 2 * size).all()
 
 
+def test_an_environment_is_looked_at(scripts, tmp_path):
+    """A line per finding; training starts with those that are no notes."""
+    (tmp_path / "file").touch()
+    short = "--env-params max_steps_in_episode 1"
+    rooms, nothing, wrong, unknown, run = scripts(
+        tmp_path,
+        "check_env FourRooms-misc --steps 0",
+        "check_env CartPole-v1 --steps 0",
+        f"check_env CartPole-v1 {short} --steps 0",
+        "check_env CartPole",
+        f"train a2c {short} --out file",
+    )
+    note = "note: FourRooms-misc: observations are int32, their space float32\n"
+    assert (rooms["code"], rooms["out"]) == (0, note)
+    assert nothing["out"] == "CartPole-v1: nothing found\n"
+    assert "warning: CartPole-v1: max_steps_in_episode=1" in wrong["out"]
+    assert unknown["code"] == 2 and "did you mean: CartPole-v1" in unknown["err"]
+    assert run["code"] == 2 and run["err"].startswith(wrong["out"])
+
+
 def test_a_preset_for_other_parameters_is_told(scripts, tmp_path):
     params = "--env-params normalize_obs True normalize_rewards"
     line = "train ppo --env MountainCarContinuous-v0 --seeds 0"
