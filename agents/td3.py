@@ -189,9 +189,8 @@ def act(
     """The policy's action, with noise to explore."""
     action = actor(spec, config).apply(state.actor, obs)
     if explore:
-        span = config.noise_end - config.noise_start
-        progress = exploration(config, state.step)
-        stddev = config.noise_start + span * progress
+        start, end = config.noise_start, config.noise_end
+        stddev = exploration(config, state.step, start, end)
         memory = actor_critic.next_noise(config, memory, key)
         middle, half = distributions.middle_and_half(box(spec))
         action = action + stddev * half * memory

@@ -138,9 +138,14 @@ def progress(config: Any, step: jax.Array) -> jax.Array:
     return jnp.clip(jnp.asarray(step, jnp.float32) / rollouts, 0.0, 1.0)
 
 
-def exploration(config: Any, step: jax.Array) -> jax.Array:
-    """Share of `config.exploration_fraction` that is over after `step` rollouts."""
-    return jnp.minimum(progress(config, step) / config.exploration_fraction, 1.0)
+def exploration(config: Any, step: jax.Array, start: Any, end: Any) -> jax.Array:
+    """What goes linearly from `start` to `end`, and never beyond.
+
+    That takes `config.exploration_fraction` of the training; `step` counts rollouts.
+    """
+    share = jnp.minimum(progress(config, step) / config.exploration_fraction, 1.0)
+    least, most = jnp.minimum(start, end), jnp.maximum(start, end)
+    return jnp.clip(start + (end - start) * share, least, most)  # within, rounded too
 
 
 def annealed(config: Any, progress: jax.Array, start: Any) -> jax.Array:

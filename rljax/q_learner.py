@@ -80,8 +80,8 @@ def epsilon(config: Any, step: jax.Array, explore: bool) -> jax.Array:
     cfg.check_fields("q_learner.epsilon", config, *names)
     if not explore:
         return jnp.asarray(config.epsilon_eval)
-    span = config.epsilon_end - config.epsilon_start
-    return config.epsilon_start + span * optimizers.exploration(config, step)
+    start, end = config.epsilon_start, config.epsilon_end
+    return optimizers.exploration(config, step, start, end)
 
 
 def init(
