@@ -41,8 +41,12 @@ def lock(path: Path, of: Path) -> Iterator[None]:
     try:
         since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         owner = f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, owner.encode())
+        try:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, owner.encode())
+        except OSError as error:
+            error.filename = str(path)
+            raise
         yield
     finally:
         if _is_at(path, descriptor):

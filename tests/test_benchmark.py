@@ -135,6 +135,13 @@ def test_csv_keeps_what_was_measured_before_an_interrupt(tmp_path):
     path = tmp_path / "new" / "speed.csv"
     with pytest.raises(KeyboardInterrupt):
         report.write_csv(path, benchmark.Row, interrupted())
+
+    def killed():
+        raise KeyboardInterrupt
+        yield ROWS[0]
+
+    with pytest.raises(KeyboardInterrupt):
+        report.write_csv(path, benchmark.Row, killed())  # before its first row
     with path.open(newline="") as file:
         first, failed = csv.DictReader(file)
     assert set(first) == {f.name for f in dataclasses.fields(benchmark.Row)}
@@ -283,7 +290,7 @@ def test_peers_environment_is_built_again_after_a_failure(tmp_path, monkeypatch)
     monkeypatch.setattr(subprocess, "run", run)
     args = benchmark.Args(peers_env=tmp_path / "peers")
     for _ in range(2):
-        with pytest.raises(subprocess.CalledProcessError):
+        with pytest.raises(SystemExit, match="--peers-env .*: cannot be built"):
             benchmark.peers_python(args)
 
 

@@ -146,7 +146,8 @@ def test_a_full_disk_while_claiming_leaves_nothing(run, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(folders.os, "write", full)
-    with pytest.raises(OSError, match="No space left"), folders.claim(run):
+    full_lock = f"No space left on device: '{run}/lock'"
+    with pytest.raises(OSError, match=full_lock), folders.claim(run):
         pass
     assert names(run.parent) == []
 
