@@ -491,7 +491,8 @@ def untrained(agent, seed, number, *, trained=meta_worker.arguments.__wrapped__)
     rng = np.random.default_rng(seed)
 
     def random(path, like):
-        if "opt_state" in jax.tree_util.keystr(path):  # as at the start
+        name = jax.tree_util.keystr(path)
+        if "opt_state" in name or "truncated" in name:  # as at the start, no time limit
             return np.zeros(like.shape, like.dtype)
         if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
             return jax.random.key(seed)

@@ -485,13 +485,13 @@ def test_numbers_of_any_kind_train_alike(kind):
 
 
 def test_init_gives_each_its_own_key():
-    class KeysAsStates(NamedTuple):
+    class KeysAsStates(envs.EpisodeStatistics):
         def reset(self, key, num_envs):
             return key, jnp.zeros((num_envs, 1))
 
     agent = scripted(counting)._replace(init=lambda config, key: key)
     config = agents.get("ppo").Config(num_envs=2, rollout_length=4, total_steps=8)
-    ts = train.init(agent, KeysAsStates(), config, jax.random.key(0))
+    ts = train.init(agent, KeysAsStates(env=None), config, jax.random.key(0))
     used = np.array([jax.random.key_data(key) for key in (ts.agent, ts.env, ts.key)])
     assert len(np.unique(used, axis=0)) == 3
 
