@@ -152,9 +152,9 @@ def add(replay: Replay, rollout: Rollout, length: int = 1) -> Replay:
     cut = (rollout.truncated & ~rollout.terminated).reshape(-1)
     num_slots = len(replay.finals)
     final = replay.num_finals + jnp.cumsum(cut, dtype=jnp.int32) - 1
-    to_come = cut.sum(dtype=jnp.int32) - jnp.cumsum(cut, dtype=jnp.int32)
-    kept = cut & (to_come < num_slots)  # else two would go to one slot
-    slot = jnp.where(kept, final % num_slots, num_slots)
+    if cut.size > num_slots:  # of two that would go to one slot the later one does
+        cut &= final[-1] - final < num_slots
+    slot = jnp.where(cut, final % num_slots, num_slots)
     ends = rollout.next_obs.reshape(-1, *rollout.next_obs.shape[2:])
     added = replay.added + num_new
     if not jax.tree.leaves(replay.steps.memory):  # made without room for it
@@ -165,7 +165,7 @@ def add(replay: Replay, rollout: Rollout, length: int = 1) -> Replay:
         head=rollout.next_obs[-1],
         finals=replay.finals.at[slot].set(ends, mode="drop"),
         final=put(replay.final, final.reshape(num_new, num_envs)),
-        num_finals=(replay.num_finals + cut.sum(dtype=jnp.int32)) % _turns(num_slots),
+        num_finals=(final[-1] + 1) % _turns(num_slots),
         added=jnp.where(added >= 2 * rows, added - rows, added),
         tree=None if replay.tree is None else _add_priorities(replay, num_new, length),
     )
@@ -201,7 +201,7 @@ def sample(replay: Replay, key: jax.Array, batch_size: int, n_step: int = 1) -> 
       The draws, and what may be seen from each.
     """
     index, probability = _draw(replay, key, batch_size)
-    return Sample(index, windows(replay, index, n_step), probability)
+    return Sample(index, _windows(replay, index, n_step), probability)
 
 
 def _draw(replay: Replay, key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
@@ -227,9 +227,14 @@ def windows(replay: Replay, index: jax.Array, n_step: int = 1) -> Windows:
     index outside the buffer, and where more steps were truncated than `Spec.max_steps`
     promised, so that the true successor is lost.
     """
+    inside = (index >= 0) & (index < replay.final.size)
+    found = _windows(replay, jnp.where(inside, index, 0), n_step)
+    return found._replace(reward=jnp.where(inside[:, None], found.reward, jnp.nan))
+
+
+def _windows(replay: Replay, index: jax.Array, n_step: int) -> Windows:
+    """The same for an index within the buffer."""
     (rows, num_envs), steps = replay.final.shape, replay.steps
-    inside = (index >= 0) & (index < rows * num_envs)
-    index = jnp.where(inside, index, 0)
     ahead = (index[:, None] + jnp.arange(n_step) * num_envs) % (rows * num_envs)
     if n_step == 1:
         taken = jnp.ones(ahead.shape, bool)
@@ -240,11 +245,11 @@ def windows(replay: Replay, index: jax.Array, n_step: int = 1) -> Windows:
         taken = going_on & (jnp.arange(n_step) <= left[:, None])
     num_steps = taken.sum(axis=1, dtype=jnp.int32)
     last = (index + (num_steps - 1) * num_envs) % (rows * num_envs)
-    known = inside & ~_lost(replay, last)
+    reward = _take(steps.reward, ahead) * taken
     return Windows(
         obs=_take(steps.obs, index),
         action=_take(steps.action, index),
-        reward=jnp.where(known[:, None], _take(steps.reward, ahead) * taken, jnp.nan),
+        reward=jnp.where(_lost(replay, last)[:, None], jnp.nan, reward),
         num_steps=num_steps,
         terminated=_take(steps.terminated, last),
         next_obs=_successors(replay, last),
