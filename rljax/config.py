@@ -42,6 +42,17 @@ def next_count(count: ArrayLike, period: int = 1) -> jax.Array:
     return jnp.where(count == INT32_MAX, count - period, count) + 1
 
 
+def with_room(count: ArrayLike, more: int, period: int) -> jax.Array:
+    """The count, less by some periods where `more` would lead it beyond int32.
+
+    Example:
+      >>> int(with_room(2**31 - 1, 2, period=5)) == 2**31 - 6
+      True
+    """
+    less = -(-more // period) * period
+    return jnp.where(count > INT32_MAX - more, count - less, count)
+
+
 def as_arrays(config: C) -> C:
     """Cast every leaf to float32, so that jit sees one type: that of a run's arrays.
 

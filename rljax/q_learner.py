@@ -159,7 +159,7 @@ def update(
         grads = ravel_pytree(new.mean)[0]
         updates, opt_state = optimizer.update(grads, opt_state)
         flat = optax.tree.add_scale(flat, -rate, updates)
-        count = cfg.next_count(count, config.target_period)
+        count += 1
         moves = (count % config.target_period == 0) * config.target_rate
         target_flat = target_flat + moves * (flat - target_flat)
         buffer = priority.store(buffer, batch, new.priorities)
@@ -167,7 +167,8 @@ def update(
             "loss": new.losses.mean()
         }
 
-    start = (flat, target_flat, state.opt_state, state.replay, state.num_updates)
+    count = cfg.with_room(state.num_updates, config.num_updates, config.target_period)
+    start = (flat, target_flat, state.opt_state, state.replay, count)
     end, metrics = jax.lax.scan(step, start, jax.random.split(key, config.num_updates))
     flat, target_flat, opt_state, buffer, count = end
     step_count = cfg.next_count(state.step)

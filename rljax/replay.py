@@ -286,7 +286,8 @@ def _lost(replay: Replay, index: jax.Array) -> jax.Array:
     num_slots = len(replay.finals)
     if num_slots >= replay.final.size:  # one for every step
         return jnp.zeros(index.shape, bool)
-    since = (replay.num_finals - _take(replay.final, index)) % _turns(num_slots)
+    since = replay.num_finals - _take(replay.final, index)
+    since = jnp.where(since < 0, since + _turns(num_slots), since)
     return _cut(replay, index) & (since > num_slots)
 
 
