@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 def conjugate_gradients(
     product: Callable[[Any], Any], right: Any, *, tol: ArrayLike, iterations: int
 ) -> Any:
-    """x with A x = `right`; derivatives are those of the exact solution.
+    """Solves A x = `right`; derivatives are those of the exact solution.
 
     `jax.scipy.sparse.linalg.cg` goes on where residual and curvature are rounding. If A
     is singular, its steps along the kernel then grow without bound.

@@ -255,12 +255,10 @@ def gradient_statistics(norms: jax.Array, mean_grad: Any) -> GradientStatistics:
     Both estimates are unbiased, the two ratios are not: average the estimates over
     updates before dividing.
 
-    Both are differences of squares that agree the better the less noise there is. So in
-    float32 `covariance_trace` has a relative error of about 1e-7 SNR^2, 0.1 % for an SNR
-    of 100. From 1000 on it is rounding, and with it SNR, which does not exceed a few
-    thousand, and the noise scale; in `mean_squared_norm` the same holds for an SNR below
-    1e-3 / B^(1/2). More precision needs the gradients themselves: with the mean taken
-    off first, `sum(var(gradients, axis=0, ddof=1))`.
+    The trace is a difference of squares, the nearer to each other the less noise there
+    is: in float32 its relative error is about 1e-7 SNR^2, 0.1 % for an SNR of 100. From
+    about 1000 on it is rounding, and so are the SNR and the noise scale. What is exact
+    there needs the gradients themselves: their variances, summed.
 
     Args:
       norms: `[B]`, B >= 2, norms of the transitions' gradients.

@@ -47,10 +47,21 @@ def expectation(log_pi: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.sum(pi * jnp.where(pi > 0, x, 0.0), axis=-1)
 
 
+def weighted(weights: jax.Array, x: jax.Array) -> jax.Array:
+    """`weights * x`; what is masked, 0 times -inf, is 0, and so are its gradients."""
+    masked = (weights == 0) & (x == -jnp.inf)
+    return weights * jnp.where(masked, 0, x)
+
+
 def mean_value(probs: jax.Array, q: jax.Array) -> jax.Array:
-    """Sums `probs * q` over the last axis; masked actions, 0 times -inf, count 0."""
-    masked = (probs == 0) & (q == -jnp.inf)
-    return jnp.sum(probs * jnp.where(masked, 0, q), axis=-1)
+    """Sums `probs * q` over the last axis; masked actions count 0."""
+    return jnp.sum(weighted(probs, q), axis=-1)
+
+
+def unmasked(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """`f(x)`, and -inf, without a gradient, where `x` is -inf: masked."""
+    masked = x == -jnp.inf
+    return jnp.where(masked, -jnp.inf, f(jnp.where(masked, 0, x)))
 
 
 def checked(spec: str) -> Callable[[Function], Function]:
@@ -96,8 +107,8 @@ def promoted(spec: str, *arrays: ArrayLike) -> list[Any]:
       spec: one word per array. `q_t[T,A]`: a name means the same size everywhere, and
         `[K-1]` one less; `v_t[...]`: any shape, the same everywhere; `alpha[*]`: any
         shape; `lambda_[T]|[]`:
-        or a hyperparameter; `eps[]:scalar`: a hyperparameter; `a_t[T]:int` and
-        `mask[T]:bool`: another type.
+        or a hyperparameter, `v_t[T]|[]:float`: or one float; `eps[]:scalar`: a
+        hyperparameter; `a_t[T]:int` and `mask[T]:bool`: another type.
       *arrays: in the order of `spec`.
 
     Raises:
@@ -114,7 +125,7 @@ class _Argument(NamedTuple):
     name: str
     axes: tuple[str, ...]
     or_scalar: bool
-    type: str  # "", "scalar", "int" or "bool"
+    type: str  # "", "float", "scalar", "int" or "bool"
 
 
 @functools.cache
@@ -189,7 +200,9 @@ def _has_type(argument: _Argument, x: Any, aval: Any) -> tuple[bool, str]:
     if jnp.issubdtype(aval.dtype, jnp.floating):
         return True, ""
     real = jnp.issubdtype(aval.dtype, jnp.integer) or aval.dtype == jnp.bool_
-    hyperparameter = argument.type == "scalar" or argument.or_scalar
+    hyperparameter = argument.type == "scalar" or (
+        argument.or_scalar and argument.type != "float"
+    )
     number = hyperparameter or aval.weak_type or isinstance(x, (bool, np.generic))
     return real and aval.ndim == 0 and number, "floats (see `astype`)"
 

@@ -540,6 +540,8 @@ def quantile_expected_sarsa(
     dist_q_t = stop_if(stop == "bootstrap", dist_q_t)
     probs_a_t = stop_if(stop != "none", probs_a_t)
     dist_qa_tm1 = chosen(dist_q_tm1.T, a_tm1)
+    masked = (probs_a_t == 0)[None] & (dist_q_t == -jnp.inf)
+    dist_q_t = jnp.where(masked, 0, dist_q_t)  # else 0 times an infinite loss
 
     def loss(dist_t):
         target_tm1 = r_t + discount_t * dist_t

@@ -23,6 +23,8 @@ from rljax.losses._common import (
     checked,
     promoted,
     stop_if,
+    unmasked,
+    weighted,
 )
 
 Projection = Callable[[jax.Array], jax.Array]
@@ -148,7 +150,7 @@ def mpo_loss(
         sample_axis,
     )
     weights = stop_if(saddle, weights)
-    policy_loss = -jnp.sum(weights * sample_log_probs, axis=sample_axis)
+    policy_loss = -jnp.sum(weighted(weights, sample_log_probs), axis=sample_axis)
     kl_loss, alpha_loss = compute_parametric_kl_penalty_and_dual_loss(
         kl_constraints, projection_operator, stop=stop
     )
@@ -220,7 +222,7 @@ def mpo_compute_weights_and_temperature_loss(
         del examples[sample_axis]
         temperature = _broadcast("temperature", temperature, tuple(examples))
         divisor = jnp.expand_dims(temperature, sample_axis)
-    scaled = sample_q_values / divisor
+    scaled = unmasked(lambda q: q / divisor, sample_q_values)
     log_mean = jax.nn.logsumexp(scaled, axis=sample_axis) - math.log(num_samples)
     weights = jax.nn.softmax(scaled, axis=sample_axis)
     return temperature * (epsilon + log_mean), weights, num_samples
@@ -373,9 +375,10 @@ def vmpo_loss(
       stopped.
     """
     check_stop(stop)
-    ones = jnp.ones_like(sample_log_probs)
-    restarting = ones if restarting_weights is None else restarting_weights
-    importance = ones if importance_weights is None else importance_weights
+    restarting, importance = (
+        jnp.ones_like(sample_log_probs) if weights is None else weights
+        for weights in (restarting_weights, importance_weights)
+    )
     examples = [f"E{i}" for i in range(jnp.ndim(sample_log_probs))]
     axes = ",".join(examples)
     arguments = {
@@ -400,7 +403,7 @@ def vmpo_loss(
     num_examples = sample_log_probs.size
     if axis_name is not None:
         num_examples *= jax.lax.psum(1, axis_name)
-    policy_loss = -num_examples * weights * sample_log_probs
+    policy_loss = weighted(-num_examples * weights, sample_log_probs)
     kl_loss, alpha_loss = compute_parametric_kl_penalty_and_dual_loss(
         kl_constraints, projection_operator, stop=stop
     )
@@ -501,7 +504,7 @@ def vmpo_compute_weights_and_temperature_loss(
     num_samples = _all_sum(restarting, axis_name)
 
     def weigh(temperature):
-        scaled = advantages / temperature
+        scaled = unmasked(lambda x: x / temperature, advantages)
         return _weigh(scaled, restarting * importance, used, axis_name)
 
     weights, _ = weigh(stop_if(stop != "none", temperature))

@@ -11,6 +11,7 @@ from rljax.losses._common import (
     chosen,
     mean_value,
     stop_if,
+    weighted,
 )
 
 
@@ -74,7 +75,7 @@ def general_off_policy_returns_from_q_and_v(
     check_stop(stop)
     q_t, v_t = stop_if(stop == "bootstrap", (q_t, v_t))
     last = jnp.zeros_like(r_t[:1])  # nothing follows the last step
-    c_t, cq_t = jnp.append(c_t, last), jnp.append(c_t * q_t, last)
+    c_t, cq_t = jnp.append(c_t, last), jnp.append(weighted(c_t, q_t), last)
     g_t = accumulate(r_t + discount_t * (v_t - cq_t), discount_t * c_t, 0.0)
     return stop_if(stop == "target", g_t)
 

@@ -79,7 +79,7 @@ def generalized_advantage_estimation(
     return stop_if(stop == "target", adv_t)
 
 
-@checked("r_t[T] discount_t[T] v_t[T]|[]")
+@checked("r_t[T] discount_t[T] v_t[T]|[]:float")
 def discounted_returns(
     r_t: jax.Array,
     discount_t: jax.Array,

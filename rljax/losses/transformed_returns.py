@@ -3,7 +3,7 @@
 import jax
 from jax.typing import ArrayLike
 
-from rljax.losses._common import Stop, check_stop, checked, stop_if
+from rljax.losses._common import Stop, check_stop, checked, stop_if, unmasked
 from rljax.losses.off_policy import general_off_policy_returns_from_action_values
 from rljax.losses.returns import lambda_returns, n_step_bootstrapped_returns
 from rljax.losses.transforms import TxPair
@@ -54,7 +54,7 @@ def transformed_lambda_returns(
       `rlax.transformed_lambda_returns` stops nothing by default, or else all.
     """
     check_stop(stop)
-    v_t = tx_pair.apply_inv(stop_if(stop == "bootstrap", v_t))
+    v_t = unmasked(tx_pair.apply_inv, stop_if(stop == "bootstrap", v_t))
     g_t = lambda_returns(r_t, discount_t, v_t, lambda_, stop="none")
     return stop_if(stop == "target", tx_pair.apply(g_t))
 
@@ -106,7 +106,7 @@ def transformed_n_step_returns(
       `rlax.transformed_n_step_returns` stops nothing by default, or else all.
     """
     check_stop(stop)
-    v_t = tx_pair.apply_inv(stop_if(stop == "bootstrap", v_t))
+    v_t = unmasked(tx_pair.apply_inv, stop_if(stop == "bootstrap", v_t))
     g_t = n_step_bootstrapped_returns(r_t, discount_t, v_t, n, lambda_t, stop="none")
     return stop_if(stop == "target", tx_pair.apply(g_t))
 
@@ -170,6 +170,6 @@ def transformed_general_off_policy_returns_from_action_values(
     check_stop(stop)
     q_t, pi_t = stop_if(stop == "bootstrap", (q_t, pi_t))
     g_t = general_off_policy_returns_from_action_values(
-        tx_pair.apply_inv(q_t), a_t, r_t, discount_t, c_t, pi_t, stop="none"
+        unmasked(tx_pair.apply_inv, q_t), a_t, r_t, discount_t, c_t, pi_t, stop="none"
     )
     return stop_if(stop == "target", tx_pair.apply(g_t))

@@ -11,6 +11,7 @@ from rljax.losses._common import (
     chosen,
     mean_value,
     stop_if,
+    weighted,
 )
 
 
@@ -340,7 +341,8 @@ def persistent_q_learning(
     check_stop(stop)
     q_t = stop_if(stop == "bootstrap", q_t)
     greedy_t, repeated_t = jnp.max(q_t), chosen(q_t, a_tm1)
-    v_t = (1 - action_gap_scale) * greedy_t + action_gap_scale * repeated_t
+    repetition = jnp.asarray(action_gap_scale)
+    v_t = (1 - repetition) * greedy_t + weighted(repetition, repeated_t)
     target_tm1 = r_t + discount_t * v_t
     return stop_if(stop == "target", target_tm1) - chosen(q_tm1, a_tm1)
 

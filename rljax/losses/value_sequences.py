@@ -303,7 +303,7 @@ def _retrace_traces(
 
 _RETRACE = (
     "q_tm1[T,A] q_t[T,A] a_tm1[T]:int a_t[T]:int r_t[T] discount_t[T] pi_t[T,A] "
-    "mu_t[T] lambda_[T]|[] eps[]"
+    "mu_t[T] lambda_[T]|[] eps[]:scalar"
 )
 
 
