@@ -9,6 +9,7 @@ import inspect
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import chex
@@ -757,3 +758,23 @@ def test_wrong_dtypes_are_refused(name):
             message = refuses(case, x | {argument: value.astype(dtype)})
             first, _ = message.split(": expected", 1)
             assert first in (argument, argument.removeprefix("old_"))
+
+
+# What is told to those who come from rlax.
+
+
+def test_the_page_for_movers_has_every_difference():
+    """Its rows are what the docstrings say, and no others."""
+    page = Path(__file__).parents[1] / "docs" / "coming-from-rlax.md"
+    lines = [line for line in page.read_text().splitlines() if line.startswith("| `")]
+    told = {}
+    for name in losses.__all__:
+        _, _, text = (inspect.getdoc(getattr(losses, name)) or "").partition(
+            "Differs from:"
+        )
+        text = " ".join(text.partition("\n\n")[0].split())
+        text = text.replace(r":math:`L_\eta`", "the temperature's loss")
+        if text and "is the same" not in text:
+            told[name] = text
+    assert lines == [f"| `{name}` | {text} |" for name, text in told.items()]
+    assert len(told) > 50

@@ -125,7 +125,8 @@ def test_one_step_is_a_moving_average():
 
 def by_recursion(state, targets, indices, step_size):
     """Means, variances of the float64 recursion in the second moment; unbounded."""
-    shift, second = (np.asarray(x, float) for x in (state.shift, state.second_moment))
+    shift, variance = (np.asarray(x, float) for x in (state.shift, state.variance))
+    second = variance + shift**2
     for batch in np.asarray(targets, float):
         old_shift, old_second = shift.copy(), second.copy()
         for g, i in zip(batch, indices, strict=True):
@@ -188,7 +189,7 @@ def test_outputs_far_from_zero_are_preserved_in_single_precision():
             return update(*carry, target, index), None
 
         (params, state), _ = jax.lax.scan(step, (params, init()), targets)
-        x = jnp.linspace(-2.0, 2.0, 5)[:, None] * state.scale
+        x = jnp.linspace(-2.0, 2.0, 5)[:, None] * state.scale[None]
         return x, losses.unnormalize(
             state, x @ params["kernel"] + params["bias"][None], np.zeros((5, 1), int)
         )
