@@ -34,6 +34,11 @@ PENALTIES = {  # one of the divergence, one of the divergence per dimension
 LEARNED = (*TEMPERATURE, *PENALTIES)
 OLD = {f"old_{k}": v for k, v in PENALTIES.items() if k[:3] != "eps"}
 OLD_TEMPERATURE = {"old_temperature": ":real"}
+DUALS = tuple(
+    f"{old}{name}"
+    for old in ("", "old_")
+    for name in ("temperature", "alpha_0", "alpha_1")
+)
 PROJECTION = jax.nn.softplus
 
 
@@ -278,6 +283,7 @@ CASES = {
         always=("sample_log_probs", *LEARNED),
         network=("sample_q_values", *OLD_TEMPERATURE, *OLD),
         scalar=("alpha_1", "old_alpha_1"),
+        broadcast=DUALS,
         loss=True,
         oracle=numpy_mpo_loss,
         rlax=of_rlax(mpo_loss),
@@ -290,6 +296,7 @@ CASES = {
         oracle=numpy_mpo_weights,
         rlax=of_rlax(mpo_weights),
         any_shape=("sample_q_values",),
+        broadcast=DUALS,
     ),
     "compute_parametric_kl_penalty_and_dual_loss": Case(
         penalties,
@@ -297,6 +304,7 @@ CASES = {
         always=tuple(PENALTIES),
         network=tuple(OLD),
         scalar=("alpha_1", "old_alpha_1"),
+        broadcast=DUALS,
         loss=True,
         oracle=numpy_penalties,
         rlax=of_rlax(penalties),
@@ -309,6 +317,7 @@ CASES = {
         network=("importance_weights", *OLD_TEMPERATURE, *OLD),
         live=("advantages", "restarting_weights"),
         scalar=("alpha_1", "old_alpha_1"),
+        broadcast=DUALS,
         loss=True,
         oracle=numpy_vmpo_loss,
         rlax=of_rlax(vmpo_loss),
@@ -322,6 +331,7 @@ CASES = {
         always=tuple(TEMPERATURE),
         network=("importance_weights", *OLD_TEMPERATURE),
         live=("advantages", "restarting_weights"),
+        broadcast=DUALS,
         oracle=numpy_vmpo_weights,
         rlax=of_rlax(vmpo_weights),
         rlax_input=mild,

@@ -39,6 +39,7 @@ class Case(NamedTuple):
     as_rlax: Callable[[Any], Any] = lambda out: out  # our result in rlax's form
     rlax_stops: bool = False  # its flag is "target" or "none", in every gradient
     any_shape: tuple[str, ...] = ()  # arguments that no other one's shape binds
+    broadcast: tuple[str, ...] = ()  # of any shape that broadcasts to another one's
     smooth: bool = True  # has derivatives that finite differences can find
 
 

@@ -396,6 +396,32 @@ def test_natural_gradient_solves_and_differentiates(x64):
     close(d + 0.5 * s + g @ db, slope[2], rtol=1e-6)
 
 
+@pytest.mark.parametrize("tol", [1e-5, 1e-7, 0.0])
+def test_conjugate_gradients_end_where_rounding_begins(tol):
+    """A softmax policy's Fisher matrix is singular: steps along its kernel grow."""
+    rng = np.random.default_rng(0)
+    pi = np.exp(2 * rng.normal(size=(3, 3)))
+    pi = np.float32(pi / pi.sum(axis=1, keepdims=True))
+    states = np.float32([[0.5], [0.3], [0.2]])
+    advantages = np.float32(rng.normal(size=(3, 3)))
+    advantages -= (pi * advantages).sum(axis=1, keepdims=True)
+
+    def fisher(v):
+        return states * (pi * v - pi * (pi * v).sum(axis=1, keepdims=True))
+
+    @jax.jit
+    def solved():
+        return natural_gradient(
+            fisher, states * pi * advantages, damping=0.0, iterations=500, tol=tol
+        )
+
+    x = np.asarray(solved())
+    error = (x - x.mean(1, keepdims=True)) - (
+        advantages - advantages.mean(1, keepdims=True)
+    )
+    assert np.abs(error).max() < 1e-4 and np.abs(x).max() < 20.0
+
+
 def test_natural_gradient_at_zero():
     vp, zero = matrix_product(np.eye(5)), tree(np.zeros(5, np.float32))
     x = jax.jit(lambda g: natural_gradient(vp, g, damping=0.0))(zero)

@@ -86,6 +86,33 @@ def test_tanh_gaussian_log_prob_is_a_change_of_variables():
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("mean", [0.0, 2.0, 8.0, 10.0, -10.0])
+def test_log_prob_of_saturated_actions_is_finite(mean):
+    """Of samples, of the bounds, and one number inside; right to a bounded error."""
+    unit = Box((2,), (-1.0, 0.0), (1.0, 5.0))
+    below = np.nextafter(np.float32([1.0, 5.0]), np.float32(0.0))
+    edges = np.float32([[1.0, 5.0], [-1.0, 0.0], below])
+
+    @jax.jit
+    def scores(mean):
+        policy = distributions.tanh_gaussian(mean, jnp.full(2, -1.0), unit)
+        key = jax.random.key(0)
+        actions, exact = policy.sample_and_log_prob(seed=key, sample_shape=500)
+
+        def total(mean, actions):
+            density = distributions.tanh_gaussian(mean, jnp.full(2, -1.0), unit)
+            return density.log_prob(actions).sum()
+
+        both = jnp.concatenate([actions, edges])
+        return policy.log_prob(both), exact, jax.grad(total, (0, 1))(mean, both)
+
+    found, exact, slopes = jax.device_get(scores(jnp.full(2, mean)))
+    assert np.isfinite(found).all()
+    assert all(np.isfinite(slope).all() for slope in slopes)
+    bound = 2e-3 if abs(mean) <= 2 else 10.0  # at the bounds the action tells little
+    np.testing.assert_allclose(found[:500], exact, atol=bound)
+
+
 def test_tanh_gaussian_samples_stay_inside_and_carry_their_log_prob():
     wide = np.full((500, 2), np.log(3.0), np.float32)
 

@@ -9,6 +9,7 @@ import inspect
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import chex
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import rlax
 from absl.testing import parameterized
+from jax.extend.core import jaxprs_in_params
 
 from rljax import losses
 
@@ -33,6 +35,7 @@ from .loss_case import (
     META,
     Case,
     call,
+    draw,
     draw_numpy,
     kind,
     leaf_sum,
@@ -582,6 +585,114 @@ def test_keeps_the_dtype(name, x64):
                 assert leaf.dtype == dtype
 
 
+# Floats of several dtypes, and numbers that are no floats.
+
+
+def dtypes_inside(jaxpr):
+    """The float dtypes of all that a program computes but conversions."""
+    found = set()
+    for eqn in jaxpr.eqns:
+        inner = list(jaxprs_in_params(eqn.params))
+        for program in inner:
+            found |= dtypes_inside(program)
+        if not inner and eqn.primitive.name != "convert_element_type":
+            found |= {v.aval.dtype for v in (*eqn.invars, *eqn.outvars)}
+    return {dtype for dtype in found if jnp.issubdtype(dtype, jnp.floating)}
+
+
+@sweep()
+def test_mixed_dtypes_are_promoted(name):
+    """Each argument in turn in half precision, then all that networks make."""
+    case, x = CASES[name], draw_numpy(CASES[name])
+    floats = list(split(case, x)[0])
+    halves = [{k: jnp.bfloat16} for k in floats] + [{floats[0]: jnp.float16}]
+    halves += [dict.fromkeys(case.network, jnp.bfloat16)] if case.network else []
+    for half in halves:
+        mixed = x | {k: x[k].astype(dtype) for k, dtype in half.items()}
+        program, out = jax.make_jaxpr(functools.partial(call, case), return_shape=True)(
+            mixed
+        )
+        wide = jnp.result_type(*(mixed[k] for k in floats))
+        assert {leaf.dtype for leaf in jax.tree.leaves(out)} == {wide}
+        assert wide != jnp.float32 or dtypes_inside(program.jaxpr) <= {wide}
+
+
+def test_half_precision_with_single_precision():
+    """What is rounded, is rounded before the loss: in it all is float32."""
+    q, half = np.float32([[0.3, 1.1], [2.3, 4.7]]), jnp.bfloat16
+
+    def error(q_tm1, q_t, discount):
+        return losses.q_learning(q_tm1, 0, np.float32(1.0), discount, q_t)
+
+    @jax.jit
+    def values(q):
+        low = q.astype(half)
+        rounded = low.astype(jnp.float32)
+        gradient = jax.grad(error)(low[0], q[1], 0.9)
+        return error(low[0], q[1], 0.9), error(rounded[0], q[1], 0.9), gradient
+
+    mixed, plain, gradient = values(q)
+    assert mixed.dtype == jnp.float32 and mixed == plain
+    assert gradient.dtype == half  # the network's own
+    np.testing.assert_array_equal(gradient.astype(jnp.float32), [-1.0, 0.0])
+
+
+NUMBERS = (1, True, np.int64(1), np.bool_(True), np.float64(1.0), np.array(1))
+
+
+def is_data(argument):
+    """A value of a time step or a target; else, without axes, a hyperparameter."""
+    return argument == "target" or argument.endswith(("_t", "_tm1"))
+
+
+@sweep()
+def test_numbers_are_floats(name):
+    """Python's and numpy's, and of hyperparameters arrays: a missing ".0" is no bug."""
+    case, x = CASES[name], draw_numpy(CASES[name])
+    hyper = [k for k in case.scalar if not (is_data(k) and kind(case, k) == "real")]
+    floats, _ = split(case, x)
+    hyper += [k for k, v in floats.items() if not (v.ndim or is_data(k))]
+    data = [k for k, v in floats.items() if not v.ndim and is_data(k)]
+    changes = [dict.fromkeys(hyper, n) for n in NUMBERS if hyper]
+    changes += [dict.fromkeys(data, n) for n in NUMBERS[:4] if data]
+    for change in changes:
+        rest = {k: v for k, v in x.items() if k not in change}
+        out = jax.eval_shape(lambda rest, c=change: call(case, rest | c), rest)
+        assert {leaf.dtype for leaf in jax.tree.leaves(out)} == {jnp.dtype("float32")}
+    if hyper:  # a Python integer becomes an array under jit
+        jax.eval_shape(functools.partial(call, case), x | dict.fromkeys(hyper, 1))
+
+
+def test_integers_have_the_value_of_floats():
+    r, v = np.float32([1.0, -2.0, 0.5]), np.float32([0.5, 1.5, -1.0])
+
+    @jax.jit
+    def pairs():
+        return [
+            (f(n), f(float(n)))
+            for n in (0, 1, 2)
+            for f in (
+                lambda n: losses.lambda_returns(r, v, v, n),
+                lambda n: losses.quantile_regression_loss(r, v, v, huber_param=n),
+                lambda n: losses.clipped_surrogate_pg_loss(r, v, epsilon=n),
+                lambda n: losses.q_learning(r, 0, n, n, v),
+            )
+        ]
+
+    for ours, expected in pairs():
+        np.testing.assert_array_equal(ours, expected)
+
+
+@sweep(lambda case: hasattr(case.fn, "__wrapped__"))
+def test_checks_add_nothing_to_a_program(name):
+    case, x = CASES[name], draw(CASES[name])
+    program, bare = (
+        str(jax.make_jaxpr(lambda x, f=f: f(**x, **case.static))(x))
+        for f in (case.fn, case.fn.__wrapped__)
+    )
+    assert program == bare
+
+
 # Refusals.
 
 
@@ -599,6 +710,7 @@ def refuses(case, x):
         call(case, x)
     for argument, value in x.items():
         assert f"{argument} {jax.typeof(value).str_short()}" in str(error.value)
+    return str(error.value)
 
 
 @sweep()
@@ -607,8 +719,10 @@ def test_wrong_shapes_are_refused(name):
     case, x = CASES[name], draw_numpy(CASES[name])
     for argument in x:
         right = shape(case, argument)
-        wrong = [] if argument in case.any_shape else [(1,), (2, *right)]
-        if right and argument not in (*case.scalar, *case.any_shape):
+        wrong = [] if argument in case.any_shape else [(2, *right)]
+        if argument not in (*case.any_shape, *case.broadcast):
+            wrong.append((1,))
+        if right and argument not in (*case.scalar, *case.any_shape, *case.broadcast):
             wrong.append(())
         for shape_ in wrong:
             refuses(case, x | {argument: np.ones(shape_, x[argument].dtype)})
@@ -631,12 +745,36 @@ def test_no_array_is_named():
 
 @sweep()
 def test_wrong_dtypes_are_refused(name):
+    """First comes the name of the argument that is wrong."""
     case, x = CASES[name], draw_numpy(CASES[name])
     for argument, value in x.items():
         if kind(case, argument) == "action":
             wrong = [jnp.bool_, jnp.float32]
-        else:
+        elif value.ndim or is_data(argument):
             wrong = [jnp.bool_, jnp.int32]
-            wrong += [jnp.bfloat16] if len(split(case, x)[0]) > 1 else []
+        else:
+            wrong = [jnp.complex64]
         for dtype in wrong:
-            refuses(case, x | {argument: value.astype(dtype)})
+            message = refuses(case, x | {argument: value.astype(dtype)})
+            first, _ = message.split(": expected", 1)
+            assert first in (argument, argument.removeprefix("old_"))
+
+
+# What is told to those who come from rlax.
+
+
+def test_the_page_for_movers_has_every_difference():
+    """Its rows are what the docstrings say, and no others."""
+    page = Path(__file__).parents[1] / "docs" / "coming-from-rlax.md"
+    lines = [line for line in page.read_text().splitlines() if line.startswith("| `")]
+    told = {}
+    for name in losses.__all__:
+        _, _, text = (inspect.getdoc(getattr(losses, name)) or "").partition(
+            "Differs from:"
+        )
+        text = " ".join(text.partition("\n\n")[0].split())
+        text = text.replace(r":math:`L_\eta`", "the temperature's loss")
+        if text and "is the same" not in text:
+            told[name] = text
+    assert lines == [f"| `{name}` | {text} |" for name, text in told.items()]
+    assert len(told) > 50

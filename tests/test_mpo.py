@@ -488,6 +488,88 @@ def test_mapped_axes_equal_one_batch(axes, stop, x64):
     )
 
 
+# Dual variables of the examples' shape.
+
+
+def both_losses(temperature, alpha, alpha_by_dimension):
+    """Of examples `[2, 3]`, the samples of MPO in their midst."""
+    log_probs, q, kl, kls = (
+        normal(i, *s) for i, s in enumerate([(2, 5, 3), (2, 5, 3), (2, 3), (2, 3, 4)])
+    )
+    temperature = LagrangePenalty(temperature, 0.1)
+    constraints = [
+        (kl**2, LagrangePenalty(alpha, 0.2)),
+        (kls**2, LagrangePenalty(alpha_by_dimension, 0.3, per_dimension=True)),
+    ]
+    out = mpo.mpo_loss(log_probs, q, temperature, constraints, sample_axis=1)
+    on_policy = mpo.vmpo_loss(log_probs[:, 0], q[:, 0], temperature, constraints)
+    return out, on_policy
+
+
+def test_duals_of_every_shape_equal_the_scalar():
+    """And their gradients add up to the scalar's."""
+    numbers = (0.5, 0.7, 0.9)
+    shapes = [((), (), ()), ((3,), (3,), (4,)), ((2, 1), (1, 3), (3, 4))]
+    shapes.append(((2, 3), (2, 3), (2, 3, 4)))
+
+    def mean(duals):
+        out = both_losses(*duals)
+        return sum(jnp.mean(loss) for loss, _ in out), out
+
+    @jax.jit
+    def results():
+        return [
+            jax.value_and_grad(mean, has_aux=True)(
+                [jnp.full(shape, x) for shape, x in zip(each, numbers, strict=True)]
+            )
+            for each in shapes
+        ]
+
+    ((_, expected), slopes), *others = results()
+    for (_, out), gradients in others:
+        for a, b in zip(*map(jax.tree.leaves, (out, expected)), strict=True):
+            np.testing.assert_allclose(a, np.broadcast_to(b, a.shape), rtol=1e-5)
+        for g, slope in zip(gradients, slopes, strict=True):
+            np.testing.assert_allclose(np.sum(g), slope, rtol=1e-4)
+
+
+def test_each_example_has_its_own_duals(x64):
+    temperatures, alphas = np.exp(normal(0, 3)), np.exp(normal(1, 3))
+    log_probs, q, kl = normal(2, 5, 3), normal(3, 5, 3), normal(4, 3) ** 2
+
+    def loss(log_probs, q, temperature, alpha, kl):
+        constraints = [(kl, LagrangePenalty(alpha, 0.2))]
+        return mpo.mpo_loss(
+            log_probs, q, LagrangePenalty(temperature, 0.1), constraints
+        )
+
+    one_by_one = jax.vmap(
+        loss, (1, 1, 0, 0, 0), (0, mpo.MpoOutputs(0, 0, 0, 0, 1, None))
+    )
+    x = (log_probs, q, temperatures, alphas, kl)
+    together, each = jax.jit(lambda *x: (loss(*x), one_by_one(*x)))(*x)
+    chex.assert_trees_all_close(together, each, rtol=1e-12)
+
+
+def test_masked_samples_count_nothing():
+    """An action of value and log-probability -inf; no gradient becomes NaN."""
+    log_probs, q = normal(0, 5, 3), normal(1, 5, 3)
+    masked = np.arange(5) == 2
+    log_probs, q = (np.where(masked[:, None], -np.inf, x) for x in (log_probs, q))
+
+    def loss(log_probs, q, temperature, stop):
+        duals = LagrangePenalty(temperature, 0.1)
+        out = mpo.mpo_loss(log_probs, q, duals, [(ones(3), duals)], stop=stop)[0]
+        return jnp.sum(out), out
+
+    @jax.jit
+    def gradients(log_probs, q):
+        grad = jax.grad(loss, (0, 1, 2), has_aux=True)
+        return [grad(log_probs, q, 0.5, stop) for stop in STOPS]
+
+    chex.assert_tree_all_finite(gradients(np.float32(log_probs), np.float32(q)))
+
+
 # Refusals.
 
 
@@ -528,29 +610,31 @@ def test_no_such_axis(sample_axis):
 def test_refusals_name_every_argument():
     x, temperature = ones((2, 3)), LagrangePenalty(np.float32(1.0), 0.1)
     per_dimension = LagrangePenalty(ones(5), 0.1, per_dimension=True)
-    names = r"sample_log_probs.*temperature.*kl_0.*alpha_0.*epsilon_0.*kl_1"
+    unfit = r"^alpha_1: expected a shape that broadcasts to"
+    names = rf"{unfit}|sample_log_probs.*temperature.*kl_0.*alpha_0.*epsilon_0.*kl_1"
     good = (ones(3), temperature)
     for bad in (
         (ones(2), temperature),  # of the samples
         (ones((3, 5)), temperature),  # not per dimension
         (ones(3), per_dimension),
         (ones((3, 4)), per_dimension),
-        (ones(3), LagrangePenalty(ones(3), 0.1)),
         (ones(3), LagrangePenalty(1.0, ones(3))),
         (np.ones(3, np.int32), temperature),
     ):
         with pytest.raises(AssertionError, match=names):
             mpo.mpo_loss(x, x, temperature, [good, bad])
-        with pytest.raises(AssertionError, match="kl_0.*kl_1"):
+        with pytest.raises(AssertionError, match=f"{unfit}|kl_0.*kl_1"):
             mpo.compute_parametric_kl_penalty_and_dual_loss([good, bad], jnp.abs)
         with pytest.raises(AssertionError, match=names):
             mpo.vmpo_loss(x[0], x[0], temperature, [good, bad])
-    bad = LagrangePenalty(ones(3), 0.1)  # a temperature for each example
+    bad = LagrangePenalty(ones(2), 0.1)  # neither for all nor for each
     for call in (
         lambda: mpo.mpo_loss(x, x, bad, [good]),
         lambda: mpo.vmpo_loss(x[0], x[0], bad, [good]),
         lambda: mpo.mpo_compute_weights_and_temperature_loss(x, bad, jnp.abs),
         lambda: E_STEP(x, x, x, bad, top_k_fraction=0.5),
     ):
-        with pytest.raises(AssertionError, match=r"temperature float32\[3\]"):
+        with pytest.raises(AssertionError, match=r"^temperature: .*\(2,\)"):
             call()
+    with pytest.raises(AssertionError, match=r"^alpha_1: .*\(2,\)"):
+        mpo.mpo_loss(x, x, temperature, [good, (ones(3), bad)])

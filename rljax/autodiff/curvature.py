@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jax.scipy.sparse.linalg import cg
 from jax.typing import ArrayLike
 
 from rljax.autodiff._checks import describe, floats
+from rljax.autodiff._solve import conjugate_gradients
 from rljax.autodiff._spectrum import eigh, lanczos, matmul
 from rljax.types import Params
 
@@ -311,8 +311,12 @@ def natural_gradient(
       gradient: tree of float arrays.
       damping: `[]` lambda, at least 0; differentiable. With 0 and a singular F the
         gradient must lie in its range; a Fisher matrix of a softmax is singular.
-      iterations: at most so many products, a static int.
-      tol: stop when the residual's norm is below this times the gradient's norm.
+      iterations: at most so many products, a static int. More than are needed do no
+        harm: the iteration ends where the residual is rounding (10 times the dtype's
+        relative spacing, of the gradient's norm), or the curvature along the next step
+        is (of the greatest curvature seen).
+      tol: stop when the residual's norm is below this times the gradient's norm; 0 for
+        the rounding alone.
 
     Returns:
       The solution, a tree like `gradient`; for the step of a trust region of size
@@ -345,7 +349,7 @@ def natural_gradient(
         return jax.tree.map(lambda fv, v: fv + damping * v, product(v), v)
 
     right = jax.tree.map(lambda g: g.astype(dtype), gradient)
-    x, _ = cg(damped, right, tol=tol, maxiter=iterations)
+    x = conjugate_gradients(damped, right, tol=tol, iterations=iterations)
     return jax.tree.map(lambda x, g: x.astype(g.dtype), x, gradient)
 
 

@@ -255,6 +255,11 @@ def gradient_statistics(norms: jax.Array, mean_grad: Any) -> GradientStatistics:
     Both estimates are unbiased, the two ratios are not: average the estimates over
     updates before dividing.
 
+    The trace is a difference of squares, the nearer to each other the less noise there
+    is: in float32 its relative error is about 1e-7 SNR^2, 0.1 % for an SNR of 100. From
+    about 1000 on it is rounding, and so are the SNR and the noise scale. What is exact
+    there needs the gradients themselves: their variances, summed.
+
     Args:
       norms: `[B]`, B >= 2, norms of the transitions' gradients.
       mean_grad: tree, the mean of the same gradients, without weights.

@@ -6,14 +6,15 @@ from jax.typing import ArrayLike
 
 from rljax.losses._common import (
     Stop,
-    check_arrays,
     check_stop,
+    checked,
     chosen,
     expectation,
     stop_if,
 )
 
 
+@checked("a_t[D] dqda_t[D] dqda_clipping[]:scalar")
 def dpg_loss(
     a_t: jax.Array,
     dqda_t: jax.Array,
@@ -57,14 +58,13 @@ def dpg_loss(
       in `a_t` but with a second one; without stopping the derivative is 0.
     """
     check_stop(stop)
-    max_norm = 1.0 if dqda_clipping is None else dqda_clipping
-    check_arrays("a_t[D] dqda_t[D] dqda_clipping[]", a_t, dqda_t, max_norm)
     dqda_t = stop_if(stop == "bootstrap", dqda_t)
     if dqda_clipping is not None:
         dqda_t = _clip_norm(dqda_t, dqda_clipping)
     return -jnp.sum(a_t * stop_if(stop == "target", dqda_t))
 
 
+@checked("q_tm1[] r_t[] discount_t[] q_t[C] log_prob_t[] temperature[]:scalar")
 def sac_learning(
     q_tm1: jax.Array,
     r_t: jax.Array,
@@ -114,15 +114,12 @@ def sac_learning(
       rlax has no soft actor-critic.
     """
     check_stop(stop)
-    check_arrays(
-        "q_tm1[] r_t[] discount_t[] q_t[C] log_prob_t[] temperature[]",
-        *(q_tm1, r_t, discount_t, q_t, log_prob_t, temperature),
-    )
     q_t, log_prob_t = stop_if(stop == "bootstrap", (q_t, log_prob_t))
     target_tm1 = r_t + discount_t * (jnp.min(q_t) - temperature * log_prob_t)
     return stop_if(stop == "target", target_tm1) - q_tm1
 
 
+@checked("log_prob_t[...] q_t[...] temperature[]:scalar")
 def sac_actor_loss(
     log_prob_t: jax.Array, q_t: jax.Array, temperature: ArrayLike
 ) -> jax.Array:
@@ -158,10 +155,12 @@ def sac_actor_loss(
     Differs from:
       rlax has no soft actor-critic.
     """
-    check_arrays("log_prob_t[...] q_t[...] temperature[]", log_prob_t, q_t, temperature)
     return log_prob_t * temperature - q_t
 
 
+@checked(
+    "q_tm1[A] a_tm1[]:int r_t[] discount_t[] q_t[C,A] logits_t[A] temperature[]:scalar"
+)
 def sac_discrete_learning(
     q_tm1: jax.Array,
     a_tm1: ArrayLike,
@@ -216,16 +215,13 @@ def sac_discrete_learning(
       rlax has no soft actor-critic.
     """
     check_stop(stop)
-    check_arrays(
-        "q_tm1[A] a_tm1[]:int r_t[] discount_t[] q_t[C,A] logits_t[A] temperature[]",
-        *(q_tm1, a_tm1, r_t, discount_t, q_t, logits_t, temperature),
-    )
     q_t, logits_t = stop_if(stop == "bootstrap", (q_t, logits_t))
     v_t = _soft_value(logits_t, jnp.min(q_t, axis=0), temperature)
     target_tm1 = r_t + discount_t * v_t
     return stop_if(stop == "target", target_tm1) - chosen(q_tm1, a_tm1)
 
 
+@checked("logits_t[A] q_t[A] temperature[]:scalar")
 def sac_discrete_actor_loss(
     logits_t: jax.Array,
     q_t: jax.Array,
@@ -267,10 +263,10 @@ def sac_discrete_actor_loss(
       rlax has no soft actor-critic.
     """
     check_stop(stop)
-    check_arrays("logits_t[A] q_t[A] temperature[]", logits_t, q_t, temperature)
     return -_soft_value(logits_t, stop_if(stop != "none", q_t), temperature)
 
 
+@checked("log_temperature[]:scalar log_prob_t[...] target_entropy[]:scalar")
 def sac_temperature_loss(
     log_temperature: jax.Array,
     log_prob_t: jax.Array,
@@ -312,14 +308,11 @@ def sac_temperature_loss(
       rlax has no soft actor-critic.
     """
     check_stop(stop)
-    check_arrays(
-        "log_temperature[] log_prob_t[...] target_entropy[]",
-        *(log_temperature, log_prob_t, target_entropy),
-    )
     missing_t = stop_if(stop == "bootstrap", log_prob_t) + target_entropy
     return -jnp.exp(log_temperature) * stop_if(stop == "target", missing_t)
 
 
+@checked("q_tm1[] r_t[] discount_t[] q_t[C]")
 def td3_learning(
     q_tm1: jax.Array,
     r_t: jax.Array,
@@ -364,11 +357,13 @@ def td3_learning(
       rlax has no clipped double Q-learning.
     """
     check_stop(stop)
-    check_arrays("q_tm1[] r_t[] discount_t[] q_t[C]", q_tm1, r_t, discount_t, q_t)
     target_tm1 = r_t + discount_t * jnp.min(stop_if(stop == "bootstrap", q_t))
     return stop_if(stop == "target", target_tm1) - q_tm1
 
 
+@checked(
+    "action[...] stddev[...]|[] noise_clip[...]|[] minimum[...]|[] maximum[...]|[]"
+)
 def td3_smoothed_action(
     key: jax.Array,
     action: jax.Array,
@@ -412,15 +407,12 @@ def td3_smoothed_action(
     Differs from:
       `rlax.add_gaussian_noise` clips nothing.
     """
-    check_arrays(
-        "action[...] stddev[...]|[] noise_clip[...]|[] minimum[...]|[] maximum[...]|[]",
-        *(action, stddev, noise_clip, minimum, maximum),
-    )
     noise = stddev * jax.random.normal(key, action.shape, action.dtype)
     noise = jnp.clip(noise, jnp.negative(noise_clip), noise_clip)
     return jnp.clip(action + noise, minimum, maximum)
 
 
+@checked("predictions[...] targets[...] expectile[]:scalar")
 def expectile_loss(
     predictions: jax.Array, targets: jax.Array, expectile: ArrayLike
 ) -> jax.Array:
@@ -455,9 +447,6 @@ def expectile_loss(
     Differs from:
       `rlax.expectile_loss` is the same.
     """
-    check_arrays(
-        "predictions[...] targets[...] expectile[]", predictions, targets, expectile
-    )
     error = targets - predictions
     return jnp.where(error < 0, 1 - expectile, expectile) * error**2
 

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.losses._common import check_arrays
+from rljax.losses._common import checked, promoted
 
 
+@checked("x[...] mask[...]:bool")
 def masked_mean(
     x: jax.Array, mask: jax.Array, axis: int | Sequence[int] | None = None
 ) -> jax.Array:
@@ -43,7 +44,6 @@ def masked_mean(
     Differs from:
       rlax has no such function; `jnp.mean(x, where=mask)` is NaN for an empty mask.
     """
-    check_arrays("x[...] mask[...]:bool", x, mask)
     count = jnp.sum(mask, axis, dtype=x.dtype)
     return jnp.sum(x, axis, where=mask) / jnp.maximum(count, 1)
 
@@ -79,12 +79,13 @@ def batched_index(values: jax.Array, indices: jax.Array) -> jax.Array:
     """
     axes = [f"axis{i}" for i in range(jnp.ndim(indices))]
     spec = f"values[{','.join([*axes, 'A'])}] indices[{','.join(axes)}]:int"
-    check_arrays(spec, values, indices)
+    values, indices = promoted(spec, values, indices)
     indices = jnp.where(indices < 0, values.shape[-1], indices)  # else from the end
     taken = jnp.take_along_axis(values, indices[..., None], axis=-1, mode="fill")
     return taken[..., 0]
 
 
+@checked("x[...] gradient_min[]:scalar gradient_max[]:scalar")
 def clip_gradient(
     x: jax.Array, gradient_min: ArrayLike, gradient_max: ArrayLike
 ) -> jax.Array:
@@ -126,7 +127,6 @@ def clip_gradient(
       `rlax.clip_gradient` has no gradient in the bounds, and takes trees as well: see
       `jax.tree.map`.
     """
-    check_arrays("x[...] gradient_min[] gradient_max[]", x, gradient_min, gradient_max)
     return _clip_gradient(x, gradient_min, gradient_max)
 
 

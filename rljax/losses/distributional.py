@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.losses._common import Stop, check_arrays, check_stop, chosen, stop_if
+from rljax.losses._common import Stop, check_stop, checked, chosen, stop_if
 from rljax.losses.transforms import transform_to_2hot
 
 
+@checked("z_p[N] probs[N] z_q[K]")
 def categorical_l2_project(
     z_p: jax.Array, probs: jax.Array, z_q: jax.Array
 ) -> jax.Array:
@@ -54,7 +55,6 @@ def categorical_l2_project(
       `rlax.categorical_l2_project` has half of one side's derivative at an atom of
       `z_q`, and counts mass twice above two equal ones.
     """
-    check_arrays("z_p[N] probs[N] z_q[K]", z_p, probs, z_q)
     gap = jnp.diff(z_q)[:, None]
     above = z_p[None, :] - z_q[:-1, None]
     ramp = jnp.clip(above / jnp.where(gap > 0, gap, 1), 0, 1)
@@ -64,6 +64,7 @@ def categorical_l2_project(
     return jnp.sum(share * probs[None, :], axis=1)
 
 
+@checked("v_atoms_tm1[N] v_logits_tm1[N] r_t[] discount_t[] v_atoms_t[M] v_logits_t[M]")
 def categorical_td_learning(
     v_atoms_tm1: jax.Array,
     v_logits_tm1: jax.Array,
@@ -119,16 +120,16 @@ def categorical_td_learning(
       not stopped, its gradient is NaN where the target has a probability of 0.
     """
     check_stop(stop)
-    check_arrays(
-        "v_atoms_tm1[N] v_logits_tm1[N] r_t[] discount_t[] v_atoms_t[M] v_logits_t[M]",
-        *(v_atoms_tm1, v_logits_tm1, r_t, discount_t, v_atoms_t, v_logits_t),
-    )
     probs_t = jax.nn.softmax(stop_if(stop == "bootstrap", v_logits_t))
     z_t = r_t + discount_t * v_atoms_t
     target_tm1 = categorical_l2_project(z_t, probs_t, v_atoms_tm1)
     return _cross_entropy(stop_if(stop == "target", target_tm1), v_logits_tm1)
 
 
+@checked(
+    "q_atoms_tm1[N] q_logits_tm1[A,N] a_tm1[]:int r_t[] discount_t[] q_atoms_t[M] "
+    "q_logits_t[A,M]"
+)
 def categorical_q_learning(
     q_atoms_tm1: jax.Array,
     q_logits_tm1: jax.Array,
@@ -188,11 +189,6 @@ def categorical_q_learning(
       is NaN where the target has a probability of 0.
     """
     check_stop(stop)
-    check_arrays(
-        "q_atoms_tm1[N] q_logits_tm1[A,N] a_tm1[]:int r_t[] discount_t[] q_atoms_t[M] "
-        "q_logits_t[A,M]",
-        *(q_atoms_tm1, q_logits_tm1, a_tm1, r_t, discount_t, q_atoms_t, q_logits_t),
-    )
     q_t = jnp.sum(jax.nn.softmax(q_logits_t) * q_atoms_t[None, :], axis=1)
     return categorical_double_q_learning(
         *(q_atoms_tm1, q_logits_tm1, a_tm1, r_t, discount_t, q_atoms_t, q_logits_t),
@@ -201,6 +197,10 @@ def categorical_q_learning(
     )
 
 
+@checked(
+    "q_atoms_tm1[N] q_logits_tm1[A,N] a_tm1[]:int r_t[] discount_t[] q_atoms_t[M] "
+    "q_logits_t[A,M] q_t_selector[A]"
+)
 def categorical_double_q_learning(
     q_atoms_tm1: jax.Array,
     q_logits_tm1: jax.Array,
@@ -266,12 +266,6 @@ def categorical_double_q_learning(
       gradient is NaN where the target has a probability of 0.
     """
     check_stop(stop)
-    check_arrays(
-        "q_atoms_tm1[N] q_logits_tm1[A,N] a_tm1[]:int r_t[] discount_t[] q_atoms_t[M] "
-        "q_logits_t[A,M] q_t_selector[A]",
-        *(q_atoms_tm1, q_logits_tm1, a_tm1, r_t, discount_t, q_atoms_t, q_logits_t),
-        q_t_selector,
-    )
     return categorical_td_learning(
         q_atoms_tm1,
         chosen(q_logits_tm1, a_tm1),
@@ -281,6 +275,7 @@ def categorical_double_q_learning(
     )
 
 
+@checked("logits[N] target[]")
 def two_hot_loss(
     logits: jax.Array, target: jax.Array, min_value: float, max_value: float
 ) -> jax.Array:
@@ -321,12 +316,12 @@ def two_hot_loss(
     Differs from:
       rlax has no such loss; its `transform_to_2hot` shifts the target a little.
     """
-    check_arrays("logits[N] target[]", logits, target)
     target = jnp.asarray(target, logits.dtype)
     probs = transform_to_2hot(target, min_value, max_value, len(logits))
     return _cross_entropy(probs, logits)
 
 
+@checked("dist_src[N] tau_src[N] dist_target[M] huber_param[]:scalar")
 def quantile_regression_loss(
     dist_src: jax.Array,
     tau_src: jax.Array,
@@ -381,10 +376,6 @@ def quantile_regression_loss(
       its `huber_param` cannot be traced.
     """
     check_stop(stop)
-    check_arrays(
-        "dist_src[N] tau_src[N] dist_target[M] huber_param[]",
-        *(dist_src, tau_src, dist_target, huber_param),
-    )
     dist_target = stop_if(stop == "target", dist_target)
     delta = dist_target[None, :] - dist_src[:, None]
     tau = tau_src[:, None]
@@ -392,6 +383,10 @@ def quantile_regression_loss(
     return jnp.sum(jnp.mean(loss, axis=1))
 
 
+@checked(
+    "dist_q_tm1[N,A] tau_q_tm1[N] a_tm1[]:int r_t[] discount_t[] "
+    "dist_q_t_selector[K,A] dist_q_t[M,A] huber_param[]:scalar"
+)
 def quantile_q_learning(
     dist_q_tm1: jax.Array,
     tau_q_tm1: jax.Array,
@@ -459,12 +454,6 @@ def quantile_q_learning(
       traced.
     """
     check_stop(stop)
-    check_arrays(
-        "dist_q_tm1[N,A] tau_q_tm1[N] a_tm1[]:int r_t[] discount_t[] "
-        "dist_q_t_selector[K,A] dist_q_t[M,A] huber_param[]",
-        *(dist_q_tm1, tau_q_tm1, a_tm1, r_t, discount_t),
-        *(dist_q_t_selector, dist_q_t, huber_param),
-    )
     a_t = jnp.argmax(jnp.mean(dist_q_t_selector, axis=0))
     dist_t = chosen(stop_if(stop == "bootstrap", dist_q_t).T, a_t)
     return quantile_regression_loss(
@@ -476,6 +465,10 @@ def quantile_q_learning(
     )
 
 
+@checked(
+    "dist_q_tm1[N,A] tau_q_tm1[N] a_tm1[]:int r_t[] discount_t[] dist_q_t[M,A] "
+    "probs_a_t[A] huber_param[]:scalar"
+)
 def quantile_expected_sarsa(
     dist_q_tm1: jax.Array,
     tau_q_tm1: jax.Array,
@@ -544,15 +537,11 @@ def quantile_expected_sarsa(
       traced.
     """
     check_stop(stop)
-    check_arrays(
-        "dist_q_tm1[N,A] tau_q_tm1[N] a_tm1[]:int r_t[] discount_t[] dist_q_t[M,A] "
-        "probs_a_t[A] huber_param[]",
-        *(dist_q_tm1, tau_q_tm1, a_tm1, r_t, discount_t),
-        *(dist_q_t, probs_a_t, huber_param),
-    )
     dist_q_t = stop_if(stop == "bootstrap", dist_q_t)
     probs_a_t = stop_if(stop != "none", probs_a_t)
     dist_qa_tm1 = chosen(dist_q_tm1.T, a_tm1)
+    masked = (probs_a_t == 0)[None] & (dist_q_t == -jnp.inf)
+    dist_q_t = jnp.where(masked, 0, dist_q_t)  # else 0 times an infinite loss
 
     def loss(dist_t):
         target_tm1 = r_t + discount_t * dist_t
@@ -563,6 +552,10 @@ def quantile_expected_sarsa(
     return jnp.sum(probs_a_t * jax.vmap(loss, in_axes=1)(dist_q_t))
 
 
+@checked(
+    "dist_q_tm1[N,A] tau_q_tm1[N] a_tm1[]:int r_t[] discount_t[] "
+    "dist_q_t_selector[K,A] dist_q_t[M,A] huber_param[]:scalar"
+)
 def implicit_quantile_q_learning(
     dist_q_tm1: jax.Array,
     tau_q_tm1: jax.Array,
@@ -631,12 +624,6 @@ def implicit_quantile_q_learning(
       rlax has no such loss; `rlax.quantile_q_learning` is kappa times this one.
     """
     check_stop(stop)
-    check_arrays(
-        "dist_q_tm1[N,A] tau_q_tm1[N] a_tm1[]:int r_t[] discount_t[] "
-        "dist_q_t_selector[K,A] dist_q_t[M,A] huber_param[]",
-        *(dist_q_tm1, tau_q_tm1, a_tm1, r_t, discount_t),
-        *(dist_q_t_selector, dist_q_t, huber_param),
-    )
     loss = quantile_q_learning(
         *(dist_q_tm1, tau_q_tm1, a_tm1, r_t, discount_t),
         *(dist_q_t_selector, dist_q_t, huber_param),

@@ -4,11 +4,15 @@ from typing import Literal, get_args
 
 import jax
 
-from rljax.losses._common import Stop, check_arrays, check_stop, stop_if
+from rljax.losses._common import Stop, check_stop, checked, stop_if
 
 Method = Literal["tdc", "gtd2"]
 
 
+@checked(
+    "v_tm1[] r_t[] discount_t[] v_t[] h_tm1[] target_v_tm1[] target_v_t[] "
+    "target_h_tm1[]"
+)
 def gradient_td_loss(
     v_tm1: jax.Array,
     r_t: jax.Array,
@@ -82,12 +86,6 @@ def gradient_td_loss(
     check_stop(stop)
     if method not in get_args(Method):
         raise ValueError(f"method={method!r}, expected one of {get_args(Method)}")
-    check_arrays(
-        "v_tm1[] r_t[] discount_t[] v_t[] h_tm1[] target_v_tm1[] target_v_t[] "
-        "target_h_tm1[]",
-        *(v_tm1, r_t, discount_t, v_t, h_tm1),
-        *(target_v_tm1, target_v_t, target_h_tm1),
-    )
     target_v_tm1, target_v_t, target_h_tm1 = stop_if(
         stop != "none", (target_v_tm1, target_v_t, target_h_tm1)
     )

@@ -10,13 +10,22 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.losses._common import AxisName, Stop, check_arrays, check_stop, stop_if
+from rljax.losses._common import (
+    AxisName,
+    Stop,
+    check_stop,
+    checked,
+    promoted,
+    stop_if,
+    unmasked,
+    weighted,
+)
 
 Projection = Callable[[jax.Array], jax.Array]
 
@@ -46,6 +55,7 @@ KlConstraints = Sequence[tuple[jax.Array, LagrangePenalty]]
 clip_positive: Projection = functools.partial(jnp.clip, min=1e-10)
 
 
+@checked("sample_log_probs[...] sample_q_values[...]")
 def mpo_loss(
     sample_log_probs: jax.Array,
     sample_q_values: jax.Array,
@@ -122,25 +132,25 @@ def mpo_loss(
       that shared parameters with the policy would be pushed down.
     """
     check_stop(stop)
-    check_arrays(
-        "sample_log_probs[...] sample_q_values[...]", sample_log_probs, sample_q_values
-    )
     sample_axis = _axis(sample_axis, sample_q_values)
     axes = [f"E{i}" for i in range(sample_q_values.ndim)]
     arguments = {
         f"sample_log_probs[{','.join(axes)}]": sample_log_probs,
         f"sample_q_values[{','.join(axes)}]": sample_q_values,
-        "temperature[]": temperature_constraint.alpha,
-        "epsilon[]": temperature_constraint.epsilon,
+        **_words(temperature_constraint),
     }
-    _check(arguments, axes[:sample_axis] + axes[sample_axis + 1 :], kl_constraints)
+    (sample_log_probs, sample_q_values, *temperature), kl_constraints = _promoted(
+        arguments, axes[:sample_axis] + axes[sample_axis + 1 :], kl_constraints
+    )
     saddle = stop != "none"
     temperature_loss, weights, num_samples = mpo_compute_weights_and_temperature_loss(
         stop_if(saddle, sample_q_values),
-        *(temperature_constraint, projection_operator, sample_axis),
+        LagrangePenalty(*temperature),
+        projection_operator,
+        sample_axis,
     )
     weights = stop_if(saddle, weights)
-    policy_loss = -jnp.sum(weights * sample_log_probs, axis=sample_axis)
+    policy_loss = -jnp.sum(weighted(weights, sample_log_probs), axis=sample_axis)
     kl_loss, alpha_loss = compute_parametric_kl_penalty_and_dual_loss(
         kl_constraints, projection_operator, stop=stop
     )
@@ -200,14 +210,19 @@ def mpo_compute_weights_and_temperature_loss(
     Differs from:
       `rlax.mpo_compute_weights_and_temperature_loss` accepts any shape of temperature.
     """
-    alpha, epsilon = temperature_constraint.alpha, temperature_constraint.epsilon
-    check_arrays(
-        "sample_q_values[...] temperature[] epsilon[]", sample_q_values, alpha, epsilon
-    )
+    arguments = {"sample_q_values[...]": sample_q_values}
+    arguments |= _words(temperature_constraint)
+    sample_q_values, alpha, epsilon = promoted(" ".join(arguments), *arguments.values())
     sample_axis = _axis(sample_axis, sample_q_values)
     num_samples = sample_q_values.shape[sample_axis]
     temperature = projection_operator(jnp.asarray(alpha))
-    scaled = sample_q_values / temperature
+    divisor = temperature
+    if temperature.ndim:
+        examples = list(sample_q_values.shape)
+        del examples[sample_axis]
+        temperature = _broadcast("temperature", temperature, tuple(examples))
+        divisor = jnp.expand_dims(temperature, sample_axis)
+    scaled = unmasked(lambda q: q / divisor, sample_q_values)
     log_mean = jax.nn.logsumexp(scaled, axis=sample_axis) - math.log(num_samples)
     weights = jax.nn.softmax(scaled, axis=sample_axis)
     return temperature * (epsilon + log_mean), weights, num_samples
@@ -260,11 +275,11 @@ def compute_parametric_kl_penalty_and_dual_loss(
       no constraints.
     """
     check_stop(stop)
-    _check({}, None, kl_constraints)
+    _, kl_constraints = _promoted({}, None, kl_constraints)
     kl_losses, alpha_losses = [], []
     for kl, penalty in kl_constraints:
         alpha = projection_operator(jnp.asarray(penalty.alpha))
-        alpha = jnp.broadcast_to(alpha, kl.shape)
+        alpha = _broadcast("alpha", alpha, jnp.shape(kl))
         kl_loss = stop_if(stop != "none", alpha) * kl
         alpha_loss = alpha * (penalty.epsilon - stop_if(stop != "none", kl))
         if penalty.per_dimension:
@@ -360,9 +375,10 @@ def vmpo_loss(
       stopped.
     """
     check_stop(stop)
-    ones = jnp.ones_like(sample_log_probs)
-    restarting = ones if restarting_weights is None else restarting_weights
-    importance = ones if importance_weights is None else importance_weights
+    restarting, importance = (
+        jnp.ones_like(sample_log_probs) if weights is None else weights
+        for weights in (restarting_weights, importance_weights)
+    )
     examples = [f"E{i}" for i in range(jnp.ndim(sample_log_probs))]
     axes = ",".join(examples)
     arguments = {
@@ -370,19 +386,24 @@ def vmpo_loss(
         f"advantages[{axes}]": advantages,
         f"restarting_weights[{axes}]": restarting,
         f"importance_weights[{axes}]": importance,
-        "temperature[]": temperature_constraint.alpha,
-        "epsilon[]": temperature_constraint.epsilon,
+        **_words(temperature_constraint),
     }
-    _check(arguments, examples, kl_constraints)
+    own, kl_constraints = _promoted(arguments, examples, kl_constraints)
+    sample_log_probs, advantages, restarting, importance, *temperature = own
     temperature_loss, weights, num_samples = vmpo_compute_weights_and_temperature_loss(
-        *(advantages, restarting, importance, temperature_constraint),
-        *(projection_operator, top_k_fraction, axis_name),
+        advantages,
+        restarting,
+        importance,
+        LagrangePenalty(*temperature),
+        projection_operator,
+        top_k_fraction,
+        axis_name,
         stop=stop,
     )
     num_examples = sample_log_probs.size
     if axis_name is not None:
         num_examples *= jax.lax.psum(1, axis_name)
-    policy_loss = -num_examples * weights * sample_log_probs
+    policy_loss = weighted(-num_examples * weights, sample_log_probs)
     kl_loss, alpha_loss = compute_parametric_kl_penalty_and_dual_loss(
         kl_constraints, projection_operator, stop=stop
     )
@@ -464,21 +485,26 @@ def vmpo_compute_weights_and_temperature_loss(
       those used, and adds 1e-10 to the sums.
     """
     check_stop(stop)
-    alpha, epsilon = temperature_constraint.alpha, temperature_constraint.epsilon
-    check_arrays(
-        "advantages[...] restarting_weights[...] importance_weights[...] "
-        "temperature[] epsilon[]",
-        *(advantages, restarting_weights, importance_weights, alpha, epsilon),
+    arguments = {
+        "advantages[...]": advantages,
+        "restarting_weights[...]": restarting_weights,
+        "importance_weights[...]": importance_weights,
+        **_words(temperature_constraint),
+    }
+    advantages, restarting_weights, importance_weights, alpha, epsilon = promoted(
+        " ".join(arguments), *arguments.values()
     )
     importance = stop_if(stop != "none", importance_weights)
     advantages, restarting = stop_if(stop == "target", (advantages, restarting_weights))
     temperature = projection_operator(jnp.asarray(alpha))
+    if temperature.ndim:
+        temperature = _broadcast("temperature", temperature, advantages.shape)
     used = _top_k(advantages, restarting > 0, top_k_fraction, axis_name)
     restarting = jnp.where(used, restarting, 0)
     num_samples = _all_sum(restarting, axis_name)
 
     def weigh(temperature):
-        scaled = advantages / temperature
+        scaled = unmasked(lambda x: x / temperature, advantages)
         return _weigh(scaled, restarting * importance, used, axis_name)
 
     weights, _ = weigh(stop_if(stop != "none", temperature))
@@ -547,12 +573,29 @@ def _axis(sample_axis: int, samples: jax.Array) -> int:
     return sample_axis % samples.ndim
 
 
-def _check(
+def _words(temperature_constraint: LagrangePenalty) -> dict[str, ArrayLike]:
+    return {
+        "temperature[*]|[]": temperature_constraint.alpha,
+        "epsilon[]:scalar": temperature_constraint.epsilon,
+    }
+
+
+def _broadcast(name: str, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """`x` of this shape; AssertionError if it does not broadcast to it."""
+    try:
+        return jnp.broadcast_to(x, shape)
+    except ValueError as error:
+        raise AssertionError(
+            f"{name}: expected a shape that broadcasts to {shape}, got {x.shape}"
+        ) from error
+
+
+def _promoted(
     arguments: dict[str, ArrayLike],
     examples: list[str] | None,
     kl_constraints: KlConstraints,
-) -> None:
-    """Asserts shapes and dtypes of the arguments, by their specs, and of constraints.
+) -> tuple[list[Any], list[tuple[jax.Array, LagrangePenalty]]]:
+    """Arguments, by their specs, and constraints: checked, and of one dtype.
 
     `examples` names the axes of E, by default those of the first divergence.
     """
@@ -560,14 +603,23 @@ def _check(
         raise ValueError("kl_constraints=[]: must be at least one")
     if examples is None:
         kl, penalty = kl_constraints[0]
-        examples = [f"E{i}" for i in range(kl.ndim - penalty.per_dimension)]
+        examples = [f"E{i}" for i in range(jnp.ndim(kl) - penalty.per_dimension)]
+    words = dict(arguments)
     for i, (kl, penalty) in enumerate(kl_constraints):
-        axes, alpha_axes = examples, "[]"
-        if penalty.per_dimension:
-            axes, alpha_axes = [*examples, f"A{i}"], f"[A{i}]|[]"
-        arguments |= {
+        axes = [*examples, f"A{i}"] if penalty.per_dimension else examples
+        words |= {
             f"kl_{i}[{','.join(axes)}]": kl,
-            f"alpha_{i}{alpha_axes}": penalty.alpha,
-            f"epsilon_{i}[]": penalty.epsilon,
+            f"alpha_{i}[*]|[]": penalty.alpha,
+            f"epsilon_{i}[]:scalar": penalty.epsilon,
         }
-    check_arrays(" ".join(arguments), *arguments.values())
+    arrays = promoted(" ".join(words), *words.values())
+    own, rest = arrays[: len(arguments)], arrays[len(arguments) :]
+    constraints = [
+        (kl, LagrangePenalty(alpha, epsilon, penalty.per_dimension))
+        for (_, penalty), kl, alpha, epsilon in zip(
+            kl_constraints, rest[::3], rest[1::3], rest[2::3], strict=True
+        )
+    ]
+    for i, (kl, penalty) in enumerate(constraints):
+        _broadcast(f"alpha_{i}", jnp.asarray(penalty.alpha), jnp.shape(kl))
+    return own, constraints

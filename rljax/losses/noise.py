@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.losses._common import check_arrays
+from rljax.losses._common import checked
 
 
+@checked("action[...] stddev[...]|[]")
 def add_gaussian_noise(
     key: jax.Array, action: jax.Array, stddev: ArrayLike
 ) -> jax.Array:
@@ -41,10 +42,10 @@ def add_gaussian_noise(
     Differs from:
       `rlax.add_gaussian_noise` turns bfloat16 into float32.
     """
-    check_arrays("action[...] stddev[...]|[]", action, stddev)
     return action + stddev * jax.random.normal(key, action.shape, action.dtype)
 
 
+@checked("action[...] noise_tm1[...] damping[]:scalar stddev[...]|[]")
 def add_ornstein_uhlenbeck_noise(
     key: jax.Array,
     action: jax.Array,
@@ -95,13 +96,10 @@ def add_ornstein_uhlenbeck_noise(
     Differs from:
       `rlax.add_ornstein_uhlenbeck_noise` accepts vectors only.
     """
-    check_arrays(
-        "action[...] noise_tm1[...] damping[] stddev[...]|[]",
-        *(action, noise_tm1, damping, stddev),
-    )
     return add_gaussian_noise(key, action + (1 - damping) * noise_tm1, stddev)
 
 
+@checked("prior[...] dirichlet_alpha[]:scalar dirichlet_fraction[]:scalar")
 def add_dirichlet_noise(
     key: jax.Array,
     prior: jax.Array,
@@ -142,10 +140,6 @@ def add_dirichlet_noise(
     Differs from:
       `rlax.add_dirichlet_noise` takes `prior[B, A]` only.
     """
-    check_arrays(
-        "prior[...] dirichlet_alpha[] dirichlet_fraction[]",
-        *(prior, dirichlet_alpha, dirichlet_fraction),
-    )
     alpha = jnp.full(prior.shape[-1:], dirichlet_alpha, prior.dtype)
     noise = jax.random.dirichlet(key, alpha, prior.shape[:-1], prior.dtype)
     return prior * (1 - dirichlet_fraction) + noise * dirichlet_fraction

@@ -6,14 +6,16 @@ import jax.numpy as jnp
 from rljax.losses._common import (
     Stop,
     accumulate,
-    check_arrays,
     check_stop,
+    checked,
     chosen,
     mean_value,
     stop_if,
+    weighted,
 )
 
 
+@checked("q_t[K-1] v_t[K] r_t[K] discount_t[K] c_t[K-1]")
 def general_off_policy_returns_from_q_and_v(
     q_t: jax.Array,
     v_t: jax.Array,
@@ -71,17 +73,14 @@ def general_off_policy_returns_from_q_and_v(
       the whole return.
     """
     check_stop(stop)
-    spec = "q_t[L] v_t[K] r_t[K] discount_t[K] c_t[L]"
-    arrays = (q_t, v_t, r_t, discount_t, c_t)
-    check_arrays(spec, *arrays)
-    check_arrays(f"{spec} all_but_first_of_r_t[L]", *arrays, r_t[1:])
     q_t, v_t = stop_if(stop == "bootstrap", (q_t, v_t))
     last = jnp.zeros_like(r_t[:1])  # nothing follows the last step
-    c_t, cq_t = jnp.append(c_t, last), jnp.append(c_t * q_t, last)
+    c_t, cq_t = jnp.append(c_t, last), jnp.append(weighted(c_t, q_t), last)
     g_t = accumulate(r_t + discount_t * (v_t - cq_t), discount_t * c_t, 0.0)
     return stop_if(stop == "target", g_t)
 
 
+@checked("q_t[K,A] a_t[K]:int r_t[K] discount_t[K] c_t[K] pi_t[K,A]")
 def general_off_policy_returns_from_action_values(
     q_t: jax.Array,
     a_t: jax.Array,
@@ -143,10 +142,6 @@ def general_off_policy_returns_from_action_values(
       else the whole return.
     """
     check_stop(stop)
-    check_arrays(
-        "q_t[K,A] a_t[K]:int r_t[K] discount_t[K] c_t[K] pi_t[K,A]",
-        *(q_t, a_t, r_t, discount_t, c_t, pi_t),
-    )
     return general_off_policy_returns_from_q_and_v(
         jax.vmap(chosen)(q_t, a_t)[:-1],
         mean_value(pi_t, q_t),

@@ -6,14 +6,15 @@ from jax.typing import ArrayLike
 
 from rljax.losses._common import (
     Stop,
-    check_arrays,
     check_stop,
+    checked,
     chosen,
     expectation,
     stop_if,
 )
 
 
+@checked("logits_t[T,A] a_t[T]:int adv_t[T] w_t[T]|[]")
 def policy_gradient_loss(
     logits_t: jax.Array,
     a_t: jax.Array,
@@ -58,13 +59,11 @@ def policy_gradient_loss(
       default; with an action out of range it is infinite.
     """
     check_stop(stop)
-    check_arrays(
-        "logits_t[T,A] a_t[T]:int adv_t[T] w_t[T]|[]", logits_t, a_t, adv_t, w_t
-    )
     log_prob_t = jax.vmap(chosen)(jax.nn.log_softmax(logits_t), a_t)
     return -log_prob_t * stop_if(stop == "target", adv_t) * w_t
 
 
+@checked("logits_t[T,A] w_t[T]|[]")
 def entropy_loss(logits_t: jax.Array, w_t: ArrayLike) -> jax.Array:
     r"""Entropy regularisation of a categorical policy.
 
@@ -94,11 +93,11 @@ def entropy_loss(logits_t: jax.Array, w_t: ArrayLike) -> jax.Array:
     Differs from:
       `rlax.entropy_loss` returns the mean over T.
     """
-    check_arrays("logits_t[T,A] w_t[T]|[]", logits_t, w_t)
     log_pi_t = jax.nn.log_softmax(logits_t)
     return expectation(log_pi_t, log_pi_t) * w_t
 
 
+@checked("prob_ratios_t[...] adv_t[...] epsilon[...]|[]")
 def clipped_surrogate_pg_loss(
     prob_ratios_t: jax.Array,
     adv_t: jax.Array,
@@ -145,14 +144,12 @@ def clipped_surrogate_pg_loss(
       by default.
     """
     check_stop(stop)
-    check_arrays(
-        "prob_ratios_t[...] adv_t[...] epsilon[...]|[]", prob_ratios_t, adv_t, epsilon
-    )
     adv_t = stop_if(stop == "target", adv_t)
     clipped_ratios_t = jnp.clip(prob_ratios_t, 1 - epsilon, 1 + epsilon)
     return -jnp.minimum(prob_ratios_t * adv_t, clipped_ratios_t * adv_t)
 
 
+@checked("v_t[...] v_old_t[...] target_t[...] epsilon[...]|[]")
 def clipped_value_loss(
     v_t: jax.Array,
     v_old_t: jax.Array,
@@ -194,14 +191,11 @@ def clipped_value_loss(
     Differs from:
       rlax has no such loss; its policy losses return means over T.
     """
-    check_arrays(
-        "v_t[...] v_old_t[...] target_t[...] epsilon[...]|[]",
-        *(v_t, v_old_t, target_t, epsilon),
-    )
     clipped_t = jnp.clip(v_t, v_old_t - epsilon, v_old_t + epsilon)
     return 0.5 * jnp.maximum((v_t - target_t) ** 2, (clipped_t - target_t) ** 2)
 
 
+@checked("logits_t[T,A] old_logits_t[T,A] w_t[T]|[]")
 def kl_penalty_loss(
     logits_t: jax.Array, old_logits_t: jax.Array, w_t: ArrayLike
 ) -> jax.Array:
@@ -239,12 +233,10 @@ def kl_penalty_loss(
     Differs from:
       rlax has no such loss; its policy losses return means over T.
     """
-    check_arrays(
-        "logits_t[T,A] old_logits_t[T,A] w_t[T]|[]", logits_t, old_logits_t, w_t
-    )
     return _kl_divergence(old_logits_t, logits_t) * w_t
 
 
+@checked("logits_t[T,A] q_t[T,A]")
 def qpg_loss(
     logits_t: jax.Array, q_t: jax.Array, *, stop: Stop = "bootstrap"
 ) -> jax.Array:
@@ -283,11 +275,11 @@ def qpg_loss(
       own value is 0, and its gradient, otherwise the same, is 0 without stopping.
     """
     check_stop(stop)
-    check_arrays("logits_t[T,A] q_t[T,A]", logits_t, q_t)
     q_t = stop_if(stop != "none", q_t)
     return -expectation(jax.nn.log_softmax(logits_t), q_t)
 
 
+@checked("logits_t[T,A] q_t[T,A]")
 def rm_loss(
     logits_t: jax.Array, q_t: jax.Array, *, stop: Stop = "bootstrap"
 ) -> jax.Array:
@@ -326,11 +318,11 @@ def rm_loss(
       `rlax.rm_loss` returns the mean over T and stops `q_t` whatever its flag.
     """
     check_stop(stop)
-    check_arrays("logits_t[T,A] q_t[T,A]", logits_t, q_t)
     log_pi_t = jax.nn.log_softmax(logits_t)
     return -expectation(log_pi_t, stop_if(stop != "none", _regrets(log_pi_t, q_t)))
 
 
+@checked("logits_t[T,A] q_t[T,A]")
 def rpg_loss(
     logits_t: jax.Array, q_t: jax.Array, *, stop: Stop = "bootstrap"
 ) -> jax.Array:
@@ -366,11 +358,11 @@ def rpg_loss(
       `rlax.rpg_loss` returns the mean over T.
     """
     check_stop(stop)
-    check_arrays("logits_t[T,A] q_t[T,A]", logits_t, q_t)
     q_t = stop_if(stop != "none", q_t)
     return jnp.sum(_regrets(jax.nn.log_softmax(logits_t), q_t), axis=-1)
 
 
+@checked("logits_t[T,A] teacher_logits_t[T,A] temperature[]:scalar")
 def policy_distillation_loss(
     logits_t: jax.Array,
     teacher_logits_t: jax.Array,
@@ -411,16 +403,13 @@ def policy_distillation_loss(
     Differs from:
       rlax has `sampled_policy_distillation_loss`, a mean over sampled actions.
     """
-    check_arrays(
-        "logits_t[T,A] teacher_logits_t[T,A] temperature[]",
-        *(logits_t, teacher_logits_t, temperature),
-    )
     # The derivative of -inf / temperature would be NaN.
     masked_t = jnp.isneginf(teacher_logits_t)
     sharper_t = jnp.where(masked_t, 0.0, teacher_logits_t) / temperature
     return _kl_divergence(jnp.where(masked_t, -jnp.inf, sharper_t), logits_t)
 
 
+@checked("log_prob_t[...] adv_t[...] temperature[]:scalar max_weight[]:scalar")
 def awr_loss(
     log_prob_t: jax.Array,
     adv_t: jax.Array,
@@ -467,10 +456,6 @@ def awr_loss(
       rlax has no such loss; its policy losses return means over T.
     """
     check_stop(stop)
-    check_arrays(
-        "log_prob_t[...] adv_t[...] temperature[] max_weight[]",
-        *(log_prob_t, adv_t, temperature, max_weight),
-    )
     exponent_t = adv_t / temperature
     capped = exponent_t > jnp.log(max_weight)
     # Without this `where` exp would overflow, and its gradient be NaN.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.losses._common import AxisName, check_arrays, chosen
+from rljax.losses._common import AxisName, chosen, promoted
 from rljax.losses.basic import batched_index
 
 Params = Mapping[str, jax.Array]
@@ -19,7 +19,12 @@ class PopArtState(NamedTuple):
 
     shift: jax.Array  # [N] means
     scale: jax.Array  # [N] standard deviations, bounded
-    second_moment: jax.Array  # [N] means of the squares
+    variance: jax.Array  # [N] the square of the scale before it is bounded
+
+    @property
+    def second_moment(self) -> jax.Array:
+        """`[N]` means of the squares."""
+        return self.variance + self.shift**2
 
 
 class PopArtOutput(NamedTuple):
@@ -89,7 +94,7 @@ def popart(
 
     def init() -> PopArtState:
         zeros, ones = jnp.zeros(num_outputs), jnp.ones(num_outputs)
-        return PopArtState(shift=zeros, scale=ones, second_moment=ones)
+        return PopArtState(shift=zeros, scale=ones, variance=ones)
 
     def update(
         params: Params, state: PopArtState, targets: jax.Array, indices: jax.Array
@@ -116,6 +121,10 @@ def art(
         \nu_i \leftarrow \nu_i + \beta \sum_{j: k_j = i} (G_j^2 - \nu_i) \\
         \sigma_i &= \sqrt{\mathrm{clip}(\nu_i - \mu_i^2, l^2, u^2)}
 
+    The state holds the variance :math:`\nu_i - \mu_i^2` itself, and it moves by a form
+    of the rule in which nothing cancels: however far the targets are from 0, for their
+    spread, the scale is as exact as the targets are.
+
     Every target moves the statistics, so keep `step_size` times the number of targets
     of an output below 1. Nothing is stopped here: a gradient reaches `targets` and
     `step_size`.
@@ -132,7 +141,7 @@ def art(
         targets; the statistics are then the same along them.
 
     Returns:
-      The new statistics.
+      The new statistics, of the dtype of the old ones.
 
     Raises:
       ValueError: bounds that are not 0 < scale_lb <= scale_ub.
@@ -141,7 +150,7 @@ def art(
     Example:
       >>> import jax.numpy as jnp
       >>> from rljax.losses import PopArtState, art
-      >>> state = PopArtState(jnp.zeros(1), jnp.ones(1), jnp.ones(1))
+      >>> state = PopArtState(jnp.zeros(1), scale=jnp.ones(1), variance=jnp.ones(1))
       >>> art(state, jnp.array([2.0]), jnp.array([0]), 0.5, 0.1, 10.0)[:2]
       (Array([1.], dtype=float32), Array([1.2247449], dtype=float32))
 
@@ -149,27 +158,38 @@ def art(
       van Hasselt et al. (2016), section 2.2, https://arxiv.org/abs/1602.07714
 
     Differs from:
-      `rlax.art` stops the gradient of the statistics.
+      `rlax.art` stops the gradient of the statistics, takes integer targets, and keeps
+      the second moment: in float32 its scale is rounding where the mean is 1000 times
+      the spread.
     """
     _check_bounds(scale_lb, scale_ub)
-    check_arrays(
-        "shift[N] scale[N] second_moment[N] targets[...] indices[...]:int step_size[]",
-        *(*state, targets, indices, step_size),
+    shift, variance, targets, indices, step_size = promoted(
+        "shift[N] variance[N] targets[...] indices[...]:int step_size[]:scalar",
+        state.shift,
+        state.variance,
+        targets,
+        indices,
+        step_size,
     )
-    targets, indices = targets.reshape(-1, 1), indices.reshape(-1, 1)
-    outputs = jnp.arange(len(state.shift))[None]
+    indices = indices.reshape(-1, 1)
+    own = indices == jnp.arange(len(shift))[None]
+    errors = jnp.where(own, targets.reshape(-1, 1) - shift[None], 0)
 
-    def moved(moment: jax.Array, samples: jax.Array) -> jax.Array:
-        errors = samples - moment[None]
-        total = jnp.sum(errors, axis=0, where=indices == outputs)
-        if axis_name is not None:
-            total = jax.lax.psum(total, axis_name)
-        return moment + step_size * total
+    def total(x: jax.Array) -> jax.Array:
+        x = jnp.sum(x, axis=0, where=own)
+        return x if axis_name is None else jax.lax.psum(x, axis_name)
 
-    shift = moved(state.shift, targets)
-    second_moment = moved(state.second_moment, targets**2)
-    variance = jnp.clip(second_moment - shift**2, scale_lb**2, scale_ub**2)
-    return PopArtState(shift, jnp.sqrt(variance), second_moment)
+    count, error = total(jnp.ones_like(errors)), total(errors)
+    mean = error / jnp.maximum(count, 1)
+    weight = step_size * count
+    within = step_size * total((errors - mean[None]) ** 2)
+    variance = (1 - weight) * (variance + weight * mean**2) + within
+    new = PopArtState(
+        shift=shift + step_size * error,
+        scale=jnp.sqrt(jnp.clip(variance, scale_lb**2, scale_ub**2)),
+        variance=variance,
+    )
+    return jax.tree.map(lambda x, old: x.astype(jnp.result_type(old)), new, state)
 
 
 def pop(params: Params, old: PopArtState, new: PopArtState) -> dict[str, jax.Array]:
@@ -186,7 +206,7 @@ def pop(params: Params, old: PopArtState, new: PopArtState) -> dict[str, jax.Arr
       new: statistics that they are to be used with.
 
     Returns:
-      The new parameters, by the same names.
+      The new parameters, by the same names and of their dtypes.
 
     Raises:
       ValueError: other names.
@@ -195,8 +215,8 @@ def pop(params: Params, old: PopArtState, new: PopArtState) -> dict[str, jax.Arr
     Example:
       >>> import jax.numpy as jnp
       >>> from rljax.losses import PopArtState, pop
-      >>> old = PopArtState(jnp.array([1.0]), jnp.array([2.0]), jnp.array([5.0]))
-      >>> new = PopArtState(jnp.array([3.0]), jnp.array([4.0]), jnp.array([25.0]))
+      >>> old = PopArtState(jnp.array([1.0]), jnp.array([2.0]), jnp.array([4.0]))
+      >>> new = PopArtState(jnp.array([3.0]), jnp.array([4.0]), jnp.array([16.0]))
       >>> pop({"w": jnp.array([[8.0]]), "b": jnp.array([3.0])}, old, new)
       {'w': Array([[4.]], dtype=float32), 'b': Array([1.], dtype=float32)}
 
@@ -212,17 +232,24 @@ def pop(params: Params, old: PopArtState, new: PopArtState) -> dict[str, jax.Arr
             f"params has the keys {sorted(params)}: expected 'kernel' and 'bias', or "
             "'w' and 'b'"
         )
-    weight, bias = (params[name] for name in names)
-    check_arrays(
+    dtypes = [jnp.result_type(params[name]) for name in names]
+    weight, bias, old_shift, old_scale, new_shift, new_scale = promoted(
         "weight[...] bias[N] old_shift[N] old_scale[N] new_shift[N] new_scale[N]",
-        *(weight, bias, *old[:2], *new[:2]),
+        *(params[name] for name in names),
+        old.shift,
+        old.scale,
+        new.shift,
+        new.scale,
     )
     chex.assert_axis_dimension(
         weight, -1, len(bias), custom_message=f"weight {weight.shape}"
     )
-    weight = weight * jnp.broadcast_to(old.scale / new.scale, weight.shape)
-    bias = (old.scale * bias + old.shift - new.shift) / new.scale
-    return dict(zip(names, (weight, bias), strict=True))
+    weight = weight * jnp.broadcast_to(old_scale / new_scale, weight.shape)
+    bias = (old_scale * bias + old_shift - new_shift) / new_scale
+    return {
+        name: x.astype(dtype)
+        for name, x, dtype in zip(names, (weight, bias), dtypes, strict=True)
+    }
 
 
 def normalize(
@@ -247,7 +274,7 @@ def normalize(
     Example:
       >>> import jax.numpy as jnp
       >>> from rljax.losses import PopArtState, normalize
-      >>> state = PopArtState(jnp.array([1.0]), jnp.array([2.0]), jnp.array([5.0]))
+      >>> state = PopArtState(jnp.array([1.0]), jnp.array([2.0]), jnp.array([4.0]))
       >>> normalize(state, jnp.array([5.0]), jnp.array([0]))
       Array([2.], dtype=float32)
 
@@ -257,7 +284,7 @@ def normalize(
     Differs from:
       `rlax.normalize` takes an index out of range for the nearest one.
     """
-    shift, scale = _select(state, "unnormalized", unnormalized, indices)
+    unnormalized, shift, scale = _select(state, "unnormalized", unnormalized, indices)
     return (unnormalized - shift) / scale
 
 
@@ -283,7 +310,7 @@ def unnormalize(
     Example:
       >>> import jax.numpy as jnp
       >>> from rljax.losses import PopArtState, unnormalize
-      >>> state = PopArtState(jnp.array([1.0]), jnp.array([2.0]), jnp.array([5.0]))
+      >>> state = PopArtState(jnp.array([1.0]), jnp.array([2.0]), jnp.array([4.0]))
       >>> unnormalize(state, jnp.array([2.0]), jnp.array([0]))
       Array([5.], dtype=float32)
 
@@ -293,7 +320,7 @@ def unnormalize(
     Differs from:
       `rlax.unnormalize` takes an index out of range for the nearest one.
     """
-    shift, scale = _select(state, "normalized", normalized, indices)
+    normalized, shift, scale = _select(state, "normalized", normalized, indices)
     return scale * normalized + shift
 
 
@@ -319,7 +346,7 @@ def unnormalize_linear(
       >>> import jax.numpy as jnp
       >>> from rljax.losses import PopArtState, unnormalize_linear
       >>> shift, scale = jnp.array([1.0, 0.0]), jnp.array([2.0, 1.0])
-      >>> state = PopArtState(shift, scale, scale**2 + shift**2)
+      >>> state = PopArtState(shift, scale, scale**2)
       >>> unnormalize_linear(state, jnp.array([3.0, 4.0]), jnp.array(0)).unnormalized
       Array(7., dtype=float32)
 
@@ -346,8 +373,8 @@ def _check_bounds(scale_lb: float, scale_ub: float) -> None:
 
 def _select(
     state: PopArtState, name: str, x: jax.Array, indices: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The shift and the scale of each element of the argument `name`."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The argument `name`, and the shift and the scale of each of its elements."""
     spec = f"shift[N] scale[N] {name}[...] indices[...]:int"
-    check_arrays(spec, state.shift, state.scale, x, indices)
-    return chosen(state.shift, indices), chosen(state.scale, indices)
+    shift, scale, x, indices = promoted(spec, state.shift, state.scale, x, indices)
+    return x, chosen(shift, indices), chosen(scale, indices)

@@ -7,12 +7,13 @@ from jax.typing import ArrayLike
 from rljax.losses._common import (
     Stop,
     accumulate,
-    check_arrays,
     check_stop,
+    checked,
     stop_if,
 )
 
 
+@checked("r_t[T] discount_t[T] v_tm1[T] v_t[T] lambda_t[T]|[]")
 def generalized_advantage_estimation(
     r_t: jax.Array,
     discount_t: jax.Array,
@@ -72,16 +73,13 @@ def generalized_advantage_estimation(
       cannot express truncation, and stops nothing by default.
     """
     check_stop(stop)
-    check_arrays(
-        "r_t[T] discount_t[T] v_tm1[T] v_t[T] lambda_t[T]|[]",
-        *(r_t, discount_t, v_tm1, v_t, lambda_t),
-    )
     v_tm1, v_t = stop_if(stop == "bootstrap", (v_tm1, v_t))
     delta_t = r_t + discount_t * v_t - v_tm1
     adv_t = accumulate(delta_t, discount_t * lambda_t, 0.0)
     return stop_if(stop == "target", adv_t)
 
 
+@checked("r_t[T] discount_t[T] v_t[T]|[]:float")
 def discounted_returns(
     r_t: jax.Array,
     discount_t: jax.Array,
@@ -122,12 +120,12 @@ def discounted_returns(
       `rlax.discounted_returns` stops nothing by default, or else the whole return.
     """
     check_stop(stop)
-    check_arrays("r_t[T] discount_t[T] v_t[T]|[]", r_t, discount_t, v_t)
     v_t = stop_if(stop == "bootstrap", v_t)
     last = v_t if jnp.ndim(v_t) == 0 else jnp.asarray(v_t)[-1]
     return stop_if(stop == "target", accumulate(r_t, discount_t, last))
 
 
+@checked("r_t[T] discount_t[T] v_t[T] lambda_t[T]|[]")
 def n_step_bootstrapped_returns(
     r_t: jax.Array,
     discount_t: jax.Array,
@@ -182,9 +180,6 @@ def n_step_bootstrapped_returns(
     check_stop(stop)
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"n={n}: must be an integer >= 1")
-    check_arrays(
-        "r_t[T] discount_t[T] v_t[T] lambda_t[T]|[]", r_t, discount_t, v_t, lambda_t
-    )
     v_t = stop_if(stop == "bootstrap", v_t)
     length, n = len(r_t), min(n, len(r_t))
     weight_t = discount_t * lambda_t
@@ -198,6 +193,7 @@ def n_step_bootstrapped_returns(
     return stop_if(stop == "target", g_t)
 
 
+@checked("r_t[T] discount_t[T] v_t[T] lambda_[T]|[]")
 def lambda_returns(
     r_t: jax.Array,
     discount_t: jax.Array,
@@ -251,9 +247,6 @@ def lambda_returns(
       `rlax.lambda_returns` stops nothing by default, or else the whole return.
     """
     check_stop(stop)
-    check_arrays(
-        "r_t[T] discount_t[T] v_t[T] lambda_[T]|[]", r_t, discount_t, v_t, lambda_
-    )
     v_t = stop_if(stop == "bootstrap", v_t)
     g_t = accumulate(
         r_t + discount_t * (1 - lambda_) * v_t, discount_t * lambda_, v_t[-1]

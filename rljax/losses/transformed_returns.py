@@ -3,12 +3,13 @@
 import jax
 from jax.typing import ArrayLike
 
-from rljax.losses._common import Stop, check_arrays, check_stop, stop_if
+from rljax.losses._common import Stop, check_stop, checked, stop_if, unmasked
 from rljax.losses.off_policy import general_off_policy_returns_from_action_values
 from rljax.losses.returns import lambda_returns, n_step_bootstrapped_returns
 from rljax.losses.transforms import TxPair
 
 
+@checked("r_t[T] discount_t[T] v_t[T] lambda_[T]|[]")
 def transformed_lambda_returns(
     tx_pair: TxPair,
     r_t: jax.Array,
@@ -53,14 +54,12 @@ def transformed_lambda_returns(
       `rlax.transformed_lambda_returns` stops nothing by default, or else all.
     """
     check_stop(stop)
-    check_arrays(
-        "r_t[T] discount_t[T] v_t[T] lambda_[T]|[]", r_t, discount_t, v_t, lambda_
-    )
-    v_t = tx_pair.apply_inv(stop_if(stop == "bootstrap", v_t))
+    v_t = unmasked(tx_pair.apply_inv, stop_if(stop == "bootstrap", v_t))
     g_t = lambda_returns(r_t, discount_t, v_t, lambda_, stop="none")
     return stop_if(stop == "target", tx_pair.apply(g_t))
 
 
+@checked("r_t[T] discount_t[T] v_t[T] lambda_t[T]|[]")
 def transformed_n_step_returns(
     tx_pair: TxPair,
     r_t: jax.Array,
@@ -107,14 +106,12 @@ def transformed_n_step_returns(
       `rlax.transformed_n_step_returns` stops nothing by default, or else all.
     """
     check_stop(stop)
-    check_arrays(
-        "r_t[T] discount_t[T] v_t[T] lambda_t[T]|[]", r_t, discount_t, v_t, lambda_t
-    )
-    v_t = tx_pair.apply_inv(stop_if(stop == "bootstrap", v_t))
+    v_t = unmasked(tx_pair.apply_inv, stop_if(stop == "bootstrap", v_t))
     g_t = n_step_bootstrapped_returns(r_t, discount_t, v_t, n, lambda_t, stop="none")
     return stop_if(stop == "target", tx_pair.apply(g_t))
 
 
+@checked("q_t[K,A] a_t[K]:int r_t[K] discount_t[K] c_t[K] pi_t[K,A]")
 def transformed_general_off_policy_returns_from_action_values(
     tx_pair: TxPair,
     q_t: jax.Array,
@@ -171,12 +168,8 @@ def transformed_general_off_policy_returns_from_action_values(
       default, or else all.
     """
     check_stop(stop)
-    check_arrays(
-        "q_t[K,A] a_t[K]:int r_t[K] discount_t[K] c_t[K] pi_t[K,A]",
-        *(q_t, a_t, r_t, discount_t, c_t, pi_t),
-    )
     q_t, pi_t = stop_if(stop == "bootstrap", (q_t, pi_t))
     g_t = general_off_policy_returns_from_action_values(
-        tx_pair.apply_inv(q_t), a_t, r_t, discount_t, c_t, pi_t, stop="none"
+        unmasked(tx_pair.apply_inv, q_t), a_t, r_t, discount_t, c_t, pi_t, stop="none"
     )
     return stop_if(stop == "target", tx_pair.apply(g_t))

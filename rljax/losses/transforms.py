@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.losses._common import check_arrays
+from rljax.losses._common import checked, promoted
 
 
+@checked("x[...]")
 def signed_logp1(x: jax.Array) -> jax.Array:
     r"""Logarithm of 1 + |x| with the sign of x.
 
@@ -38,10 +39,10 @@ def signed_logp1(x: jax.Array) -> jax.Array:
     Differs from:
       `rlax.signed_logp1` has the derivative 0 at 0.
     """
-    check_arrays("x[...]", x)
     return _odd(jnp.log1p, x)
 
 
+@checked("x[...]")
 def signed_expm1(x: jax.Array) -> jax.Array:
     r"""Exponential of |x|, minus 1, with the sign of x: inverse of `signed_logp1`.
 
@@ -68,10 +69,10 @@ def signed_expm1(x: jax.Array) -> jax.Array:
     Differs from:
       `rlax.signed_expm1` has the derivative 0 at 0.
     """
-    check_arrays("x[...]", x)
     return _odd(jnp.expm1, x)
 
 
+@checked("x[...] eps[]:scalar")
 def signed_hyperbolic(x: jax.Array, eps: ArrayLike = 1e-3) -> jax.Array:
     r"""Square root that squashes large values, with the sign of x.
 
@@ -102,10 +103,10 @@ def signed_hyperbolic(x: jax.Array, eps: ArrayLike = 1e-3) -> jax.Array:
       `rlax.signed_hyperbolic` has the derivative eps at 0, and loses small x: in
       float32 it gives eps x for |x| = 1e-8.
     """
-    check_arrays("x[...] eps[]", x, eps)
     return x * (1 / (jnp.sqrt(jnp.abs(x) + 1) + 1) + eps)
 
 
+@checked("x[...] eps[]:scalar")
 def signed_parabolic(x: jax.Array, eps: ArrayLike = 1e-3) -> jax.Array:
     r"""Inverse of `signed_hyperbolic`.
 
@@ -139,12 +140,12 @@ def signed_parabolic(x: jax.Array, eps: ArrayLike = 1e-3) -> jax.Array:
       `rlax.signed_parabolic` computes the first form, which cancels: in float32 it is
       wrong by 40 % at x = 1e-4, and by more below. It has the derivative 0 at 0.
     """
-    check_arrays("x[...] eps[]", x, eps)
     slope = 1 + 2 * eps
     w = 2 / (jnp.sqrt(slope**2 + 4 * eps * jnp.abs(x)) + slope)
     return x * w * (2 + jnp.abs(x) * w)
 
 
+@checked("x[...] p[]:scalar")
 def power(x: jax.Array, p: ArrayLike) -> jax.Array:
     r"""Power of 1 + |x| with the sign of x; `power(., 1 / p)` is the inverse.
 
@@ -173,7 +174,6 @@ def power(x: jax.Array, p: ArrayLike) -> jax.Array:
     Differs from:
       `rlax.power` has the derivative 0 at 0.
     """
-    check_arrays("x[...] p[]", x, p)
     root = jnp.sqrt(p)
     return _odd(lambda y: jnp.expm1(p * jnp.log1p(y / root)) / root, x)
 
@@ -246,6 +246,7 @@ def compose_tx(*tx_list: TxPair) -> TxPair:
     return TxPair(apply, apply_inv)
 
 
+@checked("scalar[...]")
 def transform_to_2hot(
     scalar: jax.Array, min_value: float, max_value: float, num_bins: int
 ) -> jax.Array:
@@ -284,13 +285,13 @@ def transform_to_2hot(
       the scalar.
     """
     _check_bins(min_value, max_value, num_bins)
-    check_arrays("scalar[...]", scalar)
     position = (scalar - min_value) * ((num_bins - 1) / (max_value - min_value))
     position = jnp.clip(position, 0, num_bins - 1)
     lower = jnp.minimum(jnp.floor(position), num_bins - 2)
     return _two_hot(lower.astype(int), position - lower, num_bins)
 
 
+@checked("probs[...]")
 def transform_from_2hot(
     probs: jax.Array, min_value: float, max_value: float, num_bins: int
 ) -> jax.Array:
@@ -324,7 +325,6 @@ def transform_from_2hot(
       `rlax.transform_from_2hot` returns `[1]` for `probs[num_bins]`.
     """
     _check_bins(min_value, max_value, num_bins)
-    check_arrays("probs[...]", probs)
     bins = jnp.linspace(min_value, max_value, num_bins, dtype=probs.dtype)
     return _mean(probs, bins)
 
@@ -447,14 +447,14 @@ def unbiased_transform_pair(
         return tx.apply_inv(z)
 
     def apply(x):
-        check_arrays("x[...]", x)
+        (x,) = promoted("x[...]", x)
         z = bins(x)
         x = jnp.clip(x, z[0], z[-1])
         lower = jnp.clip(jnp.searchsorted(z, x, side="right") - 1, 0, num_bins - 2)
         return _two_hot(lower, (x - z[lower]) / (z[lower + 1] - z[lower]), num_bins)
 
     def apply_inv(probs):
-        check_arrays("probs[...]", probs)
+        (probs,) = promoted("probs[...]", probs)
         return _mean(probs, bins(probs))
 
     return TxPair(apply, apply_inv)

@@ -6,14 +6,16 @@ from jax.typing import ArrayLike
 
 from rljax.losses._common import (
     Stop,
-    check_arrays,
     check_stop,
+    checked,
     chosen,
     mean_value,
     stop_if,
+    weighted,
 )
 
 
+@checked("v_tm1[] r_t[] discount_t[] v_t[]")
 def td_learning(
     v_tm1: jax.Array,
     r_t: jax.Array,
@@ -60,11 +62,11 @@ def td_learning(
       `rlax.td_learning` stops the whole target, and d/d discount with it.
     """
     check_stop(stop)
-    check_arrays("v_tm1[] r_t[] discount_t[] v_t[]", v_tm1, r_t, discount_t, v_t)
     target_tm1 = r_t + discount_t * stop_if(stop == "bootstrap", v_t)
     return stop_if(stop == "target", target_tm1) - v_tm1
 
 
+@checked("q_tm1[A] a_tm1[]:int r_t[] discount_t[] q_t[A]")
 def q_learning(
     q_tm1: jax.Array,
     a_tm1: ArrayLike,
@@ -113,14 +115,11 @@ def q_learning(
       action out of range for the nearest one.
     """
     check_stop(stop)
-    check_arrays(
-        "q_tm1[A] a_tm1[]:int r_t[] discount_t[] q_t[A]",
-        *(q_tm1, a_tm1, r_t, discount_t, q_t),
-    )
     target_tm1 = r_t + discount_t * jnp.max(stop_if(stop == "bootstrap", q_t))
     return stop_if(stop == "target", target_tm1) - chosen(q_tm1, a_tm1)
 
 
+@checked("q_tm1[A] a_tm1[]:int r_t[] discount_t[] q_t_value[A] q_t_selector[A]")
 def double_q_learning(
     q_tm1: jax.Array,
     a_tm1: ArrayLike,
@@ -175,15 +174,12 @@ def double_q_learning(
       takes an action out of range for the nearest one.
     """
     check_stop(stop)
-    check_arrays(
-        "q_tm1[A] a_tm1[]:int r_t[] discount_t[] q_t_value[A] q_t_selector[A]",
-        *(q_tm1, a_tm1, r_t, discount_t, q_t_value, q_t_selector),
-    )
     v_t = chosen(stop_if(stop == "bootstrap", q_t_value), jnp.argmax(q_t_selector))
     target_tm1 = r_t + discount_t * v_t
     return stop_if(stop == "target", target_tm1) - chosen(q_tm1, a_tm1)
 
 
+@checked("q_tm1[A] a_tm1[]:int r_t[] discount_t[] q_t[A] a_t[]:int")
 def sarsa(
     q_tm1: jax.Array,
     a_tm1: ArrayLike,
@@ -232,15 +228,12 @@ def sarsa(
       out of range for the nearest one.
     """
     check_stop(stop)
-    check_arrays(
-        "q_tm1[A] a_tm1[]:int r_t[] discount_t[] q_t[A] a_t[]:int",
-        *(q_tm1, a_tm1, r_t, discount_t, q_t, a_t),
-    )
     v_t = chosen(stop_if(stop == "bootstrap", q_t), a_t)
     target_tm1 = r_t + discount_t * v_t
     return stop_if(stop == "target", target_tm1) - chosen(q_tm1, a_tm1)
 
 
+@checked("q_tm1[A] a_tm1[]:int r_t[] discount_t[] q_t[A] probs_a_t[A]")
 def expected_sarsa(
     q_tm1: jax.Array,
     a_tm1: ArrayLike,
@@ -290,15 +283,12 @@ def expected_sarsa(
       an action out of range for the nearest one.
     """
     check_stop(stop)
-    check_arrays(
-        "q_tm1[A] a_tm1[]:int r_t[] discount_t[] q_t[A] probs_a_t[A]",
-        *(q_tm1, a_tm1, r_t, discount_t, q_t, probs_a_t),
-    )
     q_t, probs_a_t = stop_if(stop == "bootstrap", (q_t, probs_a_t))
     target_tm1 = r_t + discount_t * mean_value(probs_a_t, q_t)
     return stop_if(stop == "target", target_tm1) - chosen(q_tm1, a_tm1)
 
 
+@checked("q_tm1[A] a_tm1[]:int r_t[] discount_t[] q_t[A] action_gap_scale[]:scalar")
 def persistent_q_learning(
     q_tm1: jax.Array,
     a_tm1: ArrayLike,
@@ -349,13 +339,10 @@ def persistent_q_learning(
       takes an action out of range for the nearest one.
     """
     check_stop(stop)
-    check_arrays(
-        "q_tm1[A] a_tm1[]:int r_t[] discount_t[] q_t[A] action_gap_scale[]",
-        *(q_tm1, a_tm1, r_t, discount_t, q_t, action_gap_scale),
-    )
     q_t = stop_if(stop == "bootstrap", q_t)
     greedy_t, repeated_t = jnp.max(q_t), chosen(q_t, a_tm1)
-    v_t = (1 - action_gap_scale) * greedy_t + action_gap_scale * repeated_t
+    repetition = jnp.asarray(action_gap_scale)
+    v_t = (1 - repetition) * greedy_t + weighted(repetition, repeated_t)
     target_tm1 = r_t + discount_t * v_t
     return stop_if(stop == "target", target_tm1) - chosen(q_tm1, a_tm1)
 
@@ -369,6 +356,7 @@ def _soft_maximum(q: jax.Array, temperature: ArrayLike) -> jax.Array:
     return q_max + temperature * jnp.log(total)
 
 
+@checked("q_tm1[A] a_tm1[]:int r_t[] discount_t[] q_t[A] entropy_temperature[]:scalar")
 def soft_q_learning(
     q_tm1: jax.Array,
     a_tm1: ArrayLike,
@@ -419,15 +407,16 @@ def soft_q_learning(
       rlax has no soft Q-learning.
     """
     check_stop(stop)
-    check_arrays(
-        "q_tm1[A] a_tm1[]:int r_t[] discount_t[] q_t[A] entropy_temperature[]",
-        *(q_tm1, a_tm1, r_t, discount_t, q_t, entropy_temperature),
-    )
     v_t = _soft_maximum(stop_if(stop == "bootstrap", q_t), entropy_temperature)
     target_tm1 = r_t + discount_t * v_t
     return stop_if(stop == "target", target_tm1) - chosen(q_tm1, a_tm1)
 
 
+@checked(
+    "q_tm1[A] a_tm1[]:int r_t[] discount_t[] q_t[A] target_q_tm1[A] "
+    "entropy_temperature[]:scalar munchausen_coefficient[]:scalar "
+    "clip_value_min[]:scalar"
+)
 def munchausen_q_learning(
     q_tm1: jax.Array,
     a_tm1: ArrayLike,
@@ -490,12 +479,6 @@ def munchausen_q_learning(
       rlax has no Munchausen Q-learning.
     """
     check_stop(stop)
-    check_arrays(
-        "q_tm1[A] a_tm1[]:int r_t[] discount_t[] q_t[A] target_q_tm1[A] "
-        "entropy_temperature[] munchausen_coefficient[] clip_value_min[]",
-        *(q_tm1, a_tm1, r_t, discount_t, q_t, target_q_tm1),
-        *(entropy_temperature, munchausen_coefficient, clip_value_min),
-    )
     q_t, target_q_tm1 = stop_if(stop == "bootstrap", (q_t, target_q_tm1))
     # Temperature times log-probability without forming either: finite however cold,
     # and without the greatest value, which would round it away.
@@ -508,6 +491,7 @@ def munchausen_q_learning(
     return stop_if(stop == "target", target_tm1) - chosen(q_tm1, a_tm1)
 
 
+@checked("q_tm1[A] a_tm1[]:int r_t[] discount_t[] v_t[]")
 def qv_learning(
     q_tm1: jax.Array,
     a_tm1: ArrayLike,
@@ -553,14 +537,11 @@ def qv_learning(
       action out of range for the nearest one.
     """
     check_stop(stop)
-    check_arrays(
-        "q_tm1[A] a_tm1[]:int r_t[] discount_t[] v_t[]",
-        *(q_tm1, a_tm1, r_t, discount_t, v_t),
-    )
     target_tm1 = r_t + discount_t * stop_if(stop == "bootstrap", v_t)
     return stop_if(stop == "target", target_tm1) - chosen(q_tm1, a_tm1)
 
 
+@checked("v_tm1[] r_t[] discount_t[] q_t[A]")
 def qv_max(
     v_tm1: jax.Array,
     r_t: jax.Array,
@@ -604,6 +585,5 @@ def qv_max(
       `rlax.qv_max` stops the whole target, and d/d discount with it.
     """
     check_stop(stop)
-    check_arrays("v_tm1[] r_t[] discount_t[] q_t[A]", v_tm1, r_t, discount_t, q_t)
     target_tm1 = r_t + discount_t * jnp.max(stop_if(stop == "bootstrap", q_t))
     return stop_if(stop == "target", target_tm1) - v_tm1

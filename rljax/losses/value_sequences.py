@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.losses._common import Stop, check_arrays, check_stop, chosen, stop_if
+from rljax.losses._common import Stop, check_stop, checked, chosen, stop_if
 from rljax.losses.off_policy import (
     general_off_policy_returns_from_action_values,
     general_off_policy_returns_from_q_and_v,
@@ -18,6 +18,7 @@ from rljax.losses.transformed_returns import (
 from rljax.losses.transforms import IDENTITY_PAIR, TxPair
 
 
+@checked("v_tm1[T] r_t[T] discount_t[T] v_t[T] lambda_[T]|[]")
 def td_lambda(
     v_tm1: jax.Array,
     r_t: jax.Array,
@@ -71,13 +72,12 @@ def td_lambda(
       and broadcasts `v_tm1[1]`.
     """
     check_stop(stop)
-    check_arrays(
-        "v_tm1[T] r_t[T] discount_t[T] v_t[T] lambda_[T]|[]",
-        *(v_tm1, r_t, discount_t, v_t, lambda_),
-    )
     return lambda_returns(r_t, discount_t, v_t, lambda_, stop=stop) - v_tm1
 
 
+@checked(
+    "q_tm1[T,A] a_tm1[T]:int r_t[T] discount_t[T] q_t[T,A] a_t[T]:int lambda_[T]|[]"
+)
 def sarsa_lambda(
     q_tm1: jax.Array,
     a_tm1: jax.Array,
@@ -139,16 +139,12 @@ def sarsa_lambda(
       it, and takes an action out of range for the nearest one.
     """
     check_stop(stop)
-    check_arrays(
-        "q_tm1[T,A] a_tm1[T]:int r_t[T] discount_t[T] q_t[T,A] a_t[T]:int "
-        "lambda_[T]|[]",
-        *(q_tm1, a_tm1, r_t, discount_t, q_t, a_t, lambda_),
-    )
     v_t = jax.vmap(chosen)(q_t, a_t)
     target_tm1 = lambda_returns(r_t, discount_t, v_t, lambda_, stop=stop)
     return target_tm1 - jax.vmap(chosen)(q_tm1, a_tm1)
 
 
+@checked("q_tm1[T,A] a_tm1[T]:int r_t[T] discount_t[T] q_t[T,A] lambda_[T]|[]")
 def q_lambda(
     q_tm1: jax.Array,
     a_tm1: jax.Array,
@@ -210,15 +206,15 @@ def q_lambda(
       and takes an action out of range for the nearest one.
     """
     check_stop(stop)
-    check_arrays(
-        "q_tm1[T,A] a_tm1[T]:int r_t[T] discount_t[T] q_t[T,A] lambda_[T]|[]",
-        *(q_tm1, a_tm1, r_t, discount_t, q_t, lambda_),
-    )
     v_t = jnp.max(q_t, axis=-1)
     target_tm1 = lambda_returns(r_t, discount_t, v_t, lambda_, stop=stop)
     return target_tm1 - jax.vmap(chosen)(q_tm1, a_tm1)
 
 
+@checked(
+    "q_tm1[T,A] a_tm1[T]:int r_t[T] discount_t[T] q_t[T,A] a_t[T]:int pi_t[T,A] "
+    "lambda_[T]|[]"
+)
 def tree_backup(
     q_tm1: jax.Array,
     a_tm1: jax.Array,
@@ -284,11 +280,6 @@ def tree_backup(
       rlax has no tree backup, only the returns with any trace.
     """
     check_stop(stop)
-    check_arrays(
-        "q_tm1[T,A] a_tm1[T]:int r_t[T] discount_t[T] q_t[T,A] a_t[T]:int pi_t[T,A] "
-        "lambda_[T]|[]",
-        *(q_tm1, a_tm1, r_t, discount_t, q_t, a_t, pi_t, lambda_),
-    )
     pi_t = stop_if(stop == "bootstrap", pi_t)
     c_t = jax.vmap(chosen)(pi_t, a_t) * lambda_
     target_tm1 = general_off_policy_returns_from_action_values(
@@ -312,10 +303,11 @@ def _retrace_traces(
 
 _RETRACE = (
     "q_tm1[T,A] q_t[T,A] a_tm1[T]:int a_t[T]:int r_t[T] discount_t[T] pi_t[T,A] "
-    "mu_t[T] lambda_[T]|[] eps[]"
+    "mu_t[T] lambda_[T]|[] eps[]:scalar"
 )
 
 
+@checked(_RETRACE)
 def retrace(
     q_tm1: jax.Array,
     q_t: jax.Array,
@@ -388,10 +380,6 @@ def retrace(
       and takes an action out of range for the nearest one.
     """
     check_stop(stop)
-    check_arrays(
-        _RETRACE,
-        *(q_tm1, q_t, a_tm1, a_t, r_t, discount_t, pi_t, mu_t, lambda_, eps),
-    )
     c_t = _retrace_traces(pi_t, a_t, mu_t, lambda_, eps, stop)
     target_tm1 = general_off_policy_returns_from_action_values(
         q_t, a_t, r_t, discount_t, c_t, pi_t, stop=stop
@@ -399,6 +387,7 @@ def retrace(
     return target_tm1 - jax.vmap(chosen)(q_tm1, a_tm1)
 
 
+@checked("q_tm1[K] q_t[K-1] v_t[K] r_t[K] discount_t[K] log_rhos[K-1] lambda_[K-1]|[]")
 def retrace_continuous(
     q_tm1: jax.Array,
     q_t: jax.Array,
@@ -462,10 +451,6 @@ def retrace_continuous(
       with it.
     """
     check_stop(stop)
-    spec = "q_tm1[K] q_t[L] v_t[K] r_t[K] discount_t[K] log_rhos[L] lambda_[L]|[]"
-    arrays = (q_tm1, q_t, v_t, r_t, discount_t, log_rhos, lambda_)
-    check_arrays(spec, *arrays)
-    check_arrays(f"{spec} all_but_first_of_q_tm1[L]", *arrays, q_tm1[1:])
     log_rhos = stop_if(stop == "bootstrap", log_rhos)
     # min(1, exp) would have a NaN gradient where exp overflows.
     c_t = jnp.exp(jnp.minimum(log_rhos, 0)) * lambda_
@@ -475,6 +460,7 @@ def retrace_continuous(
     return target_tm1 - q_tm1
 
 
+@checked("q_tm1[T,A] a_tm1[T]:int r_t[T] discount_t[T] q_t[T,A] lambda_[T]|[]")
 def transformed_q_lambda(
     q_tm1: jax.Array,
     a_tm1: jax.Array,
@@ -533,10 +519,6 @@ def transformed_q_lambda(
       d/d lambda with it, and takes an action out of range for the nearest one.
     """
     check_stop(stop)
-    check_arrays(
-        "q_tm1[T,A] a_tm1[T]:int r_t[T] discount_t[T] q_t[T,A] lambda_[T]|[]",
-        *(q_tm1, a_tm1, r_t, discount_t, q_t, lambda_),
-    )
     v_t = jnp.max(q_t, axis=-1)
     target_tm1 = transformed_lambda_returns(
         tx_pair, r_t, discount_t, v_t, lambda_, stop=stop
@@ -544,6 +526,7 @@ def transformed_q_lambda(
     return target_tm1 - jax.vmap(chosen)(q_tm1, a_tm1)
 
 
+@checked(_RETRACE)
 def transformed_retrace(
     q_tm1: jax.Array,
     q_t: jax.Array,
@@ -615,10 +598,6 @@ def transformed_retrace(
       d/d lambda with it, and takes an action out of range for the nearest one.
     """
     check_stop(stop)
-    check_arrays(
-        _RETRACE,
-        *(q_tm1, q_t, a_tm1, a_t, r_t, discount_t, pi_t, mu_t, lambda_, eps),
-    )
     c_t = _retrace_traces(pi_t, a_t, mu_t, lambda_, eps, stop)
     target_tm1 = transformed_general_off_policy_returns_from_action_values(
         tx_pair, q_t, a_t, r_t, discount_t, c_t, pi_t, stop=stop
@@ -626,6 +605,10 @@ def transformed_retrace(
     return target_tm1 - jax.vmap(chosen)(q_tm1, a_tm1)
 
 
+@checked(
+    "q_tm1[T,A] a_tm1[T]:int target_q_t[T,A] a_t[T]:int r_t[T] discount_t[T] "
+    "lambda_t[T]|[]"
+)
 def transformed_n_step_q_learning(
     q_tm1: jax.Array,
     a_tm1: jax.Array,
@@ -693,11 +676,6 @@ def transformed_n_step_q_learning(
       the nearest one.
     """
     check_stop(stop)
-    check_arrays(
-        "q_tm1[T,A] a_tm1[T]:int target_q_t[T,A] a_t[T]:int r_t[T] discount_t[T] "
-        "lambda_t[T]|[]",
-        *(q_tm1, a_tm1, target_q_t, a_t, r_t, discount_t, lambda_t),
-    )
     v_t = jax.vmap(chosen)(target_q_t, a_t)
     target_tm1 = transformed_n_step_returns(
         tx_pair, r_t, discount_t, v_t, n, lambda_t, stop=stop

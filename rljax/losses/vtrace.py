@@ -9,12 +9,13 @@ from jax.typing import ArrayLike
 from rljax.losses._common import (
     Stop,
     accumulate,
-    check_arrays,
     check_stop,
+    checked,
     stop_if,
 )
 
 
+@checked("r_t[T] discount_t[T] rho_tm1[T] lambda_[T]|[] v_tm1[T] v_t[T]")
 def importance_corrected_td_errors(
     r_t: jax.Array,
     discount_t: jax.Array,
@@ -73,10 +74,6 @@ def importance_corrected_td_errors(
       it cannot express truncation, and stops nothing by default.
     """
     check_stop(stop)
-    check_arrays(
-        "r_t[T] discount_t[T] rho_tm1[T] lambda_[T]|[] v_tm1[T] v_t[T]",
-        *(r_t, discount_t, rho_tm1, lambda_, v_tm1, v_t),
-    )
     rho, base, v_t = stop_if(stop == "bootstrap", (rho_tm1, v_tm1, v_t))
     next_rho = jnp.append(rho[1:], jnp.zeros_like(rho[:1]))
     delta_t = r_t + discount_t * v_t - base
@@ -92,6 +89,10 @@ class VTraceOutput(NamedTuple):
     q_estimate: jax.Array  # [T] values of the actions taken
 
 
+@checked(
+    "v_tm1[T] v_t[T] r_t[T] discount_t[T] rho_tm1[T] lambda_[T]|[] "
+    "clip_rho_threshold[]:scalar"
+)
 def vtrace(
     v_tm1: jax.Array,
     v_t: jax.Array,
@@ -152,11 +153,6 @@ def vtrace(
     Differs from:
       `rlax.vtrace` stops the whole target, and d/d discount and d/d lambda with it.
     """
-    check_arrays(
-        "v_tm1[T] v_t[T] r_t[T] discount_t[T] rho_tm1[T] lambda_[T]|[] "
-        "clip_rho_threshold[]",
-        *(v_tm1, v_t, r_t, discount_t, rho_tm1, lambda_, clip_rho_threshold),
-    )
     return leaky_vtrace(
         *(v_tm1, v_t, r_t, discount_t, rho_tm1, 1.0, lambda_, clip_rho_threshold),
         stop=stop,
@@ -164,6 +160,10 @@ def vtrace(
     )
 
 
+@checked(
+    "v_tm1[T] v_t[T] r_t[T] discount_t[T] rho_tm1[T] alpha_[]:scalar lambda_[T]|[] "
+    "clip_rho_threshold[]:scalar sample_mask[T]:bool"
+)
 def leaky_vtrace(
     v_tm1: jax.Array,
     v_t: jax.Array,
@@ -228,23 +228,21 @@ def leaky_vtrace(
       which alpha is there.
     """
     check_stop(stop)
-    check_arrays(
-        "v_tm1[T] v_t[T] r_t[T] discount_t[T] rho_tm1[T] alpha_[] lambda_[T]|[] "
-        "clip_rho_threshold[]",
-        *(v_tm1, v_t, r_t, discount_t, rho_tm1, alpha_, lambda_, clip_rho_threshold),
-    )
     base, v_t, rho = stop_if(stop == "bootstrap", (v_tm1, v_t, rho_tm1))
     delta_t = _leaky_clip(rho, clip_rho_threshold, alpha_) * (
         r_t + discount_t * v_t - base
     )
     decay_t = discount_t * lambda_ * _leaky_clip(rho, 1.0, alpha_)
     if sample_mask is not None:
-        check_arrays("sample_mask[T]:bool rho_tm1[T]", sample_mask, rho_tm1)
         delta_t = jnp.where(sample_mask, delta_t, 0.0)
         decay_t = jnp.where(sample_mask, decay_t, 1.0)
     return _minus_prediction(accumulate(delta_t, decay_t, 0.0), v_tm1, stop)
 
 
+@checked(
+    "v_tm1[T] v_t[T] r_t[T] discount_t[T] rho_tm1[T] lambda_[T]|[] "
+    "clip_rho_threshold[]:scalar clip_pg_rho_threshold[]:scalar"
+)
 def vtrace_td_error_and_advantage(
     v_tm1: jax.Array,
     v_t: jax.Array,
@@ -311,12 +309,6 @@ def vtrace_td_error_and_advantage(
       `rlax.vtrace_td_error_and_advantage` takes the next `v_tm1` for `v_t`, wrong
       where an episode was truncated, and leaves the values' gradient in the advantage.
     """
-    check_arrays(
-        "v_tm1[T] v_t[T] r_t[T] discount_t[T] rho_tm1[T] lambda_[T]|[] "
-        "clip_rho_threshold[] clip_pg_rho_threshold[]",
-        *(v_tm1, v_t, r_t, discount_t, rho_tm1),
-        *(lambda_, clip_rho_threshold, clip_pg_rho_threshold),
-    )
     return leaky_vtrace_td_error_and_advantage(
         *(v_tm1, v_t, r_t, discount_t, rho_tm1, 1.0, lambda_),
         *(clip_rho_threshold, clip_pg_rho_threshold),
@@ -325,6 +317,10 @@ def vtrace_td_error_and_advantage(
     )
 
 
+@checked(
+    "v_tm1[T] v_t[T] r_t[T] discount_t[T] rho_tm1[T] alpha[]:scalar lambda_[T]|[] "
+    "clip_rho_threshold[]:scalar clip_pg_rho_threshold[]:scalar"
+)
 def leaky_vtrace_td_error_and_advantage(
     v_tm1: jax.Array,
     v_t: jax.Array,
@@ -390,12 +386,6 @@ def leaky_vtrace_td_error_and_advantage(
     Differs from:
       `rlax.leaky_vtrace_td_error_and_advantage`: as `vtrace_td_error_and_advantage`.
     """
-    check_arrays(
-        "v_tm1[T] v_t[T] r_t[T] discount_t[T] rho_tm1[T] alpha[] lambda_[T]|[] "
-        "clip_rho_threshold[] clip_pg_rho_threshold[]",
-        *(v_tm1, v_t, r_t, discount_t, rho_tm1, alpha, lambda_),
-        *(clip_rho_threshold, clip_pg_rho_threshold),
-    )
     errors = leaky_vtrace(
         *(v_tm1, v_t, r_t, discount_t, rho_tm1, alpha, lambda_, clip_rho_threshold),
         stop=stop,
