@@ -50,7 +50,7 @@ def with_room(count: ArrayLike, more: int, period: int) -> jax.Array:
       True
     """
     less = -(-more // period) * period
-    return jnp.where(count > INT32_MAX - more, count - less, count)
+    return jnp.where(jnp.asarray(count) > INT32_MAX - more, count - less, count)
 
 
 def as_arrays(config: C) -> C:

@@ -190,9 +190,10 @@ class _Squashed(distrax.Transformed):
 
     def log_prob(self, value: Any) -> jax.Array:
         normal: Any = self.distribution
+        squash: Any = self.bijector
         mean, stddev = normal.loc, normal.scale_diag
         low, high = (
-            self.bijector.forward(jnp.full_like(mean, x)) for x in (-jnp.inf, jnp.inf)
+            squash.forward(jnp.full_like(mean, x)) for x in (-jnp.inf, jnp.inf)
         )
         middle, half = (low + high) / 2, (high - low) / 2
         position = (value - middle) / half
@@ -255,9 +256,7 @@ def check_bounded(name: str, spec: Spec) -> Box:
     if not isinstance(spec.action, Box):
         raise ValueError(f"{name} needs continuous actions, not {spec.action}")
     if not _bounded(spec.action).all():
-        raise ValueError(
-            f"{name} needs finite bounds of actions (below 1e30), not {spec.action}"
-        )
+        raise ValueError(f"{name} needs finite bounds of actions, not {spec.action}")
     return spec.action
 
 

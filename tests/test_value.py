@@ -112,15 +112,6 @@ def test_action_out_of_range_is_nan(name):
             assert np.isnan(np.ravel(out)[0]), (argument, action)
 
 
-@pytest.mark.parametrize("argument", ["r_t", "discount_t"])
-@pytest.mark.parametrize(
-    "name", [name for name, case in CASES.items() if case.args["r_t"] == ":real"]
-)
-def test_python_integers_are_refused(name, argument):
-    with pytest.raises(AssertionError, match=argument):
-        call(CASES[name], draw_numpy(CASES[name]) | {argument: 1})
-
-
 @pytest.mark.parametrize(
     "name, argument", [("qv_learning", "q_tm1"), ("qv_max", "q_t")]
 )

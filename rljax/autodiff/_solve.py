@@ -63,7 +63,7 @@ def _iterate(
 
 def _dot(x: Any, y: Any) -> jax.Array:
     products = jax.tree.map(lambda x, y: jnp.vdot(x, y, precision="highest"), x, y)
-    return sum(jax.tree.leaves(products)[1:], jax.tree.leaves(products)[0])
+    return jax.tree.reduce(jnp.add, products)
 
 
 def _add(x: Any, size: jax.Array, y: Any) -> Any:
