@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rljax import distributions
-from rljax.types import Box
+from rljax.types import Box, Spec
 
 BOX = Box((2,), (-1.0, -2.0), (1.0, 6.0))  # middle (0, 2), half width (1, 4)
 OPEN = Box((2,), (-np.inf, -2.0), (np.inf, np.inf))
@@ -84,6 +84,17 @@ def test_tanh_gaussian_log_prob_is_a_change_of_variables():
     want = (normal - jacobian).sum(-1)
     got = tanh_log_prob(MEAN, LOG_STD, x)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bound", [np.inf, 1e30, float(np.finfo(np.float32).max)])
+def test_a_bound_of_no_account_is_none(bound):
+    """In one dimension of two: its unit is 1, and nothing overflows."""
+    box = Box((2,), (-bound, -2.0), (bound, 6.0))
+    middle, half = distributions.middle_and_half(box)
+    np.testing.assert_array_equal((middle, half), [[0.0, 2.0], [1.0, 4.0]])
+    spec = Spec((1,), "float32", box)
+    with pytest.raises(ValueError, match="agent needs finite bounds of actions"):
+        distributions.check_bounded("agent", spec)
 
 
 @pytest.mark.parametrize("mean", [0.0, 2.0, 8.0, 10.0, -10.0])

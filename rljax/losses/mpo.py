@@ -35,7 +35,8 @@ Projection = Callable[[jax.Array], jax.Array]
 class LagrangePenalty:
     """A bound on a divergence, and the dual variable that enforces it."""
 
-    alpha: ArrayLike  # [], or [A] for a divergence per dimension: before projection
+    # Before projection: [], or of any shape that broadcasts to the divergence's.
+    alpha: ArrayLike
     epsilon: ArrayLike  # [] the bound
     per_dimension: bool = dataclasses.field(default=False, metadata={"static": True})
 
@@ -84,8 +85,8 @@ def mpo_loss(
       sample_log_probs: E and the axis of samples, log-probabilities, under the policy
         to be improved, of actions drawn from the old one.
       sample_q_values: the shape of `sample_log_probs`, values of these actions.
-      temperature_constraint: alpha is the temperature :math:`\eta`, `[]`; epsilon
-        bounds the divergence of the weighted from the old policy.
+      temperature_constraint: alpha is the temperature :math:`\eta`, `[]` or as E;
+        epsilon bounds the divergence of the weighted from the old policy.
       kl_constraints: at least one pair of divergences of the new from the old policy,
         E, and their `LagrangePenalty`; where it is per dimension, E + `[A]`.
       projection_operator: makes temperature and alpha positive. The default clips them
@@ -179,8 +180,8 @@ def mpo_compute_weights_and_temperature_loss(
 
     Args:
       sample_q_values: E and the axis of samples, values of sampled actions.
-      temperature_constraint: alpha is the temperature :math:`\eta`, `[]`; epsilon
-        bounds the divergence.
+      temperature_constraint: alpha is the temperature :math:`\eta`, `[]` or as E;
+        epsilon bounds the divergence.
       projection_operator: makes the temperature positive.
       sample_axis: which axis is that of the samples.
 
@@ -208,7 +209,8 @@ def mpo_compute_weights_and_temperature_loss(
       Abdolmaleki et al. (2018a), "E-step", https://arxiv.org/abs/1806.06920
 
     Differs from:
-      `rlax.mpo_compute_weights_and_temperature_loss` accepts any shape of temperature.
+      `rlax.mpo_compute_weights_and_temperature_loss` accepts a temperature of any
+      shape, also one that broadcasts the values.
     """
     arguments = {"sample_q_values[...]": sample_q_values}
     arguments |= _words(temperature_constraint)
@@ -320,8 +322,8 @@ def vmpo_loss(
       sample_log_probs: E log-probabilities, under the policy to be improved, of the
         actions taken.
       advantages: E advantages of these actions; differentiable.
-      temperature_constraint: alpha is the temperature :math:`\eta`, `[]`; epsilon
-        bounds the divergence of the weighted from the old policy.
+      temperature_constraint: alpha is the temperature :math:`\eta`, `[]` or as E;
+        epsilon bounds the divergence of the weighted from the old policy.
       kl_constraints: at least one pair of divergences of the new from the old policy,
         E, and their `LagrangePenalty`; where it is per dimension, E + `[A]`.
       projection_operator: makes temperature and alpha positive. The default clips them
@@ -439,8 +441,8 @@ def vmpo_compute_weights_and_temperature_loss(
       advantages: E advantages, of any shape; differentiable.
       restarting_weights: E, :math:`r`, 0 for examples that are left out, else 1.
       importance_weights: E ratios of probabilities, :math:`\rho`.
-      temperature_constraint: alpha is the temperature :math:`\eta`, `[]`; epsilon
-        bounds the divergence.
+      temperature_constraint: alpha is the temperature :math:`\eta`, `[]` or as E;
+        epsilon bounds the divergence.
       projection_operator: makes the temperature positive.
       top_k_fraction: how many of all examples are used, rounded down, and more where
         advantages are equal; a Python float in (0, 1].

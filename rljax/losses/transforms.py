@@ -101,7 +101,7 @@ def signed_hyperbolic(x: jax.Array, eps: ArrayLike = 1e-3) -> jax.Array:
 
     Differs from:
       `rlax.signed_hyperbolic` has the derivative eps at 0, and loses small x: in
-      float32 it gives eps x for |x| = 1e-8.
+      float32 it gives eps x for x of 1e-8.
     """
     return x * (1 / (jnp.sqrt(jnp.abs(x) + 1) + 1) + eps)
 
