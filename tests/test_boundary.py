@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
+from gymnasium.spaces import Discrete as GymDiscrete
+from gymnasium.spaces import MultiBinary, MultiDiscrete
 from gymnax.environments import spaces
 from gymnax.environments.environment import Environment, EnvParams, EnvState
 
@@ -378,6 +380,7 @@ class OwnBox:
         (OwnBox(-1.0, 1.0, (1,)), Box((1,), (-1.0,), (1.0,)), [0, 1, 1]),
         (OwnBox([-1.0], np.inf, (1,)), Box((1,), (-1.0,), (np.inf,)), [0, 1, 2]),
         (OwnBox(-3e38, 3e38, ()), Box((), (-np.inf,), (np.inf,)), [0, 1, 2]),
+        (GymDiscrete(3, start=2), Discrete(3), [2, 3, 4]),
     ],
 )
 def test_action_spaces_are_read_by_their_fields(space, spec, handed):
@@ -416,6 +419,11 @@ F32 = float(np.finfo(np.float32).max)
         (OwnBox(0, 2**31 - 1, (), np.int32), "of at most 65536 values"),
         (OwnDiscrete(0), "action_space has n=0: must be >= 1"),
         (object(), "action space builtins.object, expected Discrete or Box"),
+        (
+            MultiBinary(3),
+            "action space gymnasium.*MultiBinary, expected Discrete or Box",
+        ),
+        (MultiDiscrete([2, 3]), "action space gymnasium.*MultiDiscrete, expected"),
     ],
 )
 def test_action_spaces_that_leave_no_choice_are_refused(space, message):

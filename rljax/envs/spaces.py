@@ -1,6 +1,7 @@
 """Spaces of any package, read by their fields.
 
-A space with a field `n` is discrete, one with `low`, `high` and `shape` a box.
+A space with a field `n` and no axes is discrete, one with `low`, `high` and `shape` a
+box.
 """
 
 import numbers
@@ -103,6 +104,8 @@ def some_bounds(
 
 def _is_discrete(space: Any) -> bool:
     number: Any = getattr(space, "n", None)
+    if getattr(space, "shape", None):  # MultiBinary has n, too
+        return False
     return isinstance(number, numbers.Integral) or (
         hasattr(number, "dtype") and np.ndim(number) == 0
     )
