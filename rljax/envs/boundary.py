@@ -212,8 +212,8 @@ def _trace(name: str, hook: str, function: Any, *args: Any) -> tuple[Any, Any]:
 
 def _read_step(name: str, hook: str, result: Any, own: bool) -> _Step:
     expected = 6 if own else 5
-    if not (isinstance(result, tuple | list) and len(result) == expected):
-        is_tuple = isinstance(result, tuple | list)
+    is_tuple = isinstance(result, tuple | list)
+    if not (is_tuple and len(result) == expected):
         what = f"{len(result)} values" if is_tuple else _words(result)
         should = _SIX if own else _FIVE
         raise ValueError(f"{name}: {hook} returns {what}, not {expected}: {should}")

@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from rljax import observations
 from rljax._gymnax import gymnax, registration
-from rljax.config import unknown
+from rljax.config import INT32_MAX, unknown
 from rljax.envs import boundary, spaces
 from rljax.envs.batched import Env
 from rljax.two_colors import TwoColors
@@ -28,8 +28,6 @@ from rljax.wrappers import (
 
 if "TwoColors-v0" not in gymnax.registered_envs:  # when this module is reloaded
     gymnax.register("TwoColors-v0", TwoColors)
-
-LARGEST = 2**31 - 1  # integer that a jitted program takes
 
 
 def names() -> list[str]:
@@ -98,9 +96,9 @@ def _check_parameter(name: str, key: str, value: Any, default: Any) -> None:
     if np.ndim(value) or kind not in kinds:
         expected = "True or False" if "b" in kinds else "a number"
         raise ValueError(f"{key}={value!r} of {name}: expected {expected}")
-    if kind in "iu" and not -LARGEST - 1 <= int(value) <= LARGEST:
+    if kind in "iu" and not -INT32_MAX - 1 <= int(value) <= INT32_MAX:
         raise ValueError(
-            f"{key}={value!r} of {name}: must be in [{-LARGEST - 1}, {LARGEST}]"
+            f"{key}={value!r} of {name}: must be in [{-INT32_MAX - 1}, {INT32_MAX}]"
         )
 
 
@@ -238,10 +236,10 @@ def with_limit(gym: Any, params: Any) -> Any:
         return params
     numbers = np.asarray(limit)
     good = numbers.dtype.kind in "iuf" and np.all(numbers >= 1)
-    if not good or np.any(np.isfinite(numbers) & (numbers > LARGEST)):
+    if not good or np.any(np.isfinite(numbers) & (numbers > INT32_MAX)):
         raise ValueError(
             f"{boundary.name_of(gym)}: max_steps_in_episode={limit!r}: must be in [1, "
-            f"{LARGEST}], or None or infinity for no limit"
+            f"{INT32_MAX}], or None or infinity for no limit"
         )
     return params
 
