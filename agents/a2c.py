@@ -10,8 +10,8 @@ import functools
 import jax
 
 from rljax import config as cfg
-from rljax import on_policy
-from rljax.on_policy import State
+from rljax.learners import on_policy
+from rljax.learners.on_policy import State
 from rljax.types import Agent, Metrics, Rollout, Spec
 
 PRESETS: dict[str, cfg.Preset] = {}

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from rljax import actor_critic, distributions, losses, networks, on_policy, optimizers
 from rljax import config as cfg
-from rljax.rollout import simulate, values
+from rljax import losses, networks
+from rljax.learners import actor_critic, on_policy, optimizers
+from rljax.networks import distributions
+from rljax.running.rollout import simulate, values
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 PRESETS: dict[str, cfg.Preset] = {}

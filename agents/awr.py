@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from rljax import actor_critic, losses, on_policy, optimizers, replay
 from rljax import config as cfg
+from rljax import losses, replay
+from rljax.learners import actor_critic, on_policy, optimizers
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 PRESETS: dict[str, cfg.Preset] = {

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from rljax import config as cfg
-from rljax import distributions, layers, losses, networks, priority, q_learner
-from rljax.q_learner import State
-from rljax.replay import Windows
+from rljax import losses, networks
+from rljax.learners import q_learner
+from rljax.learners.q_learner import State
+from rljax.networks import distributions, layers
+from rljax.replay import Windows, priority
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 # A reward of 1 or -1 at every step adds up to 100 or -100 with gamma = 0.99.

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import optax
 
 from rljax import config as cfg
-from rljax import distributions, layers, losses, networks, priority, q_learner
-from rljax.q_learner import State
-from rljax.replay import Windows
+from rljax import losses, networks
+from rljax.learners import q_learner
+from rljax.learners.q_learner import State
+from rljax.networks import distributions, layers
+from rljax.replay import Windows, priority
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 PRESETS: dict[str, cfg.Preset] = {

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from rljax import config as cfg
-from rljax import losses, on_policy
-from rljax.rollout import values
+from rljax import losses
+from rljax.learners import on_policy
+from rljax.running.rollout import values
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 PRESETS: dict[str, cfg.Preset] = {}

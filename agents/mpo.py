@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rljax import actor_critic, distributions, losses, priority, replay
 from rljax import config as cfg
+from rljax import losses, replay
+from rljax.learners import actor_critic
 from rljax.losses import LagrangePenalty
-from rljax.replay import Windows
+from rljax.networks import distributions
+from rljax.replay import Windows, priority
 from rljax.types import Agent, Discrete, Metrics, Params, Rollout, Spec
 
 _SMALL: dict[str, Any] = dict(learning_rate=1e-3, batch_size=128, hidden_sizes=(64, 64))

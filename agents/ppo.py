@@ -13,9 +13,10 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import losses, on_policy, optimizers, prng
-from rljax.on_policy import State
-from rljax.sharding import side_by_side
+from rljax import losses, prng
+from rljax.learners import on_policy, optimizers
+from rljax.learners.on_policy import State
+from rljax.running.sharding import side_by_side
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 _MINATAR = dict(

@@ -14,9 +14,11 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import distributions, networks, on_policy, optimizers, prng
-from rljax.recurrent import Recurrent, recall
-from rljax.sharding import side_by_side
+from rljax import networks, prng
+from rljax.learners import on_policy, optimizers
+from rljax.networks import distributions
+from rljax.networks.recurrent import Recurrent, recall
+from rljax.running.sharding import side_by_side
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 PRESETS: dict[str, cfg.Preset] = {

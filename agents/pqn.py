@@ -15,16 +15,10 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import (
-    distributions,
-    losses,
-    networks,
-    on_policy,
-    optimizers,
-    prng,
-    q_learner,
-)
-from rljax.rollout import values
+from rljax import losses, networks, prng
+from rljax.learners import on_policy, optimizers, q_learner
+from rljax.networks import distributions
+from rljax.running.rollout import values
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 _MINATAR = dict(

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import optax
 
 from rljax import config as cfg
-from rljax import distributions, losses, q_learner, recurrent
-from rljax.q_learner import State
+from rljax import losses
+from rljax.learners import q_learner
+from rljax.learners.q_learner import State
+from rljax.networks import distributions, recurrent
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 PRESETS: dict[str, cfg.Preset] = {

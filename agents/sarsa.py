@@ -19,7 +19,9 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import distributions, layers, losses, networks, optimizers, q_learner
+from rljax import losses, networks
+from rljax.learners import optimizers, q_learner
+from rljax.networks import distributions, layers
 from rljax.types import Agent, Metrics, Params, Rollout, Spec, Transition
 
 PRESETS: dict[str, cfg.Preset] = {}

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rljax import actor_critic, distributions, losses, networks, priority, replay
 from rljax import config as cfg
-from rljax.optimizers import exploration
-from rljax.replay import Windows
+from rljax import losses, networks, replay
+from rljax.learners import actor_critic
+from rljax.learners.optimizers import exploration
+from rljax.networks import distributions
+from rljax.replay import Windows, priority
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 _SMALL: dict[str, Any] = dict(batch_size=128, hidden_sizes=(64, 64))

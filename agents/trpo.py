@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 
 from rljax import config as cfg
-from rljax import on_policy, optimizers
 from rljax.autodiff import fisher_vp, natural_gradient
+from rljax.learners import on_policy, optimizers
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 PRESETS: dict[str, cfg.Preset] = {

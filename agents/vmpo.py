@@ -13,8 +13,10 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import distributions, losses, on_policy, optimizers
+from rljax import losses
+from rljax.learners import on_policy, optimizers
 from rljax.losses import LagrangePenalty, MpoOutputs
+from rljax.networks import distributions
 from rljax.types import Agent, Discrete, Metrics, Params, Rollout, Spec
 
 PRESETS: dict[str, cfg.Preset] = {}

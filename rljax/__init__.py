@@ -1,105 +1,44 @@
 """Reinforcement learning in JAX where differentiation is the instrument.
 
-Modules load when first used: `import rljax; rljax.losses.td_learning(...)` does not
-import gymnax, and `rljax.sharding.set_cpu_devices` can still come before jax starts.
+Packages load when first used: `import rljax; rljax.losses.td_learning(...)` does not
+import gymnax, and `rljax.running.sharding.set_cpu_devices` can still come before jax
+starts.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
-from rljax.types import (
-    Agent,
-    Box,
-    Discrete,
-    Rollout,
-    Spec,
-    TimeStep,
-    TrainState,
-    Transition,
-)
+from rljax import _moved
+from rljax._deferred import submodule
+from rljax.types import Agent as Agent
+from rljax.types import Box as Box
+from rljax.types import Discrete as Discrete
+from rljax.types import Rollout as Rollout
+from rljax.types import Spec as Spec
+from rljax.types import TimeStep as TimeStep
+from rljax.types import TrainState as TrainState
+from rljax.types import Transition as Transition
 
-if TYPE_CHECKING:
-    from rljax import (
-        actor_critic,
-        agents,
-        autodiff,
-        checkpoint,
-        config,
-        distributions,
-        envs,
-        evaluate,
-        layers,
-        logging,
-        losses,
-        maml,
-        meta,
-        meta_envs,
-        networks,
-        observations,
-        on_policy,
-        optimizers,
-        plotting,
-        priority,
-        prng,
-        q_learner,
-        recurrent,
-        replay,
-        rollout,
-        sharding,
-        sum_tree,
-        train,
-        two_colors,
-        types,
-        wrappers,
-    )
+if TYPE_CHECKING:  # for editors; a test compares it with the folder
+    from rljax import agents as agents
+    from rljax import autodiff as autodiff
+    from rljax import config as config
+    from rljax import envs as envs
+    from rljax import learners as learners
+    from rljax import losses as losses
+    from rljax import meta as meta
+    from rljax import networks as networks
+    from rljax import prng as prng
+    from rljax import replay as replay
+    from rljax import running as running
+    from rljax import types as types
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Agent",
-    "Box",
-    "Discrete",
-    "Rollout",
-    "Spec",
-    "TimeStep",
-    "TrainState",
-    "Transition",
-    "actor_critic",
-    "agents",
-    "autodiff",
-    "checkpoint",
-    "config",
-    "distributions",
-    "envs",
-    "evaluate",
-    "layers",
-    "logging",
-    "losses",
-    "maml",
-    "meta",
-    "meta_envs",
-    "networks",
-    "observations",
-    "on_policy",
-    "optimizers",
-    "plotting",
-    "priority",
-    "prng",
-    "q_learner",
-    "recurrent",
-    "replay",
-    "rollout",
-    "sharding",
-    "sum_tree",
-    "train",
-    "two_colors",
-    "types",
-    "wrappers",
-]
+_moved.install()
 
 
 def __getattr__(name: str) -> Any:
     """Import a module of the package when it is first asked for."""
-    if name not in __all__:
-        raise AttributeError(f"module 'rljax' has no attribute {name!r}")
-    return importlib.import_module(f"rljax.{name}")
+    if name in _moved.MODULES:
+        return _moved.load(name)
+    return submodule(__name__, name)

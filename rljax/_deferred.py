@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import importlib.util
 import sys
 import types
 from collections.abc import Iterator
@@ -39,3 +40,26 @@ def deferred(name: str) -> Iterator[None]:
         yield
     finally:
         del sys.modules[name]
+
+
+def submodule(package: str, name: str) -> types.ModuleType:
+    """A package's `__getattr__`: its modules are imported when they are first used.
+
+    Args:
+      package: its name.
+      name: of what was asked for.
+
+    Returns:
+      The module.
+
+    Raises:
+      AttributeError: the package has no module of that name.
+
+    Example:
+      >>> submodule("rljax", "prng").__name__
+      'rljax.prng'
+    """
+    full = f"{package}.{name}"
+    if name.startswith("_") or importlib.util.find_spec(full) is None:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    return importlib.import_module(full)

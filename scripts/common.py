@@ -20,18 +20,19 @@ import tyro
 from errors import one_line_errors as one_line_errors
 from folders import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, write_text
 
-from rljax import sharding
+from rljax.running import sharding
 
 # Before anything starts jax, and importing gymnax does: a device per core, so that
 # seeds run side by side.
 sharding.set_cpu_devices(len(os.sched_getaffinity(0)))
 
-from rljax import agents, envs, train
-from rljax.checkpoint import latest, restore
+from rljax import agents, envs
 from rljax.config import check_range, unknown
-from rljax.evaluate import evaluate
-from rljax.logging import read_csv
 from rljax.meta import Parameter, Settings, conditioned, parse_parameter, tune, validate
+from rljax.running import train
+from rljax.running.checkpoint import latest, restore
+from rljax.running.evaluate import evaluate
+from rljax.running.logging import read_csv
 from rljax.types import Agent, TrainState
 
 EVALUATION = 1_000_000  # folded into a seed's key, away from training

@@ -15,8 +15,8 @@ import tyro
 
 from rljax import prng
 from rljax.config import check_range
+from rljax.envs.wrappers import unwrap
 from rljax.types import Agent, TrainState
-from rljax.wrappers import unwrap
 
 
 @dataclasses.dataclass(frozen=True)

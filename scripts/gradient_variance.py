@@ -20,9 +20,11 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from rljax import agents, envs, priority, replay, sum_tree, train
+from rljax import agents, envs, replay
 from rljax.autodiff import per_transition_grad_norms
 from rljax.config import check_range
+from rljax.replay import priority, sum_tree
+from rljax.running import train
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,8 +23,10 @@ import jax
 import numpy as np
 
 from rljax import config as cfg
-from rljax import maml, meta_envs, networks
-from rljax.logging import CsvSink
+from rljax import networks
+from rljax.envs import tasks
+from rljax.meta import maml
+from rljax.running.logging import CsvSink
 
 PRESETS: dict[str, dict[str, Any]] = {
     "cartpole": dict(num_tasks=20, rollout_length=100),
@@ -109,7 +111,7 @@ def test(options: Any, network: Any, draw_task: maml.DrawTask, params: Any) -> N
     say("adapted policy", after)
     say("gain", after - before)
     if options.tasks == "tabular":
-        optimum = jax.vmap(lambda env: meta_envs.tabular_optimum(env.env.params))
+        optimum = jax.vmap(lambda env: tasks.tabular_optimum(env.env.params))
         best = np.asarray(optimum(tasks))
         say("optimum of each task", best)
         say("gap of the adapted one", best - after)
@@ -124,7 +126,7 @@ def main() -> None:
     options.validate()
     if options.out:
         folders.check_output(options.out)
-    draw_task = meta_envs.tasks(options.tasks)
+    draw_task = tasks.tasks(options.tasks)
     spec = jax.eval_shape(draw_task, jax.random.key(0)).spec
     args = (len(spec.obs_shape), spec.action, options.hidden_sizes, "relu")
     network = networks.ActorCritic(*args, reading=spec.reading)

@@ -13,7 +13,7 @@ import folders
 import numpy as np
 import tyro
 
-from rljax.plotting import learning_curves
+from rljax.running.plotting import learning_curves
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax import sharding, train
 from rljax.config import as_arrays, check_range
-from rljax.evaluate import evaluate
-from rljax.logging import read_csv
+from rljax.running import sharding, train
+from rljax.running.evaluate import evaluate
+from rljax.running.logging import read_csv
 
 IDENTITY = "sweep"  # column that tells the sweep, by a number
 

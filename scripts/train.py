@@ -16,18 +16,13 @@ import folders
 import jax
 import numpy as np
 
-from rljax import envs, train
-from rljax.checkpoint import save
+from rljax import envs
 from rljax.config import check_range
-from rljax.logging import (
-    CsvSink,
-    Progress,
-    Row,
-    TensorBoardSink,
-    WandbSink,
-)
 from rljax.meta import Settings
-from rljax.plotting import learning_curve
+from rljax.running import train
+from rljax.running.checkpoint import save
+from rljax.running.logging import CsvSink, Progress, Row, TensorBoardSink, WandbSink
+from rljax.running.plotting import learning_curve
 
 PER_EPISODE = ("episode_return", "episode_length")  # metrics that need one
 

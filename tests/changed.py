@@ -3,9 +3,9 @@
     make check
     python tests/changed.py HEAD~3       # since another commit
 
-A module's tests are in the file of its name, or else in those that import from its
-folder. A loss or an agent has rows in the tables that sweep over all of them, too. What
-all agents share is tried on `ppo` and `dqn`.
+`tests/` has the folders of `rljax/`: the tests of a module are in the file of its name
+there, or else they are all of its folder. A loss or an agent also has rows in the
+tables that sweep over all of them. What all agents share is tried on `ppo` and `dqn`.
 """
 
 import ast
@@ -16,7 +16,12 @@ from collections.abc import Iterable
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests"
-OVER_AGENTS = ("test_agents.py", "test_train.py", "test_probes.py")
+OVER_AGENTS = (
+    "agents/test_agents.py",
+    "agents/test_probes.py",
+    "running/test_train.py",
+)
+SHARED = ("", "learners", "networks", "replay", "running")  # folders that agents use
 BOTH_KINDS = ("ppo", "dqn")  # on-policy, and with a replay
 
 
@@ -55,9 +60,13 @@ def imports(path: pathlib.Path, module: str) -> bool:
 
 def importing(module: str) -> list[str]:
     """Returns the test files that import a module."""
-    return [
-        path.name for path in sorted(TESTS.glob("test_*.py")) if imports(path, module)
-    ]
+    return [name for name in test_files() if imports(TESTS / name, module)]
+
+
+def test_files(folder: str = "**") -> list[str]:
+    """Returns the test files of a folder, by their paths within `tests/`."""
+    paths = sorted(TESTS.glob(f"{folder}/test_*.py"))
+    return [str(path.relative_to(TESTS)) for path in paths]
 
 
 def of_both_kinds() -> str:
@@ -71,26 +80,28 @@ def tests_of(path: pathlib.PurePath) -> dict[str, str]:
 
     An empty expression stands for the whole file.
     """
-    folder, own = path.parts[0], f"test_{path.stem}.py"
-    if folder == "tests":
-        names = [path.name] if path.stem.startswith("test_") else importing(path.stem)
+    top, *inner = path.parts
+    if top == "tests":
+        is_test = path.stem.startswith("test_")
+        names = ["/".join(inner)] if is_test else importing(path.stem)
         return dict.fromkeys(names, "")
-    if folder == "agents":
-        return dict.fromkeys(OVER_AGENTS, path.stem) | {own: ""}
-    if folder == "scripts":
-        of_benchmarks = "benchmark" in str(path)
-        mirror = {own: ""} if (TESTS / own).exists() else {}
-        return mirror | {
-            "test_benchmark.py" if of_benchmarks else "test_scripts.py": ""
-        }
-    if path.parent.name == "losses":
+    own = f"test_{path.stem}.py"
+    if top == "agents":
+        return dict.fromkeys(OVER_AGENTS, path.stem) | {f"agents/{own}": ""}
+    if top == "scripts":
+        general = "test_benchmark.py" if "benchmark" in str(path) else "test_scripts.py"
+        return {f"scripts/{name}": "" for name in (own, general)}
+    room = "/".join(inner[:-1])
+    mirror = str(pathlib.PurePath(room, own))
+    found = {mirror: ""}
+    if room and not (TESTS / mirror).exists():
+        found = dict.fromkeys(test_files(room), "")
+    if room == "losses":
         swept = " or ".join(functions(path))
-        return {own: ""} | ({"test_losses.py": swept} if swept else {})
-    if len(path.parts) == 2:
-        return dict.fromkeys(OVER_AGENTS, of_both_kinds()) | {own: ""}
-    if (TESTS / own).exists():
-        return {own: ""}
-    return dict.fromkeys(importing(path.parent.name), "")
+        found |= {"losses/test_losses.py": swept} if swept else {}
+    if room in SHARED:
+        found = dict.fromkeys(OVER_AGENTS, of_both_kinds()) | found
+    return found
 
 
 def selection(paths: Iterable[pathlib.PurePath]) -> tuple[list[str], str]:
@@ -102,8 +113,10 @@ def selection(paths: Iterable[pathlib.PurePath]) -> tuple[list[str], str]:
                 whole = of_both_kinds() if name in OVER_AGENTS else ""
                 rules.setdefault(name, set()).add(rule or whole)
     chosen = [
-        name if "" in of_file else f"({name} and ({' or '.join(sorted(of_file))}))"
-        for name, of_file in sorted(rules.items())
+        file if "" in of_file else f"({file} and ({' or '.join(sorted(of_file))}))"
+        for file, of_file in (
+            (pathlib.PurePath(name).name, rules[name]) for name in sorted(rules)
+        )
     ]
     return [f"tests/{name}" for name in sorted(rules)], " or ".join(chosen)
 

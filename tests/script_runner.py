@@ -60,7 +60,7 @@ def run_code(code: str) -> int:
 @contextlib.contextmanager
 def interrupted_at(update: int | None, number: int) -> Any:
     """A signal comes with this update of the progress bar, counted from 1."""
-    from rljax.logging import Progress
+    from rljax.running.logging import Progress
 
     original, count = Progress.update, 0
 

@@ -10,16 +10,33 @@ from . import changed
 @pytest.mark.parametrize(
     ("path", "files", "rules"),
     [
-        ("agents/dqn.py", ["test_dqn", "test_train"], ["(test_train.py and (dqn))"]),
-        ("rljax/losses/vtrace.py", ["test_losses"], ["vtrace_td_error_and_advantage"]),
-        ("rljax/replay.py", ["test_replay", "test_train"], ["not (a2c or apg or"]),
-        ("rljax/meta/objectives.py", ["test_meta", "test_tuning"], ["test_tuning.py"]),
-        ("rljax/meta/tuning.py", ["test_tuning"], ["test_tuning.py"]),
-        ("scripts/sweep.py", ["test_scripts"], ["test_scripts.py"]),
-        ("scripts/folders.py", ["test_folders", "test_scripts"], ["test_folders.py"]),
-        ("scripts/benchmarks/meta.py", ["test_benchmark"], ["test_benchmark.py"]),
-        ("tests/cases_mpo.py", ["test_losses"], ["test_losses.py"]),
-        ("tests/test_replay.py", ["test_replay"], ["test_replay.py"]),
+        (
+            "agents/dqn.py",
+            ["agents/test_dqn", "running/test_train"],
+            ["(test_train.py and (dqn))"],
+        ),
+        ("rljax/losses/vtrace.py", ["losses/test_losses"], ["vtrace_td_error"]),
+        (
+            "rljax/replay/buffer.py",
+            ["replay/test_buffer", "running/test_train"],
+            ["not (a2c or apg or"],
+        ),
+        (
+            "rljax/meta/objectives.py",
+            ["meta/test_meta", "meta/test_tuning"],
+            ["test_tuning.py"],
+        ),
+        ("rljax/meta/tuning.py", ["meta/test_tuning"], ["test_tuning.py"]),
+        ("rljax/prng.py", ["test_prng", "agents/test_agents"], ["test_prng.py"]),
+        ("scripts/sweep.py", ["scripts/test_scripts"], ["test_scripts.py"]),
+        (
+            "scripts/folders.py",
+            ["scripts/test_folders", "scripts/test_scripts"],
+            ["test_folders.py"],
+        ),
+        ("scripts/benchmarks/meta.py", ["scripts/test_benchmark"], ["test_benchmark"]),
+        ("tests/losses/cases_mpo.py", ["losses/test_losses"], ["test_losses.py"]),
+        ("tests/replay/test_buffer.py", ["replay/test_buffer"], ["test_buffer.py"]),
     ],
 )
 def test_each_file_has_its_tests(path, files, rules):
@@ -30,7 +47,7 @@ def test_each_file_has_its_tests(path, files, rules):
 
 
 def test_shared_code_is_tried_on_two_agents_only():
-    _, expression = changed.selection([PurePath("rljax/train.py")])
+    _, expression = changed.selection([PurePath("rljax/running/train.py")])
     for name in changed.BOTH_KINDS:
         assert f" {name} " not in expression and f" {name})" not in expression
     assert " ppo_rnn " in expression and " vmpo)" in expression
@@ -38,4 +55,4 @@ def test_shared_code_is_tried_on_two_agents_only():
 
 def test_nothing_is_run_for_nothing():
     assert changed.selection([]) == ([], "")
-    assert changed.selection([PurePath("tests/hang_check.py")]) == ([], "")
+    assert changed.selection([PurePath("tests/running/hang_check.py")]) == ([], "")

@@ -43,7 +43,7 @@ def test_failing_import_leaves_nothing_behind(module):
 
 SELDOM_USED = """
 import sys
-import rljax.checkpoint, rljax.envs
+import rljax.running.checkpoint, rljax.envs
 names = {name.partition(".")[0] for name in sys.modules}
 sys.exit(", ".join(names & {"seaborn", "orbax"}) or 0)
 """

@@ -1,6 +1,7 @@
 """Lists by hand that must agree with a folder."""
 
 import ast
+import importlib
 import json
 import pathlib
 import pkgutil
@@ -11,7 +12,7 @@ import sys
 import pytest
 
 import rljax
-from rljax import agents
+from rljax import _moved, agents
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = pathlib.Path(rljax.__file__).parent
@@ -24,17 +25,20 @@ def public(folder):
 
 
 # Agents have a folder beside the others'; an installed package has them inside.
+ROOMS = {path.parent.name: public(path.parent) for path in FOLDER.glob("*/__init__.py")}
 MODULES = public(FOLDER) | {"agents"}
 
 LOADED = """
-import json, sys, types
+import importlib, json, sys, types
 import rljax
 
 at_first = sorted(name for name in sys.modules if name.startswith("rljax."))
 found = {}
-for name in sys.argv[1:]:  # of the module itself: others may have set the attribute
-    module = rljax.__getattr__(name)
-    found[name] = isinstance(module, types.ModuleType) and module.__name__
+for path in sys.argv[1:]:  # as a user reaches it
+    module = rljax
+    for name in path.split("."):
+        module = getattr(module, name)
+    found[path] = isinstance(module, types.ModuleType) and module.__name__
 print(json.dumps([at_first, found]))
 """
 
@@ -42,7 +46,9 @@ print(json.dumps([at_first, found]))
 @pytest.fixture(scope="module")
 def loaded():
     """What a fresh `import rljax` loads, and what it finds under each name."""
-    command = [sys.executable, "-c", LOADED, *sorted(MODULES)]
+    rooms = ("learners", "running")
+    inner = [f"{room}.{name}" for room in rooms for name in ROOMS[room]]
+    command = [sys.executable, "-c", LOADED, *sorted(MODULES), *sorted(inner)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -50,19 +56,53 @@ def loaded():
 
 def test_every_public_module_loads_when_first_used(loaded):
     at_first, found = loaded
-    assert at_first == ["rljax.types"]
-    assert found == {name: f"rljax.{name}" for name in MODULES}
+    assert at_first == ["rljax._deferred", "rljax._moved", "rljax.types"]
+    assert set(found) > MODULES
+    assert found == {name: f"rljax.{name}" for name in found}
 
 
-def test_the_packages_names_are_those_of_its_folder():
-    tree = ast.parse((FOLDER / "__init__.py").read_text())
+@pytest.mark.parametrize("package", ["", "learners", "running"])
+def test_editors_know_the_modules_of_a_folder(package):
+    tree = ast.parse((FOLDER / package / "__init__.py").read_text())
     (block,) = (x for x in tree.body if isinstance(x, ast.If))  # TYPE_CHECKING
     known = [alias.name for x in block.body for alias in x.names]
-    assert known == sorted(MODULES)
-    assert len(rljax.__all__) == len(set(rljax.__all__))
-    nouns = {name for name in rljax.__all__ if name[0].isupper()}
-    assert set(rljax.__all__) - nouns == MODULES
-    assert all(hasattr(rljax.types, name) for name in nouns)
+    assert known == sorted(ROOMS[package] if package else MODULES)
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_a_face_names_what_lives_there(room):
+    face = ast.parse((FOLDER / room / "__init__.py").read_text())
+    exported = {
+        alias.asname or alias.name
+        for x in face.body
+        if isinstance(x, ast.ImportFrom) and x.module != "rljax._deferred"
+        for alias in x.names
+    }
+    module = importlib.import_module(f"rljax.{room}")
+    if hasattr(module, "__all__"):
+        assert module.__all__ == sorted(set(module.__all__))
+        assert set(module.__all__) == exported
+    described = re.findall(r"^(\w+)  +\S", module.__doc__, re.M)
+    assert described == sorted(ROOMS[room])
+
+
+def test_tests_stand_on_the_shelves_of_what_they_test():
+    shelves = {*ROOMS, "agents", "scripts", "mutants"}
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()}
+    assert folders - {"__pycache__"} == shelves
+
+
+@pytest.mark.parametrize("old", sorted(_moved.MODULES))
+def test_old_paths_lead_to_the_new_modules(old):
+    new = f"rljax.{_moved.MODULES[old]}"
+    with pytest.warns(DeprecationWarning, match=re.escape(new)):
+        module = getattr(rljax, old)
+    assert module is importlib.import_module(new)
+    sys.modules.pop(f"rljax.{old}", None)
+    with pytest.warns(DeprecationWarning, match=re.escape(new)):
+        assert importlib.import_module(f"rljax.{old}") is module
+    sys.modules.pop(f"rljax.{old}")
+    vars(rljax).pop(old, None)
 
 
 def test_agents_are_those_of_their_folder():
@@ -73,5 +113,5 @@ def test_the_readmes_map_has_every_module():
     text = (ROOT / "README.md").read_text()
     (found,) = re.findall(r"^```\n(rljax/ .*?)^```", text, re.M | re.S)
     named = set(re.findall(r"(\w+)(?:\.py|/)", found))
-    files = {path.stem for path in (*ROOT.glob("*"), *FOLDER.rglob("*"))}
+    files = {path.stem for path in (*ROOT.glob("*"), *FOLDER.glob("*"))}
     assert MODULES <= named <= files

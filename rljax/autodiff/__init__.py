@@ -1,4 +1,11 @@
-"""Gradients as instruments: per transition, of higher order, through choices."""
+"""Gradients as instruments: per transition, of higher order, through choices.
+
+curvature         Hessians, Fisher matrices and their products, natural gradients
+estimators        gradients of expectations: score function, pathwise, DiCE, RELAX
+per_transition    a gradient, or its exact norm, for each transition of a batch
+stop              semi-gradients and residual gradients by argument separation
+straight_through  gradients through sampling, rounding and quantising
+"""
 
 from rljax.autodiff.curvature import (
     fisher_vp,

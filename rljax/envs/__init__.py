@@ -2,13 +2,21 @@
 
 `make` and `wrap` give what rollouts need, `names` lists what there is, and `check`
 tries an environment of your own and says what is wrong with it.
+
+batched     N environments of gymnax's API in step with each other
+boundary    what an environment promises, by a trace of its program
+checking    what is wrong with an environment, in a line each
+making      environments by name
+spaces      gymnax's spaces as this package's
+tasks       distributions of tasks, for meta-learning
+two_colors  an endless grid whose good and bad items swap
+wrappers    statistics, normalisation, memory, noise around a batch
 """
 
 from rljax.envs.batched import Env, Noise
 from rljax.envs.checking import check
 from rljax.envs.making import make, names, wrap
-from rljax.types import Box, Discrete, Levels, Spec, States, TimeStep
-from rljax.wrappers import (
+from rljax.envs.wrappers import (
     BatchedEnv,
     EpisodeStatistics,
     NormalizeObservations,
@@ -18,6 +26,7 @@ from rljax.wrappers import (
     TerminalLimit,
     TimeAware,
 )
+from rljax.types import Box, Discrete, Levels, Spec, States, TimeStep
 
 __all__ = [
     "BatchedEnv",

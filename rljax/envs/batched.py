@@ -11,8 +11,8 @@ from jax.core import Tracer
 from rljax.envs import boundary
 from rljax.envs.boundary import Contract
 from rljax.envs.spaces import ActionFormat
+from rljax.envs.wrappers import where
 from rljax.types import Box, Discrete, Spec, States, TimeStep
-from rljax.wrappers import where
 
 _MANY = 2**24  # steps, more than a rollout has; up to here floats count them exactly
 NO_LIMIT = 100_000  # steps of an evaluation episode, where an environment has no limit

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jax.extend.core import Literal
 
 from rljax import prng
-from rljax._gymnax import Environment as Gymnax
+from rljax.envs._gymnax import Environment as Gymnax
 from rljax.envs.spaces import ActionFormat
 from rljax.types import Box, Discrete
 

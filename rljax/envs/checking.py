@@ -10,8 +10,8 @@ import numpy as np
 from rljax.envs import boundary, spaces
 from rljax.envs.batched import Env
 from rljax.envs.making import obs_space, wrap
+from rljax.envs.wrappers import Wrapper, apart, with_statistics
 from rljax.types import Box, Spec, States, TimeStep
-from rljax.wrappers import Wrapper, apart, with_statistics
 
 _HOOKS = ("reset_env", "step_env", "is_truncated", "observe", "action_mask")
 _KNOWN = {*_HOOKS, *dir(boundary.Gymnax)}

@@ -8,14 +8,12 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from rljax import observations
-from rljax._gymnax import gymnax, registration
 from rljax.config import INT32_MAX, unknown
 from rljax.envs import boundary, spaces
+from rljax.envs._gymnax import gymnax, registration
 from rljax.envs.batched import Env
-from rljax.two_colors import TwoColors
-from rljax.types import Box, Discrete, Levels, Spec, States
-from rljax.wrappers import (
+from rljax.envs.two_colors import TwoColors
+from rljax.envs.wrappers import (
     BatchedEnv,
     EpisodeStatistics,
     NormalizeObservations,
@@ -25,6 +23,8 @@ from rljax.wrappers import (
     TerminalLimit,
     TimeAware,
 )
+from rljax.networks import observations
+from rljax.types import Box, Discrete, Levels, Spec, States
 
 if "TwoColors-v0" not in gymnax.registered_envs:  # when this module is reloaded
     gymnax.register("TwoColors-v0", TwoColors)

@@ -3,6 +3,18 @@
 `unroll` makes K updates one function, `meta_gradient` and `bootstrapped_meta_gradient`
 differentiate what they lead to, and `tune` has any agent move floats of its own config
 along them while it learns. `adapt` and `maml_loss` are for learning to adapt.
+
+adaptation    gradient steps as a differentiable function
+conditioning  networks that see the tuned values
+diagnostics   whether a meta-gradient is right, and what cuts it
+gradients     of what updates lead to: exact, bootstrapped, estimated
+maml          policies from which a few steps adapt to a task
+meta_step     one move of the tuned values
+objectives    outer losses, each with a critic of the outer discount
+parameters    how tuned values hang on raw numbers
+tuning        an agent that tunes floats of its own config
+types         settings and states of the tuning
+unrolling     K updates as one function
 """
 
 from rljax.meta.adaptation import adapt, maml_loss

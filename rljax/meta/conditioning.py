@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rljax import observations
 from rljax.meta import parameters
 from rljax.meta.types import State, Tuning
+from rljax.networks import observations
 from rljax.types import Rollout, Spec
 
 

@@ -10,8 +10,8 @@ from jax.flatten_util import ravel_pytree
 from jax.interpreters import partial_eval
 
 from rljax.autodiff._checks import floats
+from rljax.learners.optimizers import ClipState
 from rljax.meta.gradients import finite_differences, meta_gradient
-from rljax.optimizers import ClipState
 
 Tree = Any
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rljax import optimizers
+from rljax.learners import optimizers
 from rljax.meta.conditioning import configured
 from rljax.meta.diagnostics import check_paths, cosine, saturated_fraction
 from rljax.meta.gradients import (

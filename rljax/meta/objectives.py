@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from rljax import distributions, losses, networks, on_policy, optimizers, replay
-from rljax.rollout import values
+from rljax import losses, networks, replay
+from rljax.learners import on_policy, optimizers
+from rljax.networks import distributions
+from rljax.running.rollout import values
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 _AT_ONCE = 512  # observations by two networks: of a whole rollout it takes much memory

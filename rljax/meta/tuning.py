@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from rljax import config as cfg
-from rljax import observations, optimizers
+from rljax.learners import optimizers
 from rljax.meta import objectives, parameters
 from rljax.meta.conditioning import configured, seen, seen_rollout
 from rljax.meta.meta_step import OPTIMIZER, move, without_replay
 from rljax.meta.parameters import Parameter
 from rljax.meta.types import Settings, State, Tuning, Window
+from rljax.networks import observations
 from rljax.replay import Replay
 from rljax.types import Agent, Metrics, Rollout, Spec
 

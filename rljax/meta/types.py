@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 
 from rljax import config as cfg
-from rljax import layers
 from rljax.meta.gradients import MODES
 from rljax.meta.objectives import Critic, Objective
 from rljax.meta.parameters import Parameter
+from rljax.networks import layers
 from rljax.types import Agent, Rollout, Spec
 
 

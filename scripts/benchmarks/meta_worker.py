@@ -15,9 +15,10 @@ import jax
 from measuring import Call, compare
 from protocol import print_result, read_job
 
-from rljax import agents, envs, train
+from rljax import agents, envs
 from rljax.meta import Settings, parse_parameter, tune
 from rljax.meta.meta_step import move, without_replay
+from rljax.running import train
 
 
 def settings(words: list[str]) -> Settings:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import replay_work
 from protocol import read_job
 
-from rljax import prng, replay, sharding
+from rljax import prng, replay
+from rljax.running import sharding
 from rljax.types import Discrete, Rollout, Spec
 
 

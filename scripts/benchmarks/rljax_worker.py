@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from protocol import measure, print_result, read_job, result
 
-from rljax import sharding
+from rljax.running import sharding
 
 
 def main():
@@ -16,7 +16,8 @@ def main():
     job = read_job()
     seeds, hyper = job["seeds"], job["hyper"]
     sharding.set_cpu_devices(job["cores"])
-    from rljax import agents, envs, train  # not before: gymnax's import starts jax
+    from rljax import agents, envs
+    from rljax.running import train  # not before: gymnax's import starts jax
 
     imported = time.time()
     module = agents.get(job["agent"])

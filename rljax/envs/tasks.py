@@ -1,0 +1,146 @@
+"""Distributions of tasks: functions of a key that draw an environment's parameters."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from rljax import envs
+from rljax.config import unknown
+from rljax.envs._gymnax import Environment, EnvParams, EnvState, spaces
+from rljax.envs.making import with_limit
+from rljax.meta.maml import DrawTask
+
+
+@struct.dataclass
+class TabularParams(EnvParams):
+    """Of `Tabular`: S states, A actions."""
+
+    transition: Any = None  # [S, A, S] probabilities
+    reward: Any = None  # [S, A] means
+    max_steps_in_episode: int = 10
+
+
+@struct.dataclass
+class TabularState(EnvState):
+    """Of `Tabular`."""
+
+    place: jax.Array  # [] int32
+
+
+class Tabular(Environment):
+    """Steps between S states from state 0, for a fixed time; observed one-hot.
+
+    Duan et al. (2016), https://arxiv.org/abs/1611.02779, section 3.2.1. Rewards are
+    normal around their means, with standard deviation 1. The task ends with the
+    horizon: it terminates.
+    """
+
+    def __init__(self, num_states: int = 10, num_actions: int = 5):
+        super().__init__()
+        self.shape = (num_states, num_actions)
+
+    @property
+    def default_params(self) -> TabularParams:
+        """All successors equally likely, no mean rewards."""
+        transition = jnp.full((*self.shape, self.shape[0]), 1.0 / self.shape[0])
+        return TabularParams(transition=transition, reward=jnp.zeros(self.shape))
+
+    def action_space(self, params: Any) -> spaces.Discrete:
+        """As many as the table has."""
+        return spaces.Discrete(self.shape[1])
+
+    def reset_env(self, key: jax.Array, params: Any) -> tuple[jax.Array, TabularState]:
+        """Start in state 0."""
+        zero: Any = jnp.zeros((), jnp.int32)
+        state = TabularState(time=zero, place=zero)
+        return self.observe(key, state, None, params), state
+
+    def step_env(self, key: Any, state: Any, action: Any, params: Any) -> tuple:
+        """Draw the reward and the next state."""
+        reward_key, place_key = jax.random.split(key)
+        reward = params.reward[state.place, action] + jax.random.normal(reward_key)
+        logits = jnp.log(params.transition[state.place, action])
+        place = jax.random.categorical(place_key, logits).astype(jnp.int32)
+        state = TabularState(time=state.time + 1, place=place)
+        ended = state.time >= params.max_steps_in_episode
+        return self.observe(key, state, action, params), state, reward, ended, {}
+
+    def observe(self, key: Any, state: Any, action: Any, params: Any) -> jax.Array:
+        """The state, one-hot."""
+        return jax.nn.one_hot(state.place, self.shape[0])
+
+
+def tabular_optimum(params: TabularParams, horizon: int = 10) -> jax.Array:
+    """Mean return `[]` of the best policy, which knows the task and the time."""
+
+    def backup(value: jax.Array, _: None) -> tuple[jax.Array, None]:
+        return jnp.max(params.reward + params.transition @ value, axis=1), None
+
+    return jax.lax.scan(backup, jnp.zeros(len(params.reward)), None, horizon)[0][0]
+
+
+def with_params(env: Any, **changes: Any) -> Any:
+    """The batched environment with other parameters, arrays under vmap as well.
+
+    Args:
+      env: of `envs.make` or `envs.wrap`.
+      **changes: fields of its `EnvParams`.
+
+    Example:
+      >>> from rljax import envs
+      >>> with_params(envs.make("CartPole-v1"), length=1.0).env.params.length
+      1.0
+    """
+    if not hasattr(env, "params"):  # a wrapper
+        return dataclasses.replace(env, env=with_params(env.env, **changes))
+    params = dataclasses.replace(env.params, **changes)
+    return dataclasses.replace(env, params=with_limit(env.gym, params))
+
+
+def tabular() -> DrawTask:
+    """10 states, 5 actions, horizon 10; p of Dirichlet(1), mean rewards of N(1, 1)."""
+    gym = Tabular()
+    env = envs.wrap(gym)
+
+    def draw(key: jax.Array) -> Any:
+        transition_key, reward_key = jax.random.split(key)
+        # Dirichlet(1): exponential variables over their sum.
+        p = jax.random.exponential(transition_key, (*gym.shape, gym.shape[0]))
+        p /= p.sum(axis=-1, keepdims=True)
+        reward = 1.0 + jax.random.normal(reward_key, gym.shape)
+        return with_params(env, transition=p, reward=reward)
+
+    return draw
+
+
+def cartpole() -> DrawTask:
+    """Poles of half length 0.1 to 2, pushed with a force of 2 to 20, either way."""
+    env = envs.make("CartPole-v1")
+
+    def draw(key: jax.Array) -> Any:
+        length_key, force_key, sign_key = jax.random.split(key, 3)
+        length = jax.random.uniform(length_key, minval=0.1, maxval=2.0)
+        force = jax.random.uniform(force_key, minval=2.0, maxval=20.0)
+        force *= jax.random.rademacher(sign_key, ())
+        polemass_length = 0.1 * length
+        changes = dict(length=length, polemass_length=polemass_length, force_mag=force)
+        return with_params(env, **changes)
+
+    return draw
+
+
+TASKS = {"cartpole": cartpole, "tabular": tabular}
+
+
+def tasks(name: str) -> DrawTask:
+    """A distribution of tasks by its name.
+
+    Raises:
+      ValueError: an unknown name; those known are listed.
+    """
+    if name not in TASKS:
+        raise ValueError(unknown("tasks", name, list(TASKS)))
+    return TASKS[name]()

@@ -1,0 +1,392 @@
+"""What agents share that learn a policy and a value from fresh rollouts.
+
+Their config has `FIELDS`, and what else a function says; what sets the agents apart are
+their losses and how often they use a rollout.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from rljax import config as cfg
+from rljax import losses, networks, prng
+from rljax.autodiff import semi_gradient
+from rljax.learners import optimizers
+from rljax.networks import distributions, layers
+from rljax.running.rollout import values
+from rljax.types import Metrics, Params, Rollout, Spec
+
+EPS = 1e-5  # of Adam
+FIELDS = (
+    "learning_rate",
+    "gamma",
+    "max_grad_norm",
+    "total_steps",
+    "num_envs",
+    "rollout_length",
+    "hidden_sizes",
+    "activation",
+    "convolution",
+    "anneal",
+)
+# (flat parameters, the same as data, batch) -> (loss [], metrics)
+Loss = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Metrics]]
+
+
+class State(NamedTuple):
+    """What the agent learns and counts."""
+
+    actor: Params
+    critic: Params
+    actor_opt: Any  # Adam over the actor's parameters as one flat vector
+    critic_opt: Any  # likewise
+    step: jax.Array  # [] int32, rollouts learned from
+
+
+def validate(config: Any) -> None:
+    """Raise ValueError naming a field out of range, its value and the range."""
+    cfg.check_range(config, "learning_rate", "max_grad_norm", low=0.0, open_low=True)
+    cfg.check_range(config, "gamma", low=0.0, high=1.0)
+    cfg.check_loop(config)
+    cfg.check_sizes(config, "hidden_sizes")
+    cfg.check_choice(config, "activation", tuple(layers.ACTIVATIONS))
+
+
+def validate_minibatches(config: Any) -> None:
+    """The same for the fields of agents that go over a rollout several times."""
+    cfg.check_count(config, "num_epochs", "num_minibatches")
+    steps = config.num_envs * config.rollout_length
+    what = "num_envs * rollout_length"
+    cfg.check_divides(config, "num_minibatches", steps, what)
+
+
+def actor(spec: Spec, config: Any) -> Any:
+    """The policy's network."""
+    args = (config.hidden_sizes, config.activation, config.convolution)
+    return networks.Actor(len(spec.obs_shape), spec.action, *args, reading=spec.reading)
+
+
+def critic(spec: Spec, config: Any) -> Any:
+    """The value's network, with parameters of its own."""
+    args = (config.hidden_sizes, config.activation, config.convolution)
+    return networks.Critic(len(spec.obs_shape), *args, reading=spec.reading)
+
+
+def init(spec: Spec, config: Any, key: jax.Array) -> State:
+    """Fresh networks and optimisers; ValueError if the config lacks one of `FIELDS`."""
+    cfg.check_fields("on_policy", config, *FIELDS)
+    actor_key, critic_key = jax.random.split(key)
+    obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
+    actor_params = actor(spec, config).init(actor_key, obs)
+    critic_params = critic(spec, config).init(critic_key, obs)
+    optimizer = optimizers.clipped_adam(config, EPS)
+    return State(
+        actor=actor_params,
+        critic=critic_params,
+        actor_opt=optimizer.init(ravel_pytree(actor_params)[0]),
+        critic_opt=optimizer.init(ravel_pytree(critic_params)[0]),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def act(
+    spec: Spec,
+    config: Any,
+    state: Any,
+    memory: Any,
+    obs: Any,
+    key: Any,
+    explore: bool,
+) -> tuple[jax.Array, Any, Any]:
+    """Sample the policy, with the log-probability; or take its mode."""
+    distribution = actor(spec, config).apply(state.actor, obs)
+    if not explore:
+        return distribution.mode(), memory, ()
+    action = distributions.sample(distribution, key)
+    return action, memory, distribution.log_prob(action)
+
+
+def policy(spec: Spec, config: Any, state: Any, obs: Any) -> Any:
+    """The policy at observations `[..., *obs_shape]`: an agent's `policy`."""
+    return actor(spec, config).apply(state.actor, obs)
+
+
+def value(spec: Spec, config: Any, state: Any, obs: Any) -> jax.Array:
+    """Values `[...]` of observations `[..., *obs_shape]`: an agent's `value`."""
+    return critic(spec, config).apply(state.critic, obs)
+
+
+def cut(gamma: Any, lambda_: Any, rollout: Rollout) -> tuple[jax.Array, jax.Array]:
+    """Discounts, 0 where it terminated; trace decays, 0 where it ended; `[T, N]`."""
+    going_on = 1.0 - (rollout.terminated | rollout.truncated)
+    return gamma * (1.0 - rollout.terminated), lambda_ * going_on
+
+
+def flatten(batch: Any) -> Any:
+    """Tree of `[T, N, ...]` to `[T * N, ...]`."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+
+
+def advantages(
+    spec: Spec, config: Any, params: Params, rollout: Rollout, lambda_: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Generalised advantages of a rollout and the values of its observations, `[T, N]`.
+
+    Schulman et al. (2015), https://arxiv.org/abs/1506.02438. Differentiable in
+    everything; an agent's loss takes them as data, from parameters before the update.
+    """
+    value = functools.partial(critic(spec, config).apply, params)
+    v_tm1, v_t = values(value, rollout, spec.max_steps)
+    return from_values(config, rollout, v_tm1, v_t, lambda_), v_tm1
+
+
+def from_values(
+    config: Any, rollout: Rollout, v_tm1: jax.Array, v_t: jax.Array, lambda_: Any
+) -> jax.Array:
+    """Generalised advantages given the values of states and true successors, `[T, N]`.
+
+    Schulman et al. (2015), https://arxiv.org/abs/1506.02438, eq. 16.
+    """
+    discount, lambda_ = cut(config.gamma, lambda_, rollout)
+    # The losses' gradients do not see these values; stopping them would only cut
+    # meta-gradients.
+    gae = functools.partial(losses.generalized_advantage_estimation, stop="none")
+    over_envs = jax.vmap(gae, in_axes=1, out_axes=1)
+    return over_envs(rollout.reward, discount, v_tm1, v_t, lambda_)
+
+
+def normalize(adv: jax.Array) -> jax.Array:
+    """Mean 0, standard deviation 1."""
+    # d sqrt(0) is infinite: no variance, no slope
+    std = jnp.sqrt(jnp.maximum(adv.var(), 1e-16))
+    return (adv - adv.mean()) / (std + 1e-8)
+
+
+class Batch(NamedTuple):
+    """Transitions with what a policy gradient needs."""
+
+    obs: jax.Array  # [B, ...]
+    action: jax.Array  # [B] or [B, *shape]
+    log_prob: jax.Array  # [B] of the action, when it was taken
+    advantage: jax.Array  # [B]
+    target: jax.Array  # [B] return that the value is to predict
+
+
+def prepare(
+    spec: Spec, config: Any, state: Any, rollout: Rollout, lambda_: Any
+) -> Batch:
+    """A rollout's advantages, normalised if the config says so, and returns."""
+    cfg.check_fields("on_policy.prepare", config, "gamma", "normalize_advantages")
+    adv, value = advantages(spec, config, state.critic, rollout, lambda_)
+    scaled = normalize(adv) if config.normalize_advantages else adv
+    batch = Batch(rollout.obs, rollout.action, rollout.extras, scaled, adv + value)
+    return flatten(batch)
+
+
+def policy_loss(
+    spec: Spec, config: Any, params: Params, batch: Batch
+) -> tuple[jax.Array, Metrics]:
+    """Likelihood-ratio loss less the entropy bonus, mean over the batch.
+
+    Sutton and Barto (2018), eq. 13.11, http://incompleteideas.net/book/the-book.html.
+    """
+    cfg.check_fields("on_policy.policy_loss", config, "entropy_cost")
+    distribution = actor(spec, config).apply(params, batch.obs)
+    loss = -jnp.mean(distribution.log_prob(batch.action) * batch.advantage)
+    entropy = distribution.entropy().mean()
+    metrics = {"policy_loss": loss, "entropy": entropy}
+    return loss - config.entropy_cost * entropy, metrics
+
+
+def value_loss(
+    spec: Spec, config: Any, params: Params, batch: Batch
+) -> tuple[jax.Array, Metrics]:
+    """Half the squared error of the return's prediction, mean over the batch."""
+    value = critic(spec, config).apply(params, batch.obs)
+    loss = optax.l2_loss(value, batch.target).mean()
+    return loss, {"value_loss": loss}
+
+
+def clipped_policy_loss(
+    config: Any, policy: Any, action: jax.Array, log_prob: jax.Array, adv: jax.Array
+) -> tuple[jax.Array, Metrics]:
+    """Clipped surrogate less the entropy bonus, mean over a batch.
+
+    Schulman et al. (2017), https://arxiv.org/abs/1707.06347, eq. 7. The divergence is
+    estimated as by Schulman (2020), http://joschu.net/blog/kl-approx.html, k3.
+
+    Args:
+      config: the agent's.
+      policy: distributions of batch shape `[...]`.
+      action: `[...]` or `[..., *shape]`.
+      log_prob: `[...]` of the action, when it was taken.
+      adv: `[...]` advantages.
+
+    Returns:
+      `([], metrics)`.
+    """
+    names = ("clip_epsilon", "entropy_cost", "normalize_advantages")
+    cfg.check_fields("on_policy.clipped_policy_loss", config, *names)
+    if config.normalize_advantages:
+        adv = normalize(adv)
+    log_ratio = policy.log_prob(action) - log_prob
+    ratio, epsilon = jnp.exp(log_ratio), config.clip_epsilon
+    terms = losses.clipped_surrogate_pg_loss(ratio.ravel(), adv.ravel(), epsilon)
+    surrogate, entropy = terms.mean(), policy.entropy().mean()
+    return surrogate - config.entropy_cost * entropy, {
+        "policy_loss": surrogate,
+        "entropy": entropy,
+        "approx_kl": jnp.mean(ratio - 1.0 - log_ratio),
+        "clip_fraction": jnp.mean(jnp.abs(ratio - 1.0) > epsilon),
+    }
+
+
+def fit(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    rate: jax.Array,
+    start: tuple[jax.Array, Any],
+    batch: Any,
+    index: jax.Array,
+    going_on: Callable[[Metrics], jax.Array] | None = None,
+) -> tuple[tuple[jax.Array, Any], Metrics]:
+    """Steps along the gradients of a loss, each of a part of a batch.
+
+    Args:
+      loss: of the parameters as one flat vector, which Adam takes in one kernel. The
+        step is along the semi-gradient: in the first argument alone.
+      optimizer: gives the direction of each step.
+      rate: `[]` learning rate.
+      start: the flat parameters and the optimiser's state.
+      batch: tree of `[B, ...]`.
+      index: `[steps, size]` int, which of the batch each step takes.
+      going_on: `metrics -> [] bool`; the first step for which it is False is not taken,
+        and none after it.
+
+    Returns:
+      Where it ends, and the metrics' means; with `going_on` over the steps taken and
+      the one refused, and `steps_taken`, the share of them.
+    """
+    grad = semi_gradient(loss, has_aux=True)
+
+    def step(carry: Any, index: jax.Array) -> tuple[Any, Metrics]:
+        flat, opt_state = carry
+        grads, metrics = grad(flat, jax.tree.map(lambda x: x[index], batch))
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return (optax.tree.add_scale(flat, -rate, updates), opt_state), metrics
+
+    if going_on is None:
+        end, metrics = jax.lax.scan(step, start, index)
+        return end, jax.tree.map(jnp.mean, metrics)
+
+    def checked(carry: Any, index: jax.Array) -> tuple[Any, Any]:
+        old, alive = carry
+        new, metrics = step(old, index)
+        taken = alive & going_on(metrics)
+        # A choice, not a branch: under vmap a branch is one too.
+        kept = jax.tree.map(functools.partial(jnp.where, taken), new, old)
+        return (kept, taken), (metrics, alive, taken)
+
+    carry, (metrics, alive, taken) = jax.lax.scan(checked, (start, True), index)
+    mean = functools.partial(jnp.mean, where=alive)
+    return carry[0], jax.tree.map(mean, metrics) | {"steps_taken": taken.mean()}
+
+
+def fit_epochs(
+    config: Any,
+    rate: jax.Array,
+    loss: Callable[[Params, Any], tuple[jax.Array, Metrics]],
+    params: Params,
+    opt_state: Any,
+    batch: Any,
+    key: jax.Array,
+) -> tuple[Params, Any, Metrics]:
+    """Steps of Adam along the gradients of a loss: several epochs of minibatches.
+
+    Args:
+      config: the agent's, with the fields of `validate_minibatches`.
+      rate: `[]` learning rate.
+      loss: `(params, minibatch) -> (loss [], metrics)`.
+      params: where to start.
+      opt_state: the optimiser's, over the parameters as one flat vector.
+      batch: tree of `[B, ...]`.
+      key: `[]` typed key, consumed here.
+
+    Returns:
+      The new parameters, the optimiser's new state, the metrics' means.
+    """
+    names = ("max_grad_norm", "num_epochs", "num_minibatches")
+    cfg.check_fields("on_policy.fit_epochs", config, *names)
+    size = len(jax.tree.leaves(batch)[0])
+    index = prng.permutations(key, config.num_epochs, size)
+    index = index.reshape(config.num_epochs * config.num_minibatches, -1)
+    flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
+
+    def of_flat(flat: jax.Array, _: Any, batch: Any) -> tuple[jax.Array, Metrics]:
+        return loss(unravel(flat), batch)
+
+    optimizer = optimizers.clipped_adam(config, EPS)
+    args = (of_flat, optimizer, rate, (flat, opt_state), batch, index)
+    (flat, opt_state), metrics = fit(*args)
+    return unravel(flat), opt_state, metrics
+
+
+def descend(
+    config: Any,
+    rate: jax.Array,
+    loss: Callable[[Params], tuple[jax.Array, Metrics]],
+    params: Params,
+    opt_state: Any,
+) -> tuple[Params, Any, Metrics]:
+    """One step of Adam along the gradient of a loss.
+
+    Args:
+      config: the agent's.
+      rate: `[]` learning rate.
+      loss: `params -> (loss [], metrics)`.
+      params: where to start.
+      opt_state: the optimiser's, over the parameters as one flat vector.
+
+    Returns:
+      The new parameters, the optimiser's new state, the metrics.
+    """
+    flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
+    grads, metrics = jax.grad(lambda f: loss(unravel(f)), has_aux=True)(flat)
+    epsilon = getattr(config, "adam_epsilon", EPS)  # not every config has it
+    optimizer = optimizers.clipped_adam(config, epsilon)
+    updates, opt_state = optimizer.update(grads, opt_state)
+    return unravel(optax.tree.add_scale(flat, -rate, updates)), opt_state, metrics
+
+
+def learn(spec: Spec, config: Any, state: Any, batch: Batch) -> tuple[Any, Metrics]:
+    """One step of both networks along the policy gradient of one rollout.
+
+    Args:
+      spec: of the environment.
+      config: the agent's.
+      state: the agent's, with the fields of `State`.
+      batch: the rollout's.
+
+    Returns:
+      The new state, and the losses.
+    """
+    progress = optimizers.progress(config, state.step)
+    rate = optimizers.annealed(config, progress, config.learning_rate)
+    step = functools.partial(descend, config, rate)
+    of_actor = functools.partial(policy_loss, spec, config, batch=batch)
+    of_critic = functools.partial(value_loss, spec, config, batch=batch)
+    actor_params, actor_opt, metrics = step(of_actor, state.actor, state.actor_opt)
+    critic_params, critic_opt, more = step(of_critic, state.critic, state.critic_opt)
+    state = state._replace(
+        actor=actor_params,
+        critic=critic_params,
+        actor_opt=actor_opt,
+        critic_opt=critic_opt,
+        step=cfg.next_count(state.step),
+    )
+    return state, metrics | more

@@ -1,0 +1,225 @@
+"""MAML for policies: parameters from which a few gradient steps adapt to a new task.
+
+Finn et al. (2017), https://arxiv.org/abs/1703.03400. The derivative of an adapted
+policy's return has two paths. One is through the update, from the parameters before it
+to those after it: `meta.maml_loss` differentiates it exactly. The other is through the
+actions that the update learnt from, which the old parameters drew. `policy_loss` has
+that path by DiCE: the derivative of its gradient is, in expectation, the Hessian of the
+expected return. This is the second formulation of Rothfuss et al. (2019),
+https://arxiv.org/abs/1810.06784; a plain surrogate drops the path, as the first MAML
+did. Their first formulation, that of E-MAML, multiplies the outer loss by
+`autodiff.magic_box` of the log-probabilities of all those actions instead. The inner
+loss is then a plain surrogate: with both, the path would count twice.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from rljax import config as cfg
+from rljax import prng
+from rljax.autodiff import loaded_dice_objective
+from rljax.learners import on_policy, optimizers
+from rljax.meta import adapt, maml_loss
+from rljax.networks import distributions
+from rljax.running import rollout
+from rljax.types import Agent, Metrics, Params, Rollout, TrainState
+
+DrawTask = Callable[[jax.Array], Any]  # key to a batched environment
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Of MAML for policies; floats are pytree leaves, the rest shapes the program."""
+
+    inner_rate: float = 0.1  # learning rate of the adaptation
+    learning_rate: float = 1e-3  # of Adam, for the initial parameters
+    gamma: float = 0.99  # discount, cut at termination
+    lambda_: float = 0.95  # trace decay of the advantages; 1: unbiased derivatives
+    value_cost: float = 0.5  # weight of the critic's squared error
+    reward_scale: float = 1.0  # what is learnt from is this times the reward
+    max_grad_norm: float = 1.0  # where the gradient is clipped that Adam gets
+    inner_steps: int = cfg.static(1)
+    num_tasks: int = cfg.static(40)  # per update
+    num_envs: int = cfg.static(20)  # trajectories per task and step
+    rollout_length: int = cfg.static(10)  # steps of a trajectory at most
+    first_order: bool = cfg.static(False)  # no derivatives of the adaptation's gradient
+
+    def validate(self) -> None:
+        """Raise ValueError naming a field out of range, its value and the range."""
+        positive = ("inner_rate", "learning_rate", "reward_scale", "max_grad_norm")
+        cfg.check_range(self, *positive, low=0.0, open_low=True)
+        cfg.check_range(self, "gamma", "lambda_", low=0.0, high=1.0)
+        cfg.check_range(self, "value_cost", low=0.0)
+        counts = ("inner_steps", "num_tasks", "num_envs", "rollout_length")
+        cfg.check_count(self, *counts)
+
+
+class State(NamedTuple):
+    """What MAML learns."""
+
+    params: Params  # where the adaptation to a task starts
+    opt_state: Any  # Adam over them as one flat vector
+    key: jax.Array  # [] typed key
+
+
+def play(
+    network: Any, config: Config, env: Any, params: Params, key: jax.Array
+) -> Rollout:
+    """Trajectories of a policy from the start, `[T, N, ...]`, as constants."""
+    reset_key, key = jax.random.split(key)
+    env_state, obs = env.reset(reset_key, config.num_envs)
+
+    def act(config: Any, params: Params, memory: Any, obs: Any, key: Any, explore: Any):
+        return distributions.sample(network.apply(params, obs)[0], key), memory, ()
+
+    agent = Agent(None, lambda *_: (), act, None, None)  # pyright: ignore
+    params = jax.lax.stop_gradient(params)
+    start = TrainState(params, env_state, obs, (), key, jnp.zeros((), jnp.int32))
+    return rollout.unroll(agent, env, config, start, key, config.rollout_length)[1]
+
+
+def policy_loss(
+    network: Any,
+    config: Config,
+    params: Params,
+    bootstrap_params: Params,
+    batch: Rollout,
+) -> tuple[jax.Array, jax.Array]:
+    r"""Actor-critic loss, whose policy gradient has the right derivative.
+
+    .. math:: -J(\theta) + \frac cT \sum_t (v_\theta(s_t) - G_t)^2
+
+    where J is `autodiff.loaded_dice_objective` of generalised advantages, whose
+    gradient is that of a trajectory's discounted return, and G the lambda return; mean
+    over trajectories. The derivative of the critic's part is that at fixed data.
+
+    Args:
+      network: `apply(params, obs[..., *obs_shape]) -> (policy, values[...])`.
+      config: `gamma`, `lambda_`, `value_cost` and `reward_scale` are used.
+      params: of the network.
+      bootstrap_params: the same, for advantages and targets: see `meta.adapt`.
+      batch: `[T, N, ...]`, drawn by the policy; an environment's first episode counts,
+        and nothing after it.
+
+    Returns:
+      `[]`, and the undiscounted returns `[N]`, of at most T steps.
+
+    References:
+      Farquhar et al. (2019), section 4, https://arxiv.org/abs/1909.10549
+      Schulman et al. (2015), https://arxiv.org/abs/1506.02438
+    """
+    policy, value = network.apply(params, batch.obs)
+    v_tm1, v_t = (
+        network.apply(bootstrap_params, obs)[1] for obs in (batch.obs, batch.next_obs)
+    )
+    scaled = batch._replace(reward=config.reward_scale * batch.reward)
+    adv = on_policy.from_values(config, scaled, v_tm1, v_t, config.lambda_)
+    ended = batch.terminated | batch.truncated
+    first = jnp.cumsum(ended, axis=0) - ended == 0  # [T, N]
+    objective = jax.vmap(loaded_dice_objective, in_axes=1)
+    dice = objective(policy.log_prob(batch.action), adv, config.gamma * (1.0 - ended))
+    error = jnp.mean(first * (value - (adv + v_tm1)) ** 2)
+    loss = config.value_cost * error - dice.mean()
+    return loss, jnp.sum(first * batch.reward, axis=0)
+
+
+def task_loss(
+    network: Any, config: Config, params: Params, env: Any, key: jax.Array
+) -> tuple[jax.Array, Metrics]:
+    """The loss of a policy that has adapted to one environment; `jax.vmap` over more.
+
+    Args:
+      network: as in :func:`policy_loss`.
+      config: sizes and hyperparameters.
+      params: where the adaptation starts.
+      env: batched environment, the task.
+      key: `[]` typed key, consumed here.
+
+    Returns:
+      `[]`, and mean returns: `return` of the policy before it adapts, `adapted_return`.
+    """
+
+    def loss(params: Params, bootstrap_params: Params, key: jax.Array) -> Any:
+        batch = play(network, config, env, params, key)
+        return policy_loss(network, config, params, bootstrap_params, batch)
+
+    keys = jax.random.split(key, config.inner_steps + 1)
+    args = (params, keys[:-1], keys[-1], config.inner_rate)
+    keywords = dict(first_order=config.first_order, has_aux=True)
+    total, (before, after) = maml_loss(loss, loss, *args, **keywords)
+    return total, {"return": before[0].mean(), "adapted_return": after.mean()}
+
+
+def adapt_policy(
+    network: Any, config: Config, params: Params, env: Any, key: jax.Array
+) -> Params:
+    """The parameters after `config.inner_steps` steps in one environment."""
+    config = cfg.as_arrays(config)
+
+    def loss(params: Params, bootstrap_params: Params, key: jax.Array) -> jax.Array:
+        batch = play(network, config, env, params, key)
+        return policy_loss(network, config, params, bootstrap_params, batch)[0]
+
+    keys = jax.random.split(key, config.inner_steps)
+    return adapt(loss, params, keys, config.inner_rate)
+
+
+def init(network: Any, config: Config, draw_task: DrawTask, key: jax.Array) -> State:
+    """Fresh parameters and optimiser; ValueError if actions are masked."""
+    params_key, key = jax.random.split(key)
+    spec = jax.eval_shape(draw_task, key).spec
+    distributions.check_unmasked("maml", spec)
+    params = network.init(params_key, jnp.zeros((1, *spec.obs_shape), spec.obs_dtype))
+    optimizer = optimizers.clipped_adam(config, on_policy.EPS)
+    return State(params, optimizer.init(ravel_pytree(params)[0]), key)
+
+
+def run(
+    network: Any,
+    config: Config,
+    draw_task: DrawTask,
+    state: State,
+    iterations: int,
+) -> tuple[State, Metrics]:
+    """Updates of the initial parameters, each along the gradient of a batch of tasks.
+
+    Args:
+      network: as in :func:`policy_loss`, for instance `networks.ActorCritic`.
+      config: sizes and hyperparameters.
+      draw_task: `key -> env`, a batched environment whose parameters are drawn.
+      state: of `init`, or where the last run ended: two runs equal one long one.
+      iterations: how many updates.
+
+    Returns:
+      The new state, and metrics `[iterations]`, means over the tasks.
+
+    References:
+      Finn et al. (2017), algorithm 3, https://arxiv.org/abs/1703.03400
+    """
+    config = cfg.as_arrays(config)
+
+    def step(state: State, _: None) -> tuple[State, Metrics]:
+        key, task_key, play_key = jax.random.split(state.key, 3)
+        tasks = jax.vmap(draw_task)(jax.random.split(task_key, config.num_tasks))
+        keys = jax.random.split(play_key, config.num_tasks)
+
+        def loss(params: Params) -> tuple[jax.Array, Metrics]:
+            of_one = functools.partial(task_loss, network, config, params)
+            losses, metrics = jax.vmap(of_one)(tasks, keys)
+            return losses.mean(), jax.tree.map(jnp.mean, metrics)
+
+        rate: Any = config.learning_rate
+        args = (config, rate, loss, state.params, state.opt_state)
+        params, opt_state, metrics = on_policy.descend(*args)
+        return State(params, opt_state, key), metrics
+
+    state = state._replace(key=prng.unrolled(state.key))
+    state, metrics = jax.lax.scan(step, state, None, iterations)
+    return state._replace(key=prng.plain(state.key)), metrics

@@ -1,0 +1,258 @@
+"""Policies and values as flax modules; observations of any shape and dtype."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import distrax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rljax.networks import distributions
+from rljax.networks.layers import MLP, Encoder, NoisyDense, dense, orthogonal
+from rljax.types import Box, Discrete, Levels, States
+
+
+class PolicyHead(nn.Module):
+    """Features to a distribution over actions: categorical or Gaussian."""
+
+    action: Discrete | Box
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> distrax.Distribution:
+        """Map `[..., features]` to a distribution of batch shape `[...]`."""
+        if isinstance(self.action, Discrete):
+            return distrax.Categorical(dense(self.action.num_actions, 0.01)(x))
+        size = math.prod(self.action.shape)
+        mean = dense(size, 0.01)(x)
+        log_std = self.param("log_std", nn.initializers.zeros, (size,), jnp.float32)
+        return distributions.gaussian(mean, log_std, self.action)
+
+
+class ValueHead(nn.Module):
+    """Features to state values."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[..., features]` to `[...]`."""
+        return dense(1, 1.0)(x)[..., 0]
+
+
+class Actor(nn.Module):
+    """Observations to a distribution over actions."""
+
+    obs_ndim: int
+    action: Discrete | Box
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+    convolution: bool = True  # of images
+    reading: States | Levels | None = None  # of observations
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> distrax.Distribution:
+        """Map `[..., *obs_shape]` to a distribution of batch shape `[...]`."""
+        x = Encoder(self.obs_ndim, convolution=self.convolution, reading=self.reading)(
+            obs
+        )
+        x = MLP(self.hidden_sizes, self.activation)(x)
+        policy: Any = PolicyHead(self.action)(x)
+        if not (isinstance(self.action, Discrete) and self.action.masked):
+            return policy
+        flags = slice(-self.action.num_actions, None)  # the same at every pixel
+        legal = obs[(..., *[0] * (self.obs_ndim - 1), flags)] > 0
+        return distributions.masked(policy.logits, legal)
+
+
+class Critic(nn.Module):
+    """Observations to state values."""
+
+    obs_ndim: int
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+    convolution: bool = True  # of images
+    scale: float = 1.0  # of the last layer's first weights
+    reading: States | Levels | None = None  # of observations
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        """Map `[..., *obs_shape]` to `[...]`."""
+        x = Encoder(self.obs_ndim, convolution=self.convolution, reading=self.reading)(
+            obs
+        )
+        x = MLP(self.hidden_sizes, self.activation)(x)
+        return dense(1, self.scale)(x)[..., 0]
+
+
+class ActorCritic(nn.Module):
+    """Observations to a policy and a value, from features that both share."""
+
+    obs_ndim: int
+    action: Discrete | Box
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+    reading: States | Levels | None = None  # of observations
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> tuple[distrax.Distribution, jax.Array]:
+        """Map `[..., *obs_shape]` to a distribution and a value of shape `[...]`."""
+        x = MLP(self.hidden_sizes, self.activation)(
+            Encoder(self.obs_ndim, reading=self.reading)(obs)
+        )
+        return PolicyHead(self.action)(x), ValueHead()(x)
+
+
+class QNetwork(nn.Module):
+    """Action values; dueling: Wang et al. (2016), https://arxiv.org/abs/1511.06581."""
+
+    obs_ndim: int
+    num_actions: int
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "relu"
+    dueling: bool = False
+    noisy: bool = False
+    num_outputs: int = 1  # per action: atoms or quantiles of its return
+    layer_norm: bool = False
+    reading: States | Levels | None = None  # of observations
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        """Map `[..., *obs_shape]` to `[..., num_actions]`.
+
+        With more than one output per action to `[..., num_actions, num_outputs]`.
+        """
+        x = Encoder(self.obs_ndim, self.layer_norm, reading=self.reading)(obs)
+        x = MLP(self.hidden_sizes, self.activation, self.noisy, self.layer_norm)(x)
+
+        def head(actions: int, name: str | None = None) -> jax.Array:
+            size = actions * self.num_outputs
+            layer = NoisyDense(size, name=name) if self.noisy else dense(size, 1, name)
+            return layer(x).reshape(*x.shape[:-1], actions, self.num_outputs)
+
+        if self.dueling:
+            value, advantage = head(1, "value"), head(self.num_actions, "advantage")
+            q = value + advantage - advantage.mean(axis=-2, keepdims=True)
+        else:
+            q = head(self.num_actions)
+        return q if self.num_outputs > 1 else q[..., 0]
+
+
+class TanhGaussianActor(nn.Module):
+    """Observations to a Gaussian squashed into the bounds of the actions.
+
+    Haarnoja et al. (2018), https://arxiv.org/abs/1801.01290, appendix C.
+    """
+
+    obs_ndim: int
+    action: Box
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    activation: str = "relu"
+    reading: States | Levels | None = None  # of observations
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> distrax.Transformed:
+        """Map `[..., *obs_shape]` to a distribution over `[..., D]`."""
+        x = MLP(self.hidden_sizes, self.activation)(
+            Encoder(self.obs_ndim, reading=self.reading)(obs)
+        )
+        size = math.prod(self.action.shape)
+        mean, log_std = jnp.split(dense(2 * size, 0.01)(x), 2, axis=-1)
+        log_std = jnp.clip(log_std, -10.0, 2.0)
+        return distributions.tanh_gaussian(mean, log_std, self.action)
+
+
+class DeterministicActor(nn.Module):
+    """Observations to actions inside their bounds, which tanh approaches."""
+
+    obs_ndim: int
+    action: Box
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    activation: str = "relu"
+    reading: States | Levels | None = None  # of observations
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        """Map `[..., *obs_shape]` to `[..., D]`."""
+        x = MLP(self.hidden_sizes, self.activation)(
+            Encoder(self.obs_ndim, reading=self.reading)(obs)
+        )
+        middle, half = distributions.middle_and_half(self.action)
+        return middle + half * nn.tanh(dense(math.prod(self.action.shape), 0.01)(x))
+
+
+class ContinuousQ(nn.Module):
+    """Values of continuous actions."""
+
+    obs_ndim: int
+    action: Box
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    activation: str = "relu"
+    reading: States | Levels | None = None  # of observations
+
+    @nn.compact
+    def __call__(self, obs: jax.Array, action: jax.Array) -> jax.Array:
+        """Map `[..., *obs_shape]` and `[..., D]` to `[...]`."""
+        middle, half = distributions.middle_and_half(self.action)
+        x = Encoder(self.obs_ndim, reading=self.reading)(obs)
+        x = jnp.concatenate([x, (action - middle) / half], axis=-1)
+        x = MLP(self.hidden_sizes, self.activation)(x)
+        return dense(1, 1.0)(x)[..., 0]
+
+
+class Ensemble(nn.Module):
+    """Several networks of one kind, each with parameters of its own."""
+
+    network: Callable[..., nn.Module]  # takes a name
+    size: int
+
+    @nn.compact
+    def __call__(self, *inputs: jax.Array) -> jax.Array:
+        """Stack the outputs `[...]` to `[size, ...]`."""
+        members = [self.network(name=f"member_{i}") for i in range(self.size)]
+        return jnp.stack([member(*inputs) for member in members])
+
+
+class CosineEmbedding(nn.Module):
+    """Features of fractions in [0, 1]: eq. 4 of Dabney et al. (2018)."""
+
+    features: int
+    size: int = 64  # cosines
+
+    @nn.compact
+    def __call__(self, fractions: jax.Array) -> jax.Array:
+        """Map `[N]` to `[N, features]`."""
+        cosines = jnp.cos(
+            jnp.pi * jnp.arange(self.size, dtype=jnp.float32) * fractions[:, None]
+        )
+        return nn.relu(dense(self.features, math.sqrt(2))(cosines))
+
+
+class ImplicitQuantileNetwork(nn.Module):
+    """Quantiles of the return at given fractions, the same for a whole batch.
+
+    Dabney et al. (2018), https://arxiv.org/abs/1806.06923: the embedded fractions
+    multiply the features of the observation. Here this comes after all hidden layers,
+    not before the last one: then many fractions cost little more than one, and the
+    mean over them is as exact as a plain action value.
+    """
+
+    obs_ndim: int
+    num_actions: int
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "relu"
+    embedding_size: int = 64
+    reading: States | Levels | None = None  # of observations
+
+    @nn.compact
+    def __call__(self, obs: jax.Array, fractions: jax.Array) -> jax.Array:
+        """Map `[..., *obs_shape]` and `[N]` to `[..., N, num_actions]`."""
+        x = Encoder(self.obs_ndim, reading=self.reading)(obs)
+        x = MLP(self.hidden_sizes, self.activation)(x)
+        embedded = CosineEmbedding(x.shape[-1], self.embedding_size)(fractions)
+        shape = (x.shape[-1], self.num_actions)
+        kernel = self.param("kernel", orthogonal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
+        # The head's weights take the product in place of the features: the fractions
+        # are then columns of one matrix, whatever the size of the batch.
+        weights = embedded.T[:, :, None] * kernel[:, None, :]  # [features, N, actions]
+        return jnp.tensordot(x, weights, axes=1) + bias

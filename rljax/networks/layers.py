@@ -1,0 +1,248 @@
+"""Layers that networks are made of, and how their weights start."""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from rljax import prng
+from rljax.networks import observations
+from rljax.types import Levels, Params, States
+
+ACTIVATIONS = {
+    "tanh": nn.tanh,
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "gelu": nn.gelu,
+    "elu": nn.elu,
+}
+
+
+def orthogonal(scale: float = 1.0) -> Callable[..., jax.Array]:
+    """Orthogonal initialisation in plain XLA operations.
+
+    Equal in distribution to `jax.nn.initializers.orthogonal`, but without LAPACK's
+    QR, which can deadlock under `vmap` on CPU. The polar factor of a Gaussian matrix
+    is uniform over orthogonal ones, since rotating the matrix rotates the factor. The
+    iteration of Bjorck and Bowie (1971, https://doi.org/10.1137/0708036) finds it:
+    each step takes a singular value s in (0, sqrt(3)) to s (3 - s^2) / 2. Fifty steps
+    take one of 1e-8 to 1. The greatest one of the start is below 1 but for an
+    excess of 4 over the bound of Davidson and Szarek (2001, theorem II.13), and
+    below sqrt(3) in all but 1 of 10^15 draws.
+
+    Args:
+      scale: factor on the result.
+
+    Returns:
+      A flax initialiser: the last axis is the output, all others the input.
+
+    Example:
+      >>> w = orthogonal()(jax.random.key(0), (8, 3))
+      >>> bool(jnp.allclose(w.T @ w, jnp.eye(3), atol=1e-6))
+      True
+    """
+
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+        inputs, outputs = math.prod(shape[:-1]), shape[-1]
+        tall = (max(inputs, outputs), min(inputs, outputs))
+        precise = jnp.promote_types(dtype, jnp.float32)
+        gaussian = jax.random.normal(prng.unrolled(key), tall, precise)
+
+        def orthonormalise(_: jax.Array, a: jax.Array) -> jax.Array:
+            return 1.5 * a - 0.5 * a @ (a.T @ a)
+
+        bound = math.sqrt(inputs) + math.sqrt(outputs) + 4
+        q = jax.lax.fori_loop(0, 50, orthonormalise, gaussian / bound)
+        q = q if inputs >= outputs else q.T
+        return (scale * q).reshape(shape).astype(dtype)
+
+    return init
+
+
+def dense(features: int, scale: float, name: str | None = None) -> nn.Dense:
+    """A linear layer with orthogonal weights and zero bias."""
+    return nn.Dense(features, kernel_init=orthogonal(scale), name=name)
+
+
+def valid_convolution(
+    images: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated` for stride 1 without padding, quick on CPU.
+
+    There XLA computes the gradient of a convolution's kernel in plain loops, hundreds
+    of times slower than one product of matrices with the image's patches.
+
+    Args:
+      images: `[B, height, width, channels]`.
+      kernel: `[rows, columns, channels, features]`.
+      *args: strides and so on, for the other backends.
+      **kwargs: likewise.
+
+    Returns:
+      `[B, height - rows + 1, width - columns + 1, features]`.
+    """
+    if jax.default_backend() != "cpu":
+        return jax.lax.conv_general_dilated(images, kernel, *args, **kwargs)
+    rows, columns, _, features = kernel.shape
+    height, width = images.shape[1] - rows + 1, images.shape[2] - columns + 1
+    patches = [
+        images[:, i : i + height, j : j + width]
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, features)
+
+
+class LayerNorm(nn.Module):
+    """Over the last axis, by Ba et al. (2016), https://arxiv.org/abs/1607.06450.
+
+    As in flax, but quick on CPU for few features, such as the channels of an image:
+    there XLA takes several times as long for their sums as for one product of matrices.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[..., features]` to the same shape."""
+        size = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (size,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (size,), jnp.float32)
+        by_product = size <= 32 and jax.default_backend() == "cpu"
+
+        def mean(x: jax.Array) -> jax.Array:
+            if by_product:
+                average = jnp.full((size, size), 1.0 / size, x.dtype)
+                # Known to XLA as a constant, this gave wrong numbers in a vmapped loop.
+                return x @ jax.lax.optimization_barrier(average)
+            return x.mean(axis=-1, keepdims=True)
+
+        x = x - mean(x)
+        return x * jax.lax.rsqrt(mean(x * x) + 1e-6) * scale + bias
+
+
+class Encoder(nn.Module):
+    """Observation to a flat float vector: by a convolution for images.
+
+    Images are `[height, width, channels]`, as MinAtar's 10 x 10 planes; the
+    convolution is that of Young and Tian (2019), https://arxiv.org/abs/1903.03176.
+    """
+
+    obs_ndim: int
+    layer_norm: bool = False  # over an image's channels
+    convolution: bool = True  # else images are flattened as they are
+    reading: States | Levels | None = None  # of observations: `Spec.reading`
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        """Map `[..., *obs_shape]` to `[..., features]`."""
+        x = observations.read(self.reading, obs, self.obs_ndim)
+        if self.obs_ndim == 3 and self.convolution:
+            kernel = orthogonal(math.sqrt(2))
+            convolution = nn.Conv(
+                features=16,
+                kernel_size=(3, 3),
+                padding="VALID",
+                kernel_init=kernel,
+                conv_general_dilated=valid_convolution,
+            )
+            x = convolution(x)
+            x = nn.relu(LayerNorm()(x) if self.layer_norm else x)
+        return x.reshape(*obs.shape[: obs.ndim - self.obs_ndim], -1)
+
+
+class NoisyDense(nn.Module):
+    """A linear layer whose weights have learnt noise, if they come `with_noise`.
+
+    Factorised noise of Fortunato et al. (2018), https://arxiv.org/abs/1706.10295,
+    section 3, the same for a whole batch.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[..., inputs]` to `[..., features]`."""
+        bound = 1 / math.sqrt(x.shape[-1])
+        mean = nn.initializers.uniform(2 * bound)
+        scale = nn.initializers.constant(0.5 * bound)
+
+        def layer(name: str, init: Any) -> nn.Dense:
+            def centred(*args: Any) -> jax.Array:
+                return init(*args) - (bound if init is mean else 0.0)
+
+            kwargs: dict[str, Any] = dict(kernel_init=centred, bias_init=centred)
+            return nn.Dense(self.features, name=name, **kwargs)
+
+        means, scales = layer("mean", mean), layer("scale", scale)
+        if not self.has_variable("noise", "inputs"):
+            scales(x)  # its parameters exist all the same
+            return means(x)
+        inputs = self.get_variable("noise", "inputs")
+        outputs = self.get_variable("noise", "outputs")
+        return means(x) + scales(x * inputs) * outputs
+
+
+def with_noise(params: Params, key: jax.Array, factored: bool = False) -> Params:
+    """Parameters of a network with noise in the layers that are a `NoisyDense`.
+
+    Args:
+      params: of a flax network; as they are they mean no noise.
+      key: `[]` typed key, consumed here.
+      factored: keep the noise apart, which costs every layer a second product, so
+        that `per_transition_grad_norms` sees how the parameters enter. The outputs
+        are the same.
+
+    Returns:
+      What the network's `apply` takes in place of `params`: every use has the same
+      noise.
+
+    Example:
+      >>> layer = NoisyDense(2)
+      >>> params = layer.init(jax.random.key(0), jnp.zeros(3))
+      >>> layer.apply(with_noise(params, jax.random.key(1)), jnp.ones(3)).shape
+      (2,)
+    """
+    flat: dict[Any, Any] = traverse_util.flatten_dict(params["params"])
+    layers = sorted(path[:-2] for path in flat if path[-2:] == ("scale", "kernel"))
+    if not layers:
+        return params
+    sizes = [size for layer in layers for size in flat[*layer, "scale", "kernel"].shape]
+    draws = jax.random.normal(key, (sum(sizes),), jnp.float32)  # all at once
+    # The sign times the root of the absolute value, but with roots as the last costly
+    # step: XLA repeats whatever comes after one for every element of a weight.
+    factors = jnp.sqrt(jnp.maximum(draws, 0.0)) - jnp.sqrt(jnp.maximum(-draws, 0.0))
+    ends, noise = itertools.accumulate(sizes), {}
+    parts = iter([factors[end - n : end] for n, end in zip(sizes, ends, strict=True)])
+    for layer in layers:
+        inputs, outputs = next(parts), next(parts)
+        if factored:
+            noise |= {(*layer, "inputs"): inputs, (*layer, "outputs"): outputs}
+        else:
+            mean, scale = (flat[*layer, n, "kernel"] for n in ("mean", "scale"))
+            flat[*layer, "mean", "kernel"] = mean + scale * (inputs[:, None] * outputs)
+            mean, scale = (flat[*layer, n, "bias"] for n in ("mean", "scale"))
+            flat[*layer, "mean", "bias"] = mean + scale * outputs
+    noise, flat = (traverse_util.unflatten_dict(x) for x in (noise, flat))
+    return {"params": flat, "noise": noise}
+
+
+class MLP(nn.Module):
+    """Linear layers, each followed by the activation."""
+
+    hidden_sizes: tuple[int, ...]
+    activation: str
+    noisy: bool = False
+    layer_norm: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[..., features]` to `[..., hidden_sizes[-1]]`."""
+        for size in self.hidden_sizes:
+            layer = NoisyDense(size) if self.noisy else dense(size, math.sqrt(2))
+            x = LayerNorm()(layer(x)) if self.layer_norm else layer(x)
+            x = ACTIVATIONS[self.activation](x)
+        return x

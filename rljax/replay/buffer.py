@@ -1,0 +1,363 @@
+"""Replay on device: ring buffers, uniform or prioritised, as pure functions.
+
+A step is stored once. What follows it is the next row's observation, but for two cases
+that have a place of their own: what followed the newest row, and what followed a step
+cut by the time limit, after which the next row belongs to another episode.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from rljax import config as cfg
+from rljax import prng
+from rljax.replay import sum_tree
+from rljax.types import Box, Rollout, Spec
+
+_LEAST = 1e-30  # in place of the sum or the probability of what is empty
+
+
+class Steps(NamedTuple):
+    """What is stored of each step, `[rows, N, ...]`."""
+
+    obs: Any
+    action: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    memory: Any  # the agent's, before acting; () for feed-forward agents
+
+
+class Replay(NamedTuple):
+    """The last rows of N environments."""
+
+    steps: Steps
+    head: Any  # [N, ...] what followed the newest row
+    finals: Any  # [F, ...] what followed steps that the time limit cut
+    final: jax.Array  # [rows, N] int32, which of all those steps this one is
+    num_finals: jax.Array  # [] int32, how many there were, modulo a multiple of F
+    added: jax.Array  # [] int32, rows ever added, modulo twice their number
+    tree: sum_tree.SumTree | None  # priorities, [rows * N]; None: uniform
+    max_priority: jax.Array  # [] float32, the greatest one ever given
+
+
+class Windows(NamedTuple):
+    """Up to n steps each, cut where episode or buffer end; `[B, ...]`."""
+
+    obs: Any  # where the window starts
+    action: jax.Array  # taken there
+    reward: jax.Array  # [B, n], 0 beyond the window
+    num_steps: jax.Array  # [B] int32, 1 to n
+    terminated: jax.Array  # [B] at the window's last step
+    next_obs: Any  # the last step's true successor; of no meaning if it terminated
+
+
+class Sample(NamedTuple):
+    """What `sample` draws."""
+
+    index: jax.Array  # [B] int32, for `update_priorities`
+    windows: Windows
+    probability: jax.Array  # [B] of each draw
+
+
+def validate(config: Any) -> None:
+    """Raise ValueError if the config's capacity does not suit its rollouts."""
+    cfg.check_count(config, "capacity", high=2**30)  # rows are counted to twice that
+    steps = config.num_envs * config.rollout_length
+    if config.capacity % steps:
+        raise ValueError(
+            f"capacity={config.capacity}: must be a multiple of "
+            f"num_envs * rollout_length = {steps}"
+        )
+
+
+def init(
+    spec: Spec, num_envs: int, capacity: int, prioritized: bool, memory: Any = ()
+) -> Replay:
+    """An empty buffer.
+
+    Args:
+      spec: of the environment; observations keep their dtype.
+      num_envs: N.
+      capacity: steps to hold, of all environments together; a multiple of N.
+      prioritized: keep priorities.
+      memory: the agent's memory of N environments, `[N, ...]`, if it has one.
+
+    Returns:
+      The buffer.
+    """
+    rows = capacity // num_envs
+    boxed = isinstance(spec.action, Box)
+    action_shape = spec.action.shape if isinstance(spec.action, Box) else ()
+    # Of `max_steps` steps in a row at most one is truncated.
+    num_finals = num_envs * min(rows, rows // spec.max_steps + 1)
+
+    def zeros(*shape: int, dtype: Any = jnp.float32) -> jax.Array:
+        return jnp.zeros(shape, dtype)
+
+    lead = (rows, num_envs)
+    return Replay(
+        steps=Steps(
+            obs=zeros(*lead, *spec.obs_shape, dtype=spec.obs_dtype),
+            action=zeros(*lead, *action_shape, dtype="float32" if boxed else "int32"),
+            reward=zeros(*lead),
+            terminated=zeros(*lead, dtype=bool),
+            truncated=zeros(*lead, dtype=bool),
+            memory=jax.tree.map(lambda x: zeros(rows, *x.shape, dtype=x.dtype), memory),
+        ),
+        head=zeros(num_envs, *spec.obs_shape, dtype=spec.obs_dtype),
+        finals=zeros(num_finals, *spec.obs_shape, dtype=spec.obs_dtype),
+        final=zeros(*lead, dtype=jnp.int32),
+        num_finals=zeros(dtype=jnp.int32),
+        added=zeros(dtype=jnp.int32),
+        tree=sum_tree.init(rows * num_envs) if prioritized else None,
+        max_priority=jnp.ones((), jnp.float32),
+    )
+
+
+def size(replay: Replay) -> jax.Array:
+    """Steps held, `[]` int32."""
+    rows, num_envs = replay.final.shape
+    return jnp.minimum(replay.added, rows) * num_envs
+
+
+def add(replay: Replay, rollout: Rollout, length: int = 1) -> Replay:
+    """Write a rollout over the oldest rows.
+
+    Args:
+      replay: the buffer.
+      rollout: `[T, N, ...]`; always the same T, which divides the number of rows, so
+        that a write is one contiguous block, in place inside a scan.
+      length: of the sequences that will be drawn by priority. A step gets the
+        greatest priority so far once that many rows from it on are there.
+
+    Returns:
+      The buffer with the rollout.
+
+    Raises:
+      ValueError: T does not divide the number of rows.
+    """
+    (rows, num_envs), num_new = replay.final.shape, len(rollout.reward)
+    if rows % num_new:
+        raise ValueError(
+            f"capacity={rows * num_envs}: must be a multiple of num_envs * "
+            f"rollout_length = {num_envs * num_new}"
+        )
+    row = replay.added % rows
+
+    def put(x: jax.Array, new: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), row, 0)
+
+    cut = (rollout.truncated & ~rollout.terminated).reshape(-1)
+    num_slots = len(replay.finals)
+    final = replay.num_finals + jnp.cumsum(cut, dtype=jnp.int32) - 1
+    if cut.size > num_slots:  # of two that would go to one slot the later one does
+        cut &= final[-1] - final < num_slots
+    slot = jnp.where(cut, final % num_slots, num_slots)
+    ends = rollout.next_obs.reshape(-1, *rollout.next_obs.shape[2:])
+    added = replay.added + num_new
+    if not jax.tree.leaves(replay.steps.memory):  # made without room for it
+        rollout = rollout._replace(memory=())
+    new = Steps(*(getattr(rollout, name) for name in Steps._fields))
+    return replay._replace(
+        steps=jax.tree.map(put, replay.steps, new),
+        head=rollout.next_obs[-1],
+        finals=replay.finals.at[slot].set(ends, mode="drop"),
+        final=put(replay.final, final.reshape(num_new, num_envs)),
+        num_finals=(final[-1] + 1) % _turns(num_slots),
+        added=jnp.where(added >= 2 * rows, added - rows, added),
+        tree=None if replay.tree is None else _add_priorities(replay, num_new, length),
+    )
+
+
+def _add_priorities(replay: Replay, num_new: int, length: int) -> sum_tree.SumTree:
+    """Priority 0 for the new rows, the greatest for those now followed by enough."""
+    rows, num_envs = replay.final.shape
+    assert replay.tree is not None
+
+    def put(row: jax.Array, value: ArrayLike) -> sum_tree.SumTree:
+        index = (row % rows)[:, None] * num_envs + jnp.arange(num_envs)
+        index = jnp.where(row[:, None] >= 0, index, sum_tree.SKIP).reshape(-1)
+        assert tree is not None
+        return sum_tree.update(tree, index, jnp.full(index.shape, value))
+
+    tree, new = replay.tree, replay.added + jnp.arange(num_new)
+    if length > 1:
+        tree = put(new, 0.0)
+    return put(new - (length - 1), replay.max_priority)
+
+
+def sample(replay: Replay, key: jax.Array, batch_size: int, n_step: int = 1) -> Sample:
+    """Draw steps with replacement, uniformly or in proportion to their priorities.
+
+    Args:
+      replay: a buffer that is not empty.
+      key: `[]` typed key, consumed here.
+      batch_size: B.
+      n_step: n, the greatest number of steps in a window.
+
+    Returns:
+      The draws, and what may be seen from each.
+    """
+    index, probability = _draw(replay, key, batch_size)
+    return Sample(index, _windows(replay, index, n_step), probability)
+
+
+def _draw(replay: Replay, key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
+    if replay.tree is None:
+        held = jnp.maximum(size(replay), 1)  # no NaN, nor an infinity, of none
+        probability = jnp.full(num, 1.0 / held, jnp.float32)
+        return prng.indices(key, (num,), held), probability
+    # One draw from each of B equal shares of the mass: less variance, same mean.
+    shares = (jnp.arange(num) + jax.random.uniform(key, (num,), jnp.float32)) / num
+    index = sum_tree.sample(replay.tree, shares)
+    total = jnp.maximum(sum_tree.total(replay.tree), _LEAST)
+    probability = sum_tree.values(replay.tree, index) / total
+    # Always `index`, but known after the tree was read, so that a write there needs
+    # no copy of the tree. XLA on CPU forgets an optimization barrier too early.
+    return jnp.where(probability >= 0, index, 0), probability
+
+
+def windows(replay: Replay, index: jax.Array, n_step: int = 1) -> Windows:
+    """What is known from the steps at `index` `[B]` on.
+
+    A window ends at the end of the episode, or with the newest row: fewer steps then,
+    but never a step of another episode, nor a wrong successor. Rewards are NaN for an
+    index outside the buffer, and where more steps were truncated than `Spec.max_steps`
+    promised, so that the true successor is lost.
+    """
+    inside = (index >= 0) & (index < replay.final.size)
+    found = _windows(replay, jnp.where(inside, index, 0), n_step)
+    return found._replace(reward=jnp.where(inside[:, None], found.reward, jnp.nan))
+
+
+def _windows(replay: Replay, index: jax.Array, n_step: int) -> Windows:
+    """The same for an index within the buffer."""
+    (rows, num_envs), steps = replay.final.shape, replay.steps
+    ahead = (index[:, None] + jnp.arange(n_step) * num_envs) % (rows * num_envs)
+    if n_step == 1:
+        taken = jnp.ones(ahead.shape, bool)
+    else:
+        ended = _take(steps.terminated, ahead) | _take(steps.truncated, ahead)
+        going_on = jnp.cumsum(ended, axis=1) - ended == 0
+        left = (replay.added - 1 - index // num_envs) % rows  # rows after this one
+        taken = going_on & (jnp.arange(n_step) <= left[:, None])
+    num_steps = taken.sum(axis=1, dtype=jnp.int32)
+    last = (index + (num_steps - 1) * num_envs) % (rows * num_envs)
+    reward = _take(steps.reward, ahead) * taken
+    return Windows(
+        obs=_take(steps.obs, index),
+        action=_take(steps.action, index),
+        reward=jnp.where(_lost(replay, last)[:, None], jnp.nan, reward),
+        num_steps=num_steps,
+        terminated=_take(steps.terminated, last),
+        next_obs=_successors(replay, last),
+    )
+
+
+def _turns(num_slots: int) -> int:
+    """What counts of truncated steps are taken modulo, far below int32's end."""
+    return num_slots * (2**30 // num_slots)
+
+
+def _successors(replay: Replay, index: jax.Array) -> jax.Array:
+    """True successors of steps; where one terminated there is none to speak of."""
+    (rows, num_envs), steps = replay.final.shape, replay.steps
+    following = _take(steps.obs, (index + num_envs) % (rows * num_envs))
+    newest = index // num_envs == (replay.added - 1) % rows
+    cut = _cut(replay, index)
+    final = replay.finals[_take(replay.final, index) % len(replay.finals)]
+
+    def where(mask: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, y)
+
+    return where(cut, final, where(newest, replay.head[index % num_envs], following))
+
+
+def _cut(replay: Replay, index: jax.Array) -> jax.Array:
+    """Whether steps were truncated, so that what followed has a place of its own."""
+    steps = replay.steps
+    return _take(steps.truncated, index) & ~_take(steps.terminated, index)
+
+
+def _lost(replay: Replay, index: jax.Array) -> jax.Array:
+    """Whether the place of what followed a truncated step was needed again."""
+    num_slots = len(replay.finals)
+    if num_slots >= replay.final.size:  # one for every step
+        return jnp.zeros(index.shape, bool)
+    since = replay.num_finals - _take(replay.final, index)
+    since = jnp.where(since < 0, since + _turns(num_slots), since)
+    return _cut(replay, index) & (since > num_slots)
+
+
+def _take(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Elements of `[rows, N, ...]` by their number, which is in bounds."""
+    flat = x.reshape(-1, *x.shape[2:])
+    return flat.at[index].get(mode="promise_in_bounds")
+
+
+def sample_sequences(
+    replay: Replay, key: jax.Array, batch_size: int, length: int
+) -> tuple[jax.Array, Rollout, jax.Array]:
+    """Draw sequences of equal length; episodes may end inside.
+
+    Args:
+      replay: a buffer that holds at least `length` rows.
+      key: `[]` typed key, consumed here.
+      batch_size: B.
+      length: T, as given to `add` where there are priorities.
+
+    Returns:
+      `index` `[B]` of the first steps, the sequences `[T, B, ...]` with `extras=()`,
+      and the probability `[B]` of each draw.
+    """
+    rows, num_envs = replay.final.shape
+    if replay.tree is None:
+        held = jnp.minimum(replay.added, rows)
+        starts = jnp.maximum((held - length + 1) * num_envs, 1)
+        start = prng.indices(key, (batch_size,), starts)
+        oldest = (replay.added - held) % rows
+        index = (start + oldest * num_envs) % (rows * num_envs)
+        probability = jnp.full(batch_size, 1.0 / starts, jnp.float32)
+    else:
+        index, probability = _draw(replay, key, batch_size)
+    ahead = (index + jnp.arange(length)[:, None] * num_envs) % (rows * num_envs)
+    steps = jax.tree.map(lambda x: _take(x, ahead), replay.steps)  # [T, B, ...]
+    next_obs = _successors(replay, ahead)
+    reward = jnp.where(_lost(replay, ahead), jnp.nan, steps.reward)
+    steps = steps._replace(reward=reward)
+    sequences = Rollout(*steps[:5], next_obs=next_obs, extras=(), memory=steps.memory)
+    return index, sequences, probability
+
+
+def importance_weights(
+    replay: Replay, probability: jax.Array, beta: ArrayLike
+) -> jax.Array:
+    r"""Weights `[B]` that undo the priorities, the greatest of the batch 1.
+
+    .. math:: w_i = (M P_i)^{-\beta} / \max_j w_j
+
+    M is the number of steps held. Schaul et al. (2016), section 3.4,
+    https://arxiv.org/abs/1511.05952.
+    """
+    times = jnp.maximum(size(replay) * probability, _LEAST)
+    weights = times ** -jnp.asarray(beta)
+    return weights / weights.max()
+
+
+def update_priorities(replay: Replay, index: jax.Array, priority: jax.Array) -> Replay:
+    """Set priorities `[B]`, not negative, of the steps at `index` `[B]`.
+
+    Those are in proportion to the probability: raise them to a power beforehand. 0 is
+    never drawn again until it is overwritten. An index of a step that is not held
+    leaves its priority out.
+    """
+    assert replay.tree is not None
+    held = (index >= 0) & (index < size(replay))
+    tree = sum_tree.update(replay.tree, jnp.where(held, index, sum_tree.SKIP), priority)
+    greatest = jnp.where(held, priority, 0.0).max()
+    return replay._replace(
+        tree=tree, max_priority=jnp.maximum(replay.max_priority, greatest)
+    )

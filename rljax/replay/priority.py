@@ -1,0 +1,206 @@
+"""Which transitions to learn from: uniform, or by TD errors or gradient norms.
+
+Every replay agent samples and takes its gradient here. Its config has `FIELDS`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from rljax import config as cfg
+from rljax.autodiff import per_transition_grad_norms, value_and_grad_with_norms
+from rljax.replay import buffer as replay
+from rljax.replay.buffer import Replay, Windows
+
+PRIORITIES = ("uniform", "td_error", "grad_norm")
+SAMPLERS = ("replay", "large_batch")
+FIELDS = (
+    "priority",
+    "sampler",
+    "batch_size",
+    "n_step",
+    "priority_exponent",
+    "importance_exponent",
+    "large_batch_factor",
+)
+_LEAST = 1e-6  # priority, so that every transition comes up again
+
+# (params, window) -> (loss [], absolute TD error [])
+Loss = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
+
+
+class Batch(NamedTuple):
+    """Transitions to learn from."""
+
+    index: jax.Array  # [B] where they are in the replay
+    windows: Any  # [B, ...] Windows, or sequences as Rollout
+    weights: jax.Array  # [B] of importance sampling
+
+
+class Gradient(NamedTuple):
+    """What one pass over a batch gives."""
+
+    mean: Any  # tree, gradient of the weighted mean loss
+    losses: jax.Array  # [B], not weighted
+    priorities: jax.Array | None  # [B]; None where the replay keeps none
+
+
+def validate(config: Any) -> None:
+    """Raise ValueError naming a field out of range, its value and what is allowed."""
+    cfg.check_choice(config, "priority", PRIORITIES)
+    cfg.check_choice(config, "sampler", SAMPLERS)
+    replay.validate(config)
+    cfg.check_count(config, "batch_size", "warmup_steps", "n_step")
+    cfg.check_count(config, "large_batch_factor")
+    exponents = ("priority_exponent", "importance_exponent")
+    cfg.check_range(config, *exponents, low=0.0, high=1.0)
+    if config.n_step > config.capacity // config.num_envs:
+        raise ValueError(
+            f"n_step={config.n_step}: must be at most capacity / num_envs = "
+            f"{config.capacity // config.num_envs}"
+        )
+    if config.batch_size > config.warmup_steps:
+        raise ValueError(
+            f"batch_size={config.batch_size}: must be at most "
+            f"warmup_steps={config.warmup_steps}"
+        )
+    if config.warmup_steps >= config.total_steps:
+        raise ValueError(
+            f"warmup_steps={config.warmup_steps}: must be below "
+            f"total_steps={config.total_steps}"
+        )
+    if config.sampler == "large_batch" and config.priority == "uniform":
+        raise ValueError(
+            "sampler='large_batch': needs priority='td_error' or 'grad_norm'"
+        )
+
+
+def keeps_priorities(config: Any) -> bool:
+    """Whether the replay has to keep priorities."""
+    return config.priority != "uniform" and config.sampler == "replay"
+
+
+def sample(
+    config: Any,
+    buffer: Replay,
+    key: jax.Array,
+    progress: jax.Array,
+    loss: Loss,
+    params: Any,
+    length: int | None = None,
+) -> Batch:
+    r"""Draw a batch as the config says.
+
+    With `sampler="replay"` uniformly, or by stored priorities: Schaul et al. (2016),
+    https://arxiv.org/abs/1511.05952. With `sampler="large_batch"` a uniform batch
+    several times as large is scored afresh, and a batch of it drawn in proportion to
+    the scores; algorithm 1 of Lahire et al. (2022), https://arxiv.org/abs/2110.01528.
+
+    Args:
+      config: the agent's.
+      buffer: not empty.
+      key: `[]` typed key, consumed here.
+      progress: `[]` 0 to 1, over which the importance exponent grows to 1.
+      loss: of one transition.
+      params: at which a large batch is scored.
+      length: of the sequences to draw; None: windows of `config.n_step` steps.
+
+    Returns:
+      The batch, with weights for an unbiased gradient: at once for a large batch, at
+      the end of training for stored priorities.
+    """
+    if config.sampler == "large_batch":
+        return _large_batch(config, buffer, key, loss, params, length)
+    drawn = _draw(config, buffer, key, config.batch_size, length)
+    if config.priority == "uniform":
+        weights = jnp.ones(config.batch_size, jnp.float32)
+    else:
+        beta = config.importance_exponent
+        beta = beta + (1.0 - beta) * jnp.minimum(progress, 1.0)
+        weights = replay.importance_weights(buffer, drawn.probability, beta)
+    return Batch(drawn.index, drawn.windows, weights)
+
+
+def _draw(
+    config: Any, buffer: Replay, key: jax.Array, size: int, length: int | None
+) -> replay.Sample:
+    if length is None:
+        return replay.sample(buffer, key, size, config.n_step)
+    index, steps, probability = replay.sample_sequences(buffer, key, size, length)
+    sequences: Any = jax.tree.map(lambda x: x.swapaxes(0, 1), steps)  # [B, T, ...]
+    return replay.Sample(index, sequences, probability)
+
+
+def _large_batch(
+    config: Any,
+    buffer: Replay,
+    key: jax.Array,
+    loss: Loss,
+    params: Any,
+    length: int | None,
+) -> Batch:
+    draw_key, pick_key = jax.random.split(key)
+    size = config.batch_size * config.large_batch_factor
+    large = _draw(config, buffer, draw_key, size, length)
+    if config.priority == "grad_norm":
+        scores = per_transition_grad_norms(
+            lambda p, w: loss(p, w)[0], params, large.windows
+        )
+    else:
+        scores = jax.vmap(lambda w: loss(params, w)[1])(large.windows)
+    scores = jax.lax.stop_gradient(scores) + _LEAST
+    # Inverse of the distribution function, one draw from each equal share.
+    mass = jnp.cumsum(scores)
+    shares = jnp.arange(config.batch_size) + jax.random.uniform(
+        pick_key, (config.batch_size,), jnp.float32
+    )
+    pick = jnp.searchsorted(mass, shares / config.batch_size * mass[-1], side="right")
+    pick = jnp.minimum(pick, size - 1)
+    windows = jax.tree.map(lambda x: x[pick], large.windows)
+    return Batch(large.index[pick], windows, scores.mean() / scores[pick])
+
+
+def gradient(config: Any, loss: Loss, params: Any, batch: Batch) -> Gradient:
+    """Gradient of the weighted mean loss; new priorities from the same pass."""
+    if keeps_priorities(config) and config.priority == "grad_norm":
+        losses, mean, norms = value_and_grad_with_norms(
+            lambda p, w: loss(p, w)[0], params, batch.windows, batch.weights
+        )
+        return Gradient(mean, losses, _powered(config, norms))
+
+    def weighted(params: Any) -> Any:
+        losses, errors = jax.vmap(lambda w: loss(params, w))(batch.windows)
+        return jnp.mean(batch.weights * losses), (losses, errors)
+
+    mean, (losses, errors) = jax.grad(weighted, has_aux=True)(params)
+    kept = _powered(config, errors) if keeps_priorities(config) else None
+    return Gradient(mean, losses, kept)
+
+
+def _powered(config: Any, scores: jax.Array) -> jax.Array:
+    scores = jax.lax.stop_gradient(scores)
+    return (scores + _LEAST) ** config.priority_exponent
+
+
+def store(buffer: Replay, batch: Batch, priorities: jax.Array | None) -> Replay:
+    """Keep the new priorities of a batch, if there are any."""
+    if priorities is None:
+        return buffer
+    return replay.update_priorities(buffer, batch.index, priorities)
+
+
+def n_step_return(window: Windows, gamma: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    r"""Return over the steps of one window, and the discount of what follows.
+
+    .. math:: \sum_{k < K} \gamma^k r_k, \quad \gamma^K (1 - d)
+
+    K is the number of steps, d whether the last one terminated the episode. Sutton and
+    Barto (2018), eq. 7.1, without its bootstrap value.
+    """
+    gamma = jnp.asarray(gamma)
+    powers = gamma ** jnp.arange(len(window.reward))
+    discount = gamma**window.num_steps * (1.0 - window.terminated)
+    return jnp.sum(powers * window.reward), discount

@@ -1,0 +1,28 @@
+"""Training programs, and the host's part between their chunks.
+
+checkpoint  train states on disk, complete or not there
+evaluate    returns of whole episodes
+logging     rows of metrics: CSV, console, TensorBoard, Weights & Biases
+plotting    learning curves
+rollout     steps of a policy in a batch of environments, and their simulation
+sharding    seeds over the devices of a process
+train       the one loop: `init`, `run`, `train`
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from rljax._deferred import submodule
+
+if TYPE_CHECKING:  # for editors; a test compares it with the folder
+    from rljax.running import checkpoint as checkpoint
+    from rljax.running import evaluate as evaluate
+    from rljax.running import logging as logging
+    from rljax.running import plotting as plotting
+    from rljax.running import rollout as rollout
+    from rljax.running import sharding as sharding
+    from rljax.running import train as train
+
+
+def __getattr__(name: str) -> Any:
+    """Import a module of the package when it is first asked for."""
+    return submodule(__name__, name)
