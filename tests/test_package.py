@@ -26,6 +26,7 @@ def public(folder):
 
 # Agents have a folder beside the others'; an installed package has them inside.
 ROOMS = {path.parent.name: public(path.parent) for path in FOLDER.glob("*/__init__.py")}
+ROOMS.pop("agents", None)
 MODULES = public(FOLDER) | {"agents"}
 
 LOADED = """
