@@ -6,21 +6,17 @@ Noisy: Fortunato et al. (2018), https://arxiv.org/abs/1706.10295.
 """
 
 import dataclasses
-import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rljax import config as cfg
 from rljax import losses, networks
+from rljax.contracts import Network
 from rljax.learners import q_learner
-from rljax.learners.q_learner import State
-from rljax.networks import distributions, layers
-from rljax.replay import Windows, priority
-from rljax.types import Agent, Metrics, Params, Rollout, Spec
+from rljax.learners.q_learner import Head, Keys, Outputs, Step
+from rljax.types import Agent, Spec
 
-# A reward of 1 or -1 at every step adds up to 100 or -100 with gamma = 0.99.
 PRESETS: dict[str, cfg.Preset] = {
     "CartPole-v1": cfg.Preset(dict(value_min=0.0, value_max=100.0)),
     "Acrobot-v1": cfg.Preset(dict(value_min=-100.0, value_max=0.0)),
@@ -81,29 +77,19 @@ def make(spec: Spec) -> Agent:
     Raises:
       ValueError: the actions are not discrete.
     """
-    q_learner.check_discrete("c51", spec)
-    return Agent(
-        init=lambda config, key: q_learner.init(
-            spec, config, network(spec, config), key
-        ),
-        memory=lambda config, num_envs: (),
-        act=functools.partial(act, spec),
-        observe=q_learner.observe,
-        update=functools.partial(update, spec),
-        q_values=functools.partial(q_values, spec),
-    )
+    return q_learner.make("c51", spec, HEAD)
 
 
-def network(spec: Spec, config: Config) -> Any:
+def network(spec: Spec, config: Config) -> Network:
     """The network of the returns' logits, `[..., num_actions, num_atoms]`."""
     return networks.QNetwork(
-        len(spec.obs_shape),
-        q_learner.check_discrete("c51", spec),
-        config.hidden_sizes,
-        config.activation,
-        config.dueling,
-        config.noisy,
-        config.num_atoms,
+        obs_ndim=len(spec.obs_shape),
+        num_actions=q_learner.num_actions(spec),
+        num_outputs=config.num_atoms,
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        dueling=config.dueling,
+        noisy=config.noisy,
         reading=spec.reading,
     )
 
@@ -119,66 +105,44 @@ def means(config: Config, logits: jax.Array) -> jax.Array:
 
 
 def loss(
-    spec: Spec,
-    config: Config,
-    params: Params,
-    bootstrap_params: Params,
-    window: Windows,
-    key: jax.Array,
+    config: Config, online: Outputs, target: Outputs, step: Step, keys: Keys
 ) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy of one transition, `[]`, which is also its error for priorities.
 
     Rainbow takes the Kullback-Leibler divergence, https://arxiv.org/abs/1710.02298:
     less by the entropy of the target, which has no gradient here.
-
-    The semi-gradient is the gradient with respect to `params` alone: what the
-    target takes from `bootstrap_params` stays differentiable for meta-gradients.
     """
-    apply, (key, target_key) = network(spec, config).apply, jax.random.split(key)
-    factored = config.priority == "grad_norm"
-    logits = functools.partial(apply, layers.with_noise(params, key, factored))
-    target_params = layers.with_noise(bootstrap_params, target_key)
-    target = functools.partial(apply, target_params)
-    reward, discount = priority.n_step_return(window, config.gamma)
+    del keys  # nothing is drawn
     z = atoms(config)
-    taken = logits(window.obs), window.action, reward, discount
-    args = (z, *taken, z, target(window.next_obs))
     if config.double:
-        q_t_selector = means(config, logits(window.next_obs))
-        total = losses.categorical_double_q_learning(*args, q_t_selector, stop="none")
+        total = losses.categorical_double_q_learning(
+            q_atoms_tm1=z,
+            q_logits_tm1=online(step.obs),
+            a_tm1=step.action,
+            r_t=step.reward,
+            discount_t=step.discount,
+            q_atoms_t=z,
+            q_logits_t=target(step.next_obs),
+            q_t_selector=means(config, online(step.next_obs)),
+            stop="none",
+        )
     else:
-        total = losses.categorical_q_learning(*args, stop="none")
+        total = losses.categorical_q_learning(
+            q_atoms_tm1=z,
+            q_logits_tm1=online(step.obs),
+            a_tm1=step.action,
+            r_t=step.reward,
+            discount_t=step.discount,
+            q_atoms_t=z,
+            q_logits_t=target(step.next_obs),
+            stop="none",
+        )
     return total, total
 
 
-def q_values(spec: Spec, config: Config, state: State, obs: Any) -> jax.Array:
-    """Action values `[..., A]` of observations `[..., *obs_shape]`: mean returns."""
-    return means(config, network(spec, config).apply(state.params, obs))
-
-
-def act(
-    spec: Spec,
-    config: Config,
-    state: State,
-    memory: Any,
-    obs: Any,
-    key: Any,
-    explore: bool,
-) -> tuple[jax.Array, Any, Any]:
-    """Epsilon-greedy in the mean return, or by noisy weights."""
-    key, noise_key = jax.random.split(key)
-    noisy, params = explore and config.noisy, state.params
-    params = layers.with_noise(params, noise_key) if noisy else params
-    q = q_values(spec, config, state._replace(params=params), obs)
-    epsilon = q_learner.epsilon(config, state.step, explore)
-    epsilon = 0.0 if noisy else epsilon
-    return distributions.epsilon_greedy(q, epsilon, key), memory, ()
-
-
-def update(
-    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
-) -> tuple[State, Metrics]:
-    """Learn from samples of the replay."""
-    return q_learner.update(
-        functools.partial(loss, spec, config), config, state, rollout, key
-    )
+HEAD = Head(
+    network=network,
+    values=means,
+    loss=loss,
+    noisy=lambda config: config.noisy,
+)

@@ -9,7 +9,6 @@ Repeated exploring actions: Dabney et al. (2020), https://arxiv.org/abs/2006.017
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +16,12 @@ import optax
 
 from rljax import config as cfg
 from rljax import losses, networks
+from rljax.contracts import Network
 from rljax.learners import q_learner
-from rljax.learners.q_learner import State
-from rljax.networks import distributions, layers
-from rljax.replay import Windows, priority
-from rljax.types import Agent, Metrics, Params, Rollout, Spec
+from rljax.learners.q_learner import Head, Keys, Outputs, Step
+from rljax.learners.q_learner import QState as State
+from rljax.networks import distributions
+from rljax.types import Agent, Extras, Memory, Obs, Spec
 
 PRESETS: dict[str, cfg.Preset] = {
     "MountainCar-v0": cfg.Preset(
@@ -96,102 +96,96 @@ def make(spec: Spec) -> Agent:
     Raises:
       ValueError: the actions are not discrete.
     """
-    q_learner.check_discrete("dqn", spec)
-    return Agent(
-        init=lambda config, key: q_learner.init(
-            spec, config, network(spec, config), key
-        ),
-        memory=memory,
-        act=functools.partial(act, spec),
-        observe=q_learner.observe,
-        update=functools.partial(update, spec),
-        q_values=functools.partial(q_values, spec),
-    )
+    agent = q_learner.make("dqn", spec, HEAD)
+    return agent._replace(memory=memory, act=functools.partial(act, spec))
 
 
-def network(spec: Spec, config: Config) -> Any:
+def network(spec: Spec, config: Config) -> Network:
     """The action values' network."""
     return networks.QNetwork(
-        len(spec.obs_shape),
-        q_learner.check_discrete("dqn", spec),
-        config.hidden_sizes,
-        config.activation,
-        config.dueling,
-        config.noisy,
+        obs_ndim=len(spec.obs_shape),
+        num_actions=q_learner.num_actions(spec),
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        dueling=config.dueling,
+        noisy=config.noisy,
         reading=spec.reading,
     )
 
 
-def td_error(
-    spec: Spec,
-    config: Config,
-    params: Params,
-    bootstrap_params: Params,
-    window: Windows,
-    key: jax.Array,
-) -> jax.Array:
-    """Temporal-difference error of one transition, `[]`.
-
-    The semi-gradient is the gradient with respect to `params` alone: what the
-    target takes from `bootstrap_params` stays differentiable for meta-gradients.
-    """
-    apply, (key, target_key) = network(spec, config).apply, jax.random.split(key)
-    factored = config.priority == "grad_norm"
-    q = functools.partial(apply, layers.with_noise(params, key, factored))
-    target_params = layers.with_noise(bootstrap_params, target_key)
-    target_q = functools.partial(apply, target_params)
-    reward, discount = priority.n_step_return(window, config.gamma)
-    args = (q(window.obs), window.action, reward, discount, target_q(window.next_obs))
+def td_error(config: Config, online: Outputs, target: Outputs, step: Step) -> jax.Array:
+    """Temporal-difference error of one transition, `[]`."""
     if config.munchausen:
-        more = (config.entropy_temperature, config.munchausen_coefficient)
-        target_q_tm1 = target_q(window.obs)
-        return losses.munchausen_q_learning(*args, target_q_tm1, *more, stop="none")
+        return losses.munchausen_q_learning(
+            q_tm1=online(step.obs),
+            a_tm1=step.action,
+            r_t=step.reward,
+            discount_t=step.discount,
+            q_t=target(step.next_obs),
+            target_q_tm1=target(step.obs),
+            entropy_temperature=config.entropy_temperature,
+            munchausen_coefficient=config.munchausen_coefficient,
+            stop="none",
+        )
     if config.double:
-        q_t_selector = q(window.next_obs)
-        return losses.double_q_learning(*args, q_t_selector, stop="none")
-    return losses.q_learning(*args, stop="none")
+        return losses.double_q_learning(
+            q_tm1=online(step.obs),
+            a_tm1=step.action,
+            r_t=step.reward,
+            discount_t=step.discount,
+            q_t_value=target(step.next_obs),
+            q_t_selector=online(step.next_obs),
+            stop="none",
+        )
+    return losses.q_learning(
+        q_tm1=online(step.obs),
+        a_tm1=step.action,
+        r_t=step.reward,
+        discount_t=step.discount,
+        q_t=target(step.next_obs),
+        stop="none",
+    )
 
 
-def memory(config: Config, num_envs: int) -> Any:
-    """What is being repeated in `num_envs` episodes that start: nothing."""
+def loss(
+    config: Config, online: Outputs, target: Outputs, step: Step, keys: Keys
+) -> tuple[jax.Array, jax.Array]:
+    """Half the squared error of one transition, and its absolute value, `[]` each."""
+    del keys  # nothing is drawn
+    error = td_error(config, online, target, step)
+    return optax.l2_loss(error), jnp.abs(error)
+
+
+HEAD = Head(
+    network=network,
+    values=lambda config, q: q,
+    loss=loss,
+    noisy=lambda config: config.noisy,
+)
+
+
+def memory(config: Config, num_envs: int) -> Memory:
+    """Make `[num_envs, 2]` of repeated actions, none yet; `()` if none repeats."""
     repeats = config.max_repeats > 1
     return jnp.zeros((num_envs, 2), jnp.int32) if repeats else ()
-
-
-def q_values(spec: Spec, config: Config, state: State, obs: Any) -> jax.Array:
-    """Action values `[..., A]` of observations `[..., *obs_shape]`."""
-    return network(spec, config).apply(state.params, obs)
 
 
 def act(
     spec: Spec,
     config: Config,
     state: State,
-    memory: Any,
-    obs: Any,
-    key: Any,
+    memory: Memory,
+    obs: Obs,
+    key: jax.Array,
     explore: bool,
-) -> tuple[jax.Array, Any, Any]:
-    """Epsilon-greedy or by noisy weights; an epsilon of its own in evaluation."""
-    key, noise_key = jax.random.split(key)
-    noisy, params = explore and config.noisy, state.params
-    params = layers.with_noise(params, noise_key) if noisy else params
-    q = q_values(spec, config, state._replace(params=params), obs)
-    epsilon = q_learner.epsilon(config, state.step, explore)
-    epsilon = 0.0 if noisy else epsilon
+) -> tuple[jax.Array, Memory, Extras]:
+    """Act epsilon-greedily or by noisy weights; exploring actions may repeat."""
+    q, epsilon, key = q_learner.explore_values(
+        HEAD, spec, config, state=state, obs=obs, key=key, explore=explore
+    )
     if explore and config.max_repeats > 1:
-        args = (q, epsilon, memory, config.max_repeats, key)
-        return *distributions.repeated_epsilon_greedy(*args), ()
+        action, memory = distributions.repeated_epsilon_greedy(
+            q, epsilon, memory, max_repeats=config.max_repeats, key=key
+        )
+        return action, memory, ()
     return distributions.epsilon_greedy(q, epsilon, key), memory, ()
-
-
-def update(
-    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
-) -> tuple[State, Metrics]:
-    """Learn from samples of the replay."""
-
-    def loss(*args: Any) -> tuple[jax.Array, jax.Array]:
-        error = td_error(spec, config, *args)
-        return optax.l2_loss(error), jnp.abs(error)
-
-    return q_learner.update(loss, config, state, rollout, key)

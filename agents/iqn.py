@@ -1,19 +1,16 @@
 """Implicit quantile networks. Dabney et al. (2018), https://arxiv.org/abs/1806.06923."""
 
 import dataclasses
-import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rljax import config as cfg
 from rljax import losses, networks
+from rljax.contracts import Network
 from rljax.learners import q_learner
-from rljax.learners.q_learner import State
-from rljax.networks import distributions
-from rljax.replay import Windows, priority
-from rljax.types import Agent, Metrics, Params, Rollout, Spec
+from rljax.learners.q_learner import Head, Keys, Outputs, Step
+from rljax.types import Agent, Spec
 
 PRESETS: dict[str, cfg.Preset] = {}
 
@@ -69,25 +66,17 @@ def make(spec: Spec) -> Agent:
     Raises:
       ValueError: the actions are not discrete.
     """
-    q_learner.check_discrete("iqn", spec)
-    return Agent(
-        init=functools.partial(init, spec),
-        memory=lambda config, num_envs: (),
-        act=functools.partial(act, spec),
-        observe=q_learner.observe,
-        update=functools.partial(update, spec),
-        q_values=functools.partial(q_values, spec),
-    )
+    return q_learner.make("iqn", spec, HEAD)
 
 
-def network(spec: Spec, config: Config) -> Any:
+def network(spec: Spec, config: Config) -> Network:
     """The network of the return's quantiles."""
     return networks.ImplicitQuantileNetwork(
-        len(spec.obs_shape),
-        q_learner.check_discrete("iqn", spec),
-        config.hidden_sizes,
-        config.activation,
-        config.embedding_size,
+        obs_ndim=len(spec.obs_shape),
+        num_actions=q_learner.num_actions(spec),
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        embedding_size=config.embedding_size,
         reading=spec.reading,
     )
 
@@ -106,70 +95,36 @@ def policy_fractions(config: Config) -> jax.Array:
     return (jnp.arange(number, dtype=jnp.float32) + 0.5) / number
 
 
-def quantile_loss(
-    spec: Spec,
-    config: Config,
-    params: Params,
-    bootstrap_params: Params,
-    window: Windows,
-    key: jax.Array,
-) -> jax.Array:
-    """Quantile regression of one transition, `[]`; eq. 3.
+def loss(
+    config: Config, online: Outputs, target: Outputs, step: Step, keys: Keys
+) -> tuple[jax.Array, jax.Array]:
+    """Quantile regression of one transition, `[]`, twice: also for priorities; eq. 3.
 
-    The transitions of a batch share the key, so the fractions too, which are embedded
+    The transitions of a batch share the keys, so the fractions too, which are embedded
     once for all of them. Each transition's gradient has the same mean as with its own,
     but a batch says little of what lies between: more cosines than fractions, as in
     the paper, leave the quantiles rough, and the mean too rough to choose actions by.
-    The semi-gradient is the gradient with respect to `params` alone: what the
-    target takes from `bootstrap_params` stays differentiable for meta-gradients.
     """
-    apply, (key, target_key) = network(spec, config).apply, jax.random.split(key)
+    key, target_key = keys
     tau = random_fractions(key, config.num_fractions)
     tau_t = random_fractions(target_key, config.num_target_fractions)
-    reward, discount = priority.n_step_return(window, config.gamma)
-    return losses.implicit_quantile_q_learning(
-        *(apply(params, window.obs, tau), tau, window.action, reward, discount),
-        apply(bootstrap_params, window.next_obs, policy_fractions(config)),
-        apply(bootstrap_params, window.next_obs, tau_t),
-        config.huber_kappa,
+    total = losses.implicit_quantile_q_learning(
+        dist_q_tm1=online(step.obs, tau),
+        tau_q_tm1=tau,
+        a_tm1=step.action,
+        r_t=step.reward,
+        discount_t=step.discount,
+        dist_q_t_selector=target(step.next_obs, policy_fractions(config)),
+        dist_q_t=target(step.next_obs, tau_t),
+        huber_param=config.huber_kappa,
         stop="none",
     )
+    return total, total
 
 
-def init(spec: Spec, config: Config, key: jax.Array) -> State:
-    """Fresh network and optimiser, an empty replay."""
-    net = network(spec, config)
-    return q_learner.init(spec, config, net, key, policy_fractions(config))
-
-
-def q_values(spec: Spec, config: Config, state: State, obs: Any) -> jax.Array:
-    """Action values `[..., A]` of observations `[..., *obs_shape]`: mean returns."""
-    apply = network(spec, config).apply
-    return apply(state.params, obs, policy_fractions(config)).mean(axis=-2)
-
-
-def act(
-    spec: Spec,
-    config: Config,
-    state: State,
-    memory: Any,
-    obs: Any,
-    key: Any,
-    explore: bool,
-) -> tuple[jax.Array, Any, Any]:
-    """Epsilon-greedy in the mean return; an epsilon of its own in evaluation."""
-    q = q_values(spec, config, state, obs)
-    epsilon = q_learner.epsilon(config, state.step, explore)
-    return distributions.epsilon_greedy(q, epsilon, key), memory, ()
-
-
-def update(
-    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
-) -> tuple[State, Metrics]:
-    """Learn from samples of the replay."""
-
-    def loss(*args: Any) -> tuple[jax.Array, jax.Array]:
-        value = quantile_loss(spec, config, *args)
-        return value, value
-
-    return q_learner.update(loss, config, state, rollout, key)
+HEAD = Head(
+    network=network,
+    values=lambda config, quantiles: quantiles.mean(axis=-2),
+    loss=loss,
+    inputs=lambda config: (policy_fractions(config),),
+)

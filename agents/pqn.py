@@ -7,7 +7,7 @@ Peng's, Peng and Williams (1996), https://doi.org/10.1007/BF00114731.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,10 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import losses, networks, prng
-from rljax.learners import on_policy, optimizers, q_learner
-from rljax.networks import distributions
-from rljax.running.rollout import values
-from rljax.types import Agent, Metrics, Params, Rollout, Spec
+from rljax import losses, prng
+from rljax.learners import fresh_q_learner, on_policy, optimizers, q_learner
+from rljax.learners.fresh_q_learner import FreshQState as State
+from rljax.types import Agent, Metrics, Obs, Params, Rollout, Spec
 
 _MINATAR = dict(
     learning_rate=5e-4,
@@ -78,18 +77,10 @@ class Config:
         q_learner.validate_epsilon(self)
 
 
-class State(NamedTuple):
-    """What the agent learns and counts."""
+class Targets(NamedTuple):
+    """Transitions with the returns that their values are to predict."""
 
-    params: Params
-    opt_state: Any  # of Adam, over the parameters as one flat vector
-    step: jax.Array  # [] int32, rollouts learned from
-
-
-class Batch(NamedTuple):
-    """Transitions with what their loss needs."""
-
-    obs: jax.Array  # [B, ...]
+    obs: Obs  # [B, ...]
     action: jax.Array  # [B] int32
     target: jax.Array  # [B]
 
@@ -100,27 +91,7 @@ def make(spec: Spec) -> Agent:
     Raises:
       ValueError: the actions are not discrete.
     """
-    q_learner.check_discrete("pqn", spec)
-    return Agent(
-        init=functools.partial(init, spec),
-        memory=lambda config, num_envs: (),
-        act=functools.partial(act, spec),
-        observe=lambda config, state, rollout: state,
-        update=functools.partial(update, spec),
-        q_values=functools.partial(q_values, spec),
-    )
-
-
-def network(spec: Spec, config: Config) -> Any:
-    """The action values' network."""
-    return networks.QNetwork(
-        len(spec.obs_shape),
-        q_learner.check_discrete("pqn", spec),
-        config.hidden_sizes,
-        config.activation,
-        layer_norm=config.layer_norm,
-        reading=spec.reading,
-    )
+    return fresh_q_learner.make("pqn", spec, functools.partial(update, spec))
 
 
 def targets(
@@ -131,54 +102,26 @@ def targets(
     They see other parameters than the loss's gradient does: nothing is stopped, and
     meta-gradients pass.
     """
-    apply = network(spec, config).apply
+    apply = fresh_q_learner.network(spec, config).apply
 
     def greatest(obs: jax.Array) -> jax.Array:
         return jnp.max(apply(bootstrap_params, obs), axis=-1)
 
-    _, v_t = values(greatest, rollout, spec.max_steps)
+    _, v_t = on_policy.bootstrap_values(greatest, rollout, spec.max_steps)
     discount, lambda_ = on_policy.cut(config.gamma, config.lambda_, rollout)
     returns = functools.partial(losses.lambda_returns, stop="none")
-    returns = jax.vmap(returns, in_axes=1, out_axes=1)
-    return returns(rollout.reward, discount, v_t, lambda_)
+    over_envs = jax.vmap(returns, in_axes=1, out_axes=1)
+    return over_envs(rollout.reward, discount, v_t, lambda_)
 
 
 def loss(
-    spec: Spec, config: Config, params: Params, batch: Batch
+    spec: Spec, config: Config, params: Params, batch: Targets
 ) -> tuple[jax.Array, Metrics]:
     """Half the squared error of the targets' prediction, mean over the batch."""
-    q = network(spec, config).apply(params, batch.obs)
+    q = fresh_q_learner.network(spec, config).apply(params, batch.obs)
     chosen = losses.batched_index(q, batch.action)
     total = optax.l2_loss(chosen, batch.target).mean()
     return total, {"loss": total}
-
-
-def init(spec: Spec, config: Config, key: jax.Array) -> State:
-    """Fresh network and optimiser."""
-    obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
-    params = network(spec, config).init(key, obs)
-    opt_state = optimizers.clipped_adam(config).init(ravel_pytree(params)[0])
-    return State(params, opt_state, jnp.zeros((), jnp.int32))
-
-
-def q_values(spec: Spec, config: Config, state: State, obs: Any) -> jax.Array:
-    """Action values `[..., A]` of observations `[..., *obs_shape]`."""
-    return network(spec, config).apply(state.params, obs)
-
-
-def act(
-    spec: Spec,
-    config: Config,
-    state: State,
-    memory: Any,
-    obs: Any,
-    key: Any,
-    explore: bool,
-) -> tuple[jax.Array, Any, Any]:
-    """Epsilon-greedy; an epsilon of its own in evaluation."""
-    q = q_values(spec, config, state, obs)
-    epsilon = q_learner.epsilon(config, state.step, explore)
-    return distributions.epsilon_greedy(q, epsilon, key), memory, ()
 
 
 def update(
@@ -186,17 +129,24 @@ def update(
 ) -> tuple[State, Metrics]:
     """Several epochs of minibatches over one rollout."""
     target = targets(spec, config, state.params, rollout)
-    batch = on_policy.flatten(Batch(rollout.obs, rollout.action, target))
+    batch = Targets(obs=rollout.obs, action=rollout.action, target=target)
     size, steps = target.size, config.num_epochs * config.num_minibatches
     index = prng.permutations(key, config.num_epochs, size).reshape(steps, -1)
     progress = optimizers.progress(config, state.step)
-    rate = optimizers.annealed(config, progress, config.learning_rate)
     flat, unravel = ravel_pytree(state.params)  # one vector: one kernel in Adam
 
-    def of_flat(flat: jax.Array, _: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+    def of_flat(
+        flat: jax.Array, _: jax.Array, batch: Targets
+    ) -> tuple[jax.Array, Metrics]:
         return loss(spec, config, unravel(flat), batch)
 
-    start, optimizer = (flat, state.opt_state), optimizers.clipped_adam(config)
-    args = (of_flat, optimizer, rate, start, batch, index)
-    (flat, opt_state), metrics = on_policy.fit(*args)
-    return State(unravel(flat), opt_state, cfg.next_count(state.step)), metrics
+    (flat, opt_state), metrics = on_policy.fit(
+        of_flat,
+        (flat, state.opt_state),
+        on_policy.flatten(batch),
+        index=index,
+        optimizer=optimizers.clipped_adam(config),
+        rate=optimizers.annealed(config, progress, config.learning_rate),
+    )
+    step = cfg.next_count(state.step)
+    return State(params=unravel(flat), opt_state=opt_state, step=step), metrics

@@ -6,19 +6,16 @@ Noisy: Fortunato et al. (2018), https://arxiv.org/abs/1706.10295.
 """
 
 import dataclasses
-import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rljax import config as cfg
 from rljax import losses, networks
+from rljax.contracts import Network
 from rljax.learners import q_learner
-from rljax.learners.q_learner import State
-from rljax.networks import distributions, layers
-from rljax.replay import Windows, priority
-from rljax.types import Agent, Metrics, Params, Rollout, Spec
+from rljax.learners.q_learner import Head, Keys, Outputs, Step
+from rljax.types import Agent, Spec
 
 PRESETS: dict[str, cfg.Preset] = {}
 
@@ -73,29 +70,19 @@ def make(spec: Spec) -> Agent:
     Raises:
       ValueError: the actions are not discrete.
     """
-    q_learner.check_discrete("qrdqn", spec)
-    return Agent(
-        init=lambda config, key: q_learner.init(
-            spec, config, network(spec, config), key
-        ),
-        memory=lambda config, num_envs: (),
-        act=functools.partial(act, spec),
-        observe=q_learner.observe,
-        update=functools.partial(update, spec),
-        q_values=functools.partial(q_values, spec),
-    )
+    return q_learner.make("qrdqn", spec, HEAD)
 
 
-def network(spec: Spec, config: Config) -> Any:
+def network(spec: Spec, config: Config) -> Network:
     """The network of the returns' quantiles, `[..., num_actions, num_quantiles]`."""
     return networks.QNetwork(
-        len(spec.obs_shape),
-        q_learner.check_discrete("qrdqn", spec),
-        config.hidden_sizes,
-        config.activation,
-        config.dueling,
-        config.noisy,
-        config.num_quantiles,
+        obs_ndim=len(spec.obs_shape),
+        num_actions=q_learner.num_actions(spec),
+        num_outputs=config.num_quantiles,
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        dueling=config.dueling,
+        noisy=config.noisy,
         reading=spec.reading,
     )
 
@@ -107,63 +94,38 @@ def midpoints(config: Config) -> jax.Array:
 
 
 def loss(
-    spec: Spec,
-    config: Config,
-    params: Params,
-    bootstrap_params: Params,
-    window: Windows,
-    key: jax.Array,
+    config: Config, online: Outputs, target: Outputs, step: Step, keys: Keys
 ) -> tuple[jax.Array, jax.Array]:
-    """Quantile regression of one transition; the absolute error of the mean, `[]` each.
-
-    The semi-gradient is the gradient with respect to `params` alone: what the
-    target takes from `bootstrap_params` stays differentiable for meta-gradients.
-    """
-    apply, (key, target_key) = network(spec, config).apply, jax.random.split(key)
-    factored = config.priority == "grad_norm"
-    z = functools.partial(apply, layers.with_noise(params, key, factored))
-    target_params = layers.with_noise(bootstrap_params, target_key)
-    target_z = functools.partial(apply, target_params)
-    reward, discount = priority.n_step_return(window, config.gamma)
-    z_tm1, z_t = z(window.obs).T, target_z(window.next_obs).T
-    selector = z(window.next_obs).T if config.double else z_t
-    taken = window.action, reward, discount
+    """Quantile regression of one transition; its mean's absolute error; `[]` each."""
+    del keys  # nothing is drawn
+    z_tm1, z_t = online(step.obs).T, target(step.next_obs).T
+    selector = online(step.next_obs).T if config.double else z_t
     total = losses.quantile_q_learning(
-        z_tm1, midpoints(config), *taken, selector, z_t, config.huber_kappa, stop="none"
+        dist_q_tm1=z_tm1,
+        tau_q_tm1=midpoints(config),
+        a_tm1=step.action,
+        r_t=step.reward,
+        discount_t=step.discount,
+        dist_q_t_selector=selector,
+        dist_q_t=z_t,
+        huber_param=config.huber_kappa,
+        stop="none",
     )
-    q_tm1, q_t, q_selector = (x.mean(axis=0) for x in (z_tm1, z_t, selector))
-    error = losses.double_q_learning(q_tm1, *taken, q_t, q_selector, stop="none")
+    error = losses.double_q_learning(
+        q_tm1=z_tm1.mean(axis=0),
+        a_tm1=step.action,
+        r_t=step.reward,
+        discount_t=step.discount,
+        q_t_value=z_t.mean(axis=0),
+        q_t_selector=selector.mean(axis=0),
+        stop="none",
+    )
     return total, jnp.abs(error)
 
 
-def q_values(spec: Spec, config: Config, state: State, obs: Any) -> jax.Array:
-    """Action values `[..., A]` of observations `[..., *obs_shape]`: mean returns."""
-    return network(spec, config).apply(state.params, obs).mean(axis=-1)
-
-
-def act(
-    spec: Spec,
-    config: Config,
-    state: State,
-    memory: Any,
-    obs: Any,
-    key: Any,
-    explore: bool,
-) -> tuple[jax.Array, Any, Any]:
-    """Epsilon-greedy in the mean return, or by noisy weights."""
-    key, noise_key = jax.random.split(key)
-    noisy, params = explore and config.noisy, state.params
-    params = layers.with_noise(params, noise_key) if noisy else params
-    q = q_values(spec, config, state._replace(params=params), obs)
-    epsilon = q_learner.epsilon(config, state.step, explore)
-    epsilon = 0.0 if noisy else epsilon
-    return distributions.epsilon_greedy(q, epsilon, key), memory, ()
-
-
-def update(
-    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
-) -> tuple[State, Metrics]:
-    """Learn from samples of the replay."""
-    return q_learner.update(
-        functools.partial(loss, spec, config), config, state, rollout, key
-    )
+HEAD = Head(
+    network=network,
+    values=lambda config, quantiles: quantiles.mean(axis=-1),
+    loss=loss,
+    noisy=lambda config: config.noisy,
+)

@@ -11,7 +11,6 @@ Gallici et al. (2024), https://arxiv.org/abs/2407.04811.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +18,9 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import losses, networks
-from rljax.learners import optimizers, q_learner
+from rljax import losses
+from rljax.learners import fresh_q_learner, on_policy, optimizers, q_learner
+from rljax.learners.fresh_q_learner import FreshQState as State
 from rljax.networks import distributions, layers
 from rljax.types import Agent, Metrics, Params, Rollout, Spec, Transition
 
@@ -59,41 +59,13 @@ class Config:
         cfg.check_choice(self, "activation", tuple(layers.ACTIVATIONS))
 
 
-class State(NamedTuple):
-    """What the agent learns and counts."""
-
-    params: Params
-    opt_state: Any  # of Adam, over the parameters as one flat vector
-    step: jax.Array  # [] int32, rollouts learned from
-
-
 def make(spec: Spec) -> Agent:
     """Make the agent for environments of `spec`.
 
     Raises:
       ValueError: the actions are not discrete.
     """
-    q_learner.check_discrete("sarsa", spec)
-    return Agent(
-        init=functools.partial(init, spec),
-        memory=lambda config, num_envs: (),
-        act=functools.partial(act, spec),
-        observe=lambda config, state, rollout: state,
-        update=functools.partial(update, spec),
-        q_values=functools.partial(q_values, spec),
-    )
-
-
-def network(spec: Spec, config: Config) -> Any:
-    """The action values' network."""
-    return networks.QNetwork(
-        len(spec.obs_shape),
-        q_learner.check_discrete("sarsa", spec),
-        config.hidden_sizes,
-        config.activation,
-        layer_norm=config.layer_norm,
-        reading=spec.reading,
-    )
+    return fresh_q_learner.make("sarsa", spec, functools.partial(update, spec))
 
 
 def next_actions(rollout: Rollout) -> jax.Array:
@@ -107,6 +79,7 @@ def td_error(
     spec: Spec,
     config: Config,
     params: Params,
+    *,
     bootstrap_params: Params,
     transition: Transition,
     next_action: jax.Array,
@@ -119,45 +92,28 @@ def td_error(
     that is taken later. The semi-gradient is the gradient with respect to `params`
     alone: what the target takes from `bootstrap_params` stays differentiable.
     """
-    apply = network(spec, config).apply
-    q_tm1 = apply(params, transition.obs)
+    apply = fresh_q_learner.network(spec, config).apply
     q_t = apply(bootstrap_params, transition.next_obs)
-    discount = config.gamma * (1.0 - transition.terminated)
-    args = (q_tm1, transition.action, transition.reward, discount, q_t)
     if config.expected:
-        probs = distributions.epsilon_greedy_probs(q_t, epsilon)
-        return losses.expected_sarsa(*args, probs, stop="none")
+        return losses.expected_sarsa(
+            q_tm1=apply(params, transition.obs),
+            a_tm1=transition.action,
+            r_t=transition.reward,
+            discount_t=config.gamma * (1.0 - transition.terminated),
+            q_t=q_t,
+            probs_a_t=distributions.epsilon_greedy_probs(q_t, epsilon),
+            stop="none",
+        )
     drawn = distributions.epsilon_greedy(q_t, epsilon, key)
-    next_action = jnp.where(next_action == _UNKNOWN, drawn, next_action)
-    return losses.sarsa(*args, next_action, stop="none")
-
-
-def init(spec: Spec, config: Config, key: jax.Array) -> State:
-    """Fresh network and optimiser."""
-    obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
-    params = network(spec, config).init(key, obs)
-    opt_state = optimizers.clipped_adam(config).init(ravel_pytree(params)[0])
-    return State(params, opt_state, jnp.zeros((), jnp.int32))
-
-
-def q_values(spec: Spec, config: Config, state: State, obs: Any) -> jax.Array:
-    """Action values `[..., A]` of observations `[..., *obs_shape]`."""
-    return network(spec, config).apply(state.params, obs)
-
-
-def act(
-    spec: Spec,
-    config: Config,
-    state: State,
-    memory: Any,
-    obs: Any,
-    key: Any,
-    explore: bool,
-) -> tuple[jax.Array, Any, Any]:
-    """Epsilon-greedy; an epsilon of its own in evaluation."""
-    q = q_values(spec, config, state, obs)
-    epsilon = q_learner.epsilon(config, state.step, explore)
-    return distributions.epsilon_greedy(q, epsilon, key), memory, ()
+    return losses.sarsa(
+        q_tm1=apply(params, transition.obs),
+        a_tm1=transition.action,
+        r_t=transition.reward,
+        discount_t=config.gamma * (1.0 - transition.terminated),
+        q_t=q_t,
+        a_t=jnp.where(next_action == _UNKNOWN, drawn, next_action),
+        stop="none",
+    )
 
 
 def update(
@@ -165,20 +121,42 @@ def update(
 ) -> tuple[State, Metrics]:
     """One gradient step on the rollout."""
     epsilon = q_learner.epsilon(config, state.step, explore=True)
-    rows = Transition(*(getattr(rollout, name) for name in Transition._fields))
-    batch = (rows, next_actions(rollout))
-    batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+    steps = Transition(
+        obs=rollout.obs,
+        action=rollout.action,
+        reward=rollout.reward,
+        terminated=rollout.terminated,
+        truncated=rollout.truncated,
+        next_obs=rollout.next_obs,
+    )
+    steps, next_action = on_policy.flatten((steps, next_actions(rollout)))
     keys = jax.random.split(key, rollout.reward.size)
     flat, unravel = ravel_pytree(state.params)  # one vector: one kernel in Adam
 
     def loss(flat: jax.Array) -> jax.Array:
-        fn: Any = functools.partial(td_error, spec, config, unravel(flat), state.params)
-        errors = jax.vmap(fn, in_axes=(0, 0, None, 0))(*batch, epsilon, keys)
-        return optax.l2_loss(errors).mean()
+        params = unravel(flat)
+
+        def error(step: Transition, action: jax.Array, key: jax.Array) -> jax.Array:
+            return td_error(
+                spec,
+                config,
+                params,
+                bootstrap_params=state.params,
+                transition=step,
+                next_action=action,
+                epsilon=epsilon,
+                key=key,
+            )
+
+        return optax.l2_loss(jax.vmap(error)(steps, next_action, keys)).mean()
 
     value, grads = jax.value_and_grad(loss)(flat)
     updates, opt_state = optimizers.clipped_adam(config).update(grads, state.opt_state)
     progress = optimizers.progress(config, state.step)
     rate = optimizers.annealed(config, progress, config.learning_rate)
-    params = unravel(optax.tree.add_scale(flat, -rate, updates))
-    return State(params, opt_state, cfg.next_count(state.step)), {"loss": value}
+    new_state = State(
+        params=unravel(optax.tree.add_scale(flat, -rate, updates)),
+        opt_state=opt_state,
+        step=cfg.next_count(state.step),
+    )
+    return new_state, {"loss": value}

@@ -11,6 +11,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from rljax import contracts
+
 C = TypeVar("C")
 INT32_MAX = 2**31 - 1  # the greatest count in a program
 
@@ -88,6 +90,15 @@ def check_fields(needed_by: str, config: Any, *names: str) -> None:
             f"{type(config).__name__} has no {', '.join(missing)}: "
             f"{needed_by} needs {', '.join(names)}"
         )
+
+
+def check_contract(needed_by: str, config: Any, contract: type) -> None:
+    """Raise unless the config has all fields of a protocol of `contracts`.
+
+    Raises:
+      ValueError: names the config's class, what it lacks and what needs that.
+    """
+    check_fields(needed_by, config, *contracts.fields(contract))
 
 
 def check_functions(agent: Any, *names: str) -> None:

@@ -50,11 +50,19 @@ class EncoderConfig(NetworkConfig, Protocol):
     def convolution(self) -> bool: ...  # images go through one, else flat
 
 
-class OnPolicyConfig(OptimizerConfig, EncoderConfig, Protocol):
-    """Of agents with a policy and a value that learn from fresh rollouts."""
+class DiscountConfig(Protocol):
+    """Of agents that look ahead."""
 
     @property
     def gamma(self) -> float: ...  # discount, cut at termination
+
+
+class LearnerConfig(OptimizerConfig, NetworkConfig, DiscountConfig, Protocol):
+    """Of agents that learn networks without memory, or what comes before one."""
+
+
+class OnPolicyConfig(LearnerConfig, EncoderConfig, Protocol):
+    """Of agents with a policy and a value that learn from fresh rollouts."""
 
 
 class AdvantageConfig(OnPolicyConfig, Protocol):
@@ -93,13 +101,15 @@ class EpochsConfig(Protocol):
     def num_minibatches(self) -> int: ...  # gradient steps per pass
 
 
+class RolloutEpochsConfig(LearnerConfig, EpochsConfig, Protocol):
+    """Of agents that go over each rollout several times."""
+
+
 class ReplayConfig(RunConfig, Protocol):
     """Of agents that draw from a replay."""
 
     @property
     def capacity(self) -> int: ...  # steps in the replay
-    @property
-    def warmup_steps(self) -> int: ...  # stored before the first update
     @property
     def batch_size(self) -> int: ...
     @property
@@ -116,20 +126,30 @@ class ReplayConfig(RunConfig, Protocol):
     def large_batch_factor(self) -> int: ...  # large batch over batch size
 
 
-class TargetConfig(OptimizerConfig, ReplayConfig, Protocol):
+class WarmUpConfig(ReplayConfig, Protocol):
+    """Of agents whose replay is filled before the first update."""
+
+    @property
+    def warmup_steps(self) -> int: ...  # stored before the first update
+
+
+class TargetRateConfig(Protocol):
+    """Of target networks that move a little with each update."""
+
+    @property
+    def target_rate(self) -> float: ...  # how far targets move, 1: copy
+
+
+class TargetConfig(OptimizerConfig, ReplayConfig, TargetRateConfig, Protocol):
     """Of agents with a replay and target networks."""
 
     @property
     def num_updates(self) -> int: ...  # gradient steps per iteration
-    @property
-    def target_rate(self) -> float: ...  # how far targets move, 1: copy
 
 
 class QConfig(TargetConfig, Protocol):
     """Of agents that learn action values from a replay."""
 
-    @property
-    def gamma(self) -> float: ...  # discount, cut at termination
     @property
     def target_period(self) -> int: ...  # gradient steps between target updates
 
@@ -138,7 +158,22 @@ class ActorCriticConfig(TargetConfig, NetworkConfig, Protocol):
     """Of agents that learn an actor and critics from a replay."""
 
 
-class EpsilonConfig(RunConfig, Protocol):
+class ReplayAgentConfig(LearnerConfig, TargetConfig, WarmUpConfig, Protocol):
+    """All that agents with a replay and target networks have in common."""
+
+
+class QAgentConfig(ReplayAgentConfig, QConfig, Protocol):
+    """All that agents with action values and a replay have in common."""
+
+
+class ExplorationConfig(RunConfig, Protocol):
+    """Of exploration that falls linearly."""
+
+    @property
+    def exploration_fraction(self) -> float: ...  # of the training
+
+
+class EpsilonConfig(ExplorationConfig, Protocol):
     """Of epsilon-greedy exploration."""
 
     @property
@@ -146,9 +181,21 @@ class EpsilonConfig(RunConfig, Protocol):
     @property
     def epsilon_end(self) -> float: ...  # and after `exploration_fraction`
     @property
-    def exploration_fraction(self) -> float: ...  # of the training
-    @property
     def epsilon_eval(self) -> float: ...  # in evaluation
+
+
+class FreshQConfig(LearnerConfig, EpsilonConfig, Protocol):
+    """Of agents that learn action values from fresh rollouts."""
+
+    @property
+    def layer_norm(self) -> bool: ...  # before each activation
+
+
+class DampedConfig(Protocol):
+    """Of exploring noise that may last."""
+
+    @property
+    def noise_damping(self) -> float: ...  # 1: independent noise at each step
 
 
 def fields(config: type) -> list[str]:
@@ -167,13 +214,45 @@ def fields(config: type) -> list[str]:
     return sorted(names)
 
 
-class ActorCriticState(Protocol):
-    """Of agents with an actor and a critic, each with Adam over one flat vector."""
+class Network(Protocol):
+    """A network of any kind, as flax's modules are."""
+
+    def init(self, key: Any, /, *inputs: Any) -> Any:
+        """Return fresh parameters for such inputs."""
+        ...
+
+    def apply(self, params: Any, /, *inputs: Any) -> Any:
+        """Return the outputs."""
+        ...
+
+
+class HasActor(Protocol):
+    """A state with a policy."""
 
     @property
     def actor(self) -> Params: ...
+
+
+class HasCritic(Protocol):
+    """A state with values, of states or of actions."""
+
     @property
     def critic(self) -> Params: ...
+
+
+class HasReplay(Protocol):
+    """A state with a replay, and a count of what it learned from."""
+
+    @property
+    def replay(self) -> Any: ...  # replay.Replay
+    @property
+    def step(self) -> jax.Array: ...  # [] int32, rollouts learned from
+    def _replace(self, **changes: Any) -> Any: ...
+
+
+class ActorCriticState(HasActor, HasCritic, Protocol):
+    """Of agents with an actor and a critic, each with Adam over one flat vector."""
+
     @property
     def actor_opt(self) -> OptState: ...
     @property

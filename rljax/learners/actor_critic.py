@@ -1,49 +1,69 @@
-"""What agents share that learn an actor and critics from a replay.
+"""Mechanics of agents that learn an actor and critics from a replay.
 
-Their config has `FIELDS`, and `noise_damping` where actions are continuous; what sets
-the agents apart are their networks and their losses.
+The networks and the losses set the agents apart.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from rljax import config as cfg
-from rljax import losses, networks, replay
-from rljax.learners import optimizers
-from rljax.networks import distributions, layers
-from rljax.replay import priority
-from rljax.replay.priority import Batch
-from rljax.types import Discrete, Metrics, Params, Rollout, Spec
-
-FIELDS = (
-    "learning_rate",
-    "max_grad_norm",
-    "target_rate",
-    "total_steps",
-    "num_envs",
-    "rollout_length",
-    "num_updates",
-    "capacity",
-    "hidden_sizes",
-    "activation",
-    "anneal",
-    *priority.FIELDS,
+from rljax import networks, replay
+from rljax.contracts import (
+    ActorCriticConfig,
+    DampedConfig,
+    HasActor,
+    HasReplay,
+    Network,
+    NetworkConfig,
+    OptimizerConfig,
+    ReplayAgentConfig,
+    ReplayConfig,
+    RunConfig,
+    TargetRateConfig,
 )
-# (params, (window, key)) -> (loss [], absolute TD error [])
-Loss = Callable[[Params, Any], tuple[jax.Array, jax.Array]]
+from rljax.learners import exploration, optimizers
+from rljax.networks import distributions, layers
+from rljax.replay import Windows, priority
+from rljax.replay.priority import ReplayBatch
+from rljax.types import (
+    AgentConfig,
+    Discrete,
+    Extras,
+    Memory,
+    Metrics,
+    Obs,
+    OptState,
+    Params,
+    Rollout,
+    Spec,
+)
+
+S = TypeVar("S", bound=HasReplay)
+More = TypeVar("More")
 
 
-def validate(config: Any) -> None:
+class Keyed(NamedTuple):
+    """A transition, and a key for the actions that its loss draws."""
+
+    window: Windows
+    key: jax.Array  # [] typed key
+
+
+# (params, transition) -> (loss [], absolute TD error [])
+CriticLoss = Callable[[Params, Keyed], tuple[jax.Array, jax.Array]]
+
+
+def validate(config: ReplayAgentConfig) -> None:
     """Raise ValueError naming a field out of range, its value and the range."""
     cfg.check_range(config, "learning_rate", "max_grad_norm", low=0.0, open_low=True)
     cfg.check_range(config, "gamma", low=0.0, high=1.0)
-    rates = ("target_rate", "noise_damping")
-    cfg.check_range(config, *rates, low=0.0, high=1.0, open_low=True)
+    for name in ("target_rate", "noise_damping"):
+        cfg.check_range(config, name, low=0.0, high=1.0, open_low=True)
     cfg.check_loop(config)
     cfg.check_count(config, "num_updates")
     cfg.check_sizes(config, "hidden_sizes")
@@ -58,62 +78,85 @@ def action_size(spec: Spec) -> int:
 
 def example(spec: Spec) -> tuple[jax.Array, ...]:
     """A critic's inputs, zeros: observation `[1, ...]`, continuous action `[1, D]`."""
-    obs, size = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype), action_size(spec)
+    obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
+    size = action_size(spec)
     return (obs, jnp.zeros((1, size), jnp.float32)) if size else (obs,)
 
 
-def stochastic_actor(spec: Spec, config: Any) -> Any:
+def stochastic_actor(spec: Spec, config: NetworkConfig) -> Network:
     """Network of a policy: categorical, or Gaussian squashed by tanh."""
-    sizes, activation, action = config.hidden_sizes, config.activation, spec.action
-    discrete = isinstance(action, Discrete)
-    kind: Any = networks.Actor if discrete else networks.TanhGaussianActor
-    return kind(len(spec.obs_shape), action, sizes, activation, reading=spec.reading)
-
-
-def critics(spec: Spec, config: Any, size: int) -> networks.Ensemble:
-    """Networks for the values `[C]` of an action, or `[C, A]` of all discrete ones."""
-    action = spec.action
-    discrete = isinstance(action, Discrete)
-    one = functools.partial(
-        networks.QNetwork if discrete else networks.ContinuousQ,
-        len(spec.obs_shape),
-        action.num_actions if discrete else action,
+    if isinstance(spec.action, Discrete):
+        return networks.Actor(
+            obs_ndim=len(spec.obs_shape),
+            action=spec.action,
+            hidden_sizes=config.hidden_sizes,
+            activation=config.activation,
+            reading=spec.reading,
+        )
+    return networks.TanhGaussianActor(
+        obs_ndim=len(spec.obs_shape),
+        action=spec.action,
         hidden_sizes=config.hidden_sizes,
         activation=config.activation,
         reading=spec.reading,
     )
-    return networks.Ensemble(one, size)
 
 
-def memory(spec: Spec, config: Any, num_envs: int) -> Any:
+def critics(spec: Spec, config: NetworkConfig, size: int) -> Network:
+    """Networks for the values `[C]` of an action, or `[C, A]` of all discrete ones."""
+    if isinstance(spec.action, Discrete):
+        one = functools.partial(
+            networks.QNetwork,
+            obs_ndim=len(spec.obs_shape),
+            num_actions=spec.action.num_actions,
+            hidden_sizes=config.hidden_sizes,
+            activation=config.activation,
+            reading=spec.reading,
+        )
+    else:
+        one = functools.partial(
+            networks.ContinuousQ,
+            obs_ndim=len(spec.obs_shape),
+            action=spec.action,
+            hidden_sizes=config.hidden_sizes,
+            activation=config.activation,
+            reading=spec.reading,
+        )
+    return networks.Ensemble(network=one, size=size)
+
+
+def memory(spec: Spec, config: AgentConfig, num_envs: int) -> Memory:
     """The exploration's noise `[N, D]`, none where an episode starts."""
     size = action_size(spec)
     return jnp.zeros((num_envs, size), jnp.float32) if size else ()
 
 
-def next_noise(config: Any, memory: jax.Array, key: jax.Array) -> jax.Array:
+def next_noise(config: DampedConfig, memory: jax.Array, key: jax.Array) -> jax.Array:
     """The noise of the next step `[N, D]`, in the long run standard normal.
 
     The smaller `config.noise_damping`, the longer it keeps its direction; at 1 the
     noise of each step is independent. Consumes the key.
     """
-    cfg.check_fields("actor_critic.next_noise", config, "noise_damping")
+    cfg.check_contract("actor_critic.next_noise", config, DampedConfig)
     damping = config.noise_damping
-    args = (damping, jnp.sqrt(1.0 - (1.0 - damping) ** 2))
-    return losses.add_ornstein_uhlenbeck_noise(
-        key, jnp.zeros_like(memory), memory, *args
+    return exploration.add_ornstein_uhlenbeck_noise(
+        key=key,
+        action=jnp.zeros_like(memory),
+        noise_tm1=memory,
+        damping=damping,
+        stddev=jnp.sqrt(1.0 - (1.0 - damping) ** 2),
     )
 
 
 def act(
     spec: Spec,
-    config: Any,
-    state: Any,
-    memory: Any,
-    obs: Any,
-    key: Any,
+    config: AgentConfig,
+    state: HasActor,
+    memory: Memory,
+    obs: Obs,
+    key: jax.Array,
     explore: bool,
-) -> tuple[jax.Array, Any, Any]:
+) -> tuple[jax.Array, Memory, Extras]:
     """Sample the policy, or take its mode (continuous: its mean before the tanh).
 
     `act` of an agent whose `state.actor` are a `stochastic_actor`'s parameters.
@@ -129,69 +172,74 @@ def act(
     return action.reshape(-1, *spec.action.shape), memory, ()
 
 
-def init_replay(spec: Spec, config: Any) -> replay.Replay:
-    """An empty buffer; ValueError if the config lacks one of `FIELDS`."""
-    cfg.check_fields("actor_critic", config, *FIELDS)
-    prioritized = priority.keeps_priorities(config)
-    return replay.init(spec, config.num_envs, config.capacity, prioritized)
+def init_replay(spec: Spec, config: ActorCriticConfig) -> replay.Replay:
+    """An empty buffer; ValueError if the config lacks a field."""
+    cfg.check_contract("actor_critic", config, ActorCriticConfig)
+    return replay.init(
+        spec,
+        config.num_envs,
+        config.capacity,
+        prioritized=priority.keeps_priorities(config),
+    )
 
 
-def observe(config: Any, state: Any, rollout: Rollout) -> Any:
+def observe(config: AgentConfig, state: S, rollout: Rollout) -> S:
     """Store the rollout."""
     return state._replace(replay=replay.add(state.replay, rollout))
 
 
-def update(
-    learn: Callable[..., Any],
-    config: Any,
-    state: Any,
-    rollout: Rollout,
+def learn(
+    step: Callable[[jax.Array, S, jax.Array], tuple[S, Metrics]],
+    config: RunConfig,
+    state: S,
+    *,
     key: jax.Array,
     times: int,
-) -> tuple[Any, Metrics]:
-    """Learn from samples of the replay, which holds the rollout already.
+) -> tuple[S, Metrics]:
+    """Learn from samples of the replay.
 
     Args:
-      learn: `(progress, state, key) -> (state, metrics)`, `progress` of training from
+      step: `(progress, state, key) -> (state, metrics)`, `progress` of training from
         0 to 1.
       config: the agent's.
       state: the agent's, with a `replay` and the number of rollouts learned from,
         `step`.
-      rollout: `[T, N, ...]`.
       key: `[]` typed key, consumed here.
-      times: how often to call `learn`.
+      times: number of calls of `step`.
 
     Returns:
       The new state, and the mean of the metrics.
     """
     progress = optimizers.progress(config, state.step)
-    step = functools.partial(learn, progress)
-    state, metrics = jax.lax.scan(step, state, jax.random.split(key, times))
+    one = functools.partial(step, progress)
+    state, metrics = jax.lax.scan(one, state, jax.random.split(key, times))
     state = state._replace(step=cfg.next_count(state.step))
     return state, jax.tree.map(jnp.mean, metrics)
 
 
 def sample(
-    config: Any,
+    config: ReplayConfig,
     buffer: replay.Replay,
     key: jax.Array,
+    *,
     progress: jax.Array,
-    loss: Loss,
+    loss: CriticLoss,
     params: Params,
-) -> Batch:
+) -> ReplayBatch[Keyed]:
     """`priority.sample`, with a key for each transition.
 
-    The batch's `windows` are `(windows, keys)`. A large batch is scored with one key
-    for all.
+    A large batch is scored with one key for all.
     """
     draw_key, score_key, key = jax.random.split(key, 3)
 
-    def score(params: Params, window: Any) -> tuple[jax.Array, jax.Array]:
-        return loss(params, (window, score_key))
+    def score(params: Params, window: Windows) -> tuple[jax.Array, jax.Array]:
+        return loss(params, Keyed(window=window, key=score_key))
 
-    batch = priority.sample(config, buffer, draw_key, progress, score, params)
+    batch = priority.sample(
+        config, buffer, draw_key, progress=progress, loss=score, params=params
+    )
     keys = jax.random.split(key, config.batch_size)
-    return batch._replace(windows=(batch.windows, keys))
+    return batch._replace(examples=Keyed(window=batch.examples, key=keys))
 
 
 def critic_loss(errors: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -207,26 +255,26 @@ def critic_loss(errors: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def policy_gradient(
-    loss: Callable[..., tuple[jax.Array, Any]],
+    loss: Callable[[Params, Obs, jax.Array], tuple[jax.Array, More]],
     params: Params,
-    batch: Batch,
+    batch: ReplayBatch[Keyed],
     key: jax.Array,
-) -> tuple[Params, jax.Array, Any]:
+) -> tuple[Params, jax.Array, More]:
     """Gradient of an actor's weighted mean loss.
 
     Args:
       loss: `(params, obs, key) -> (loss [], anything)` in one state.
       params: the actor's.
-      batch: as of `sample`.
+      batch: as returned by `sample`.
       key: `[]` typed key, consumed here.
 
     Returns:
-      The gradient, the mean loss, and `[B]` of whatever `loss` returns with it.
+      The gradient, the mean loss, and `[B]` of whatever `loss` returns beside the loss.
     """
 
-    def mean(params: Params) -> tuple[jax.Array, Any]:
+    def mean(params: Params) -> tuple[jax.Array, More]:
         keys = jax.random.split(key, len(batch.weights))
-        obs = batch.windows[0].obs
+        obs = batch.examples.window.obs
         values, more = jax.vmap(lambda x, key: loss(params, x, key))(obs, keys)
         return jnp.mean(batch.weights * values), more
 
@@ -234,39 +282,41 @@ def policy_gradient(
     return grads, value, more
 
 
-def init_optimizers(config: Any, networks: Sequence[Params]) -> tuple[Any, ...]:
-    """Adam's state for each network."""
-    return tuple(optimizers.clipped_adam(config).init(x) for x in networks)
+def init_optimizer(config: OptimizerConfig, params: Params) -> OptState:
+    """Adam's state for one network."""
+    return optimizers.clipped_adam(config).init(params)
 
 
-def descend(
-    config: Any,
+def adam_step(
+    config: OptimizerConfig,
     progress: jax.Array,
-    networks: Sequence[Params],
-    grads: Sequence[Params],
-    opt_states: Sequence[Any],
-    rates: Sequence[Any] = (),
-) -> tuple[Sequence[Params], tuple[Any, ...]]:
-    """One step of Adam for each network; the new networks and Adam's new states.
+    params: Params,
+    *,
+    grads: Params,
+    opt_state: OptState,
+    start_rate: float | None = None,
+) -> tuple[Params, OptState]:
+    """One step of Adam for one network.
 
-    `rates` are the networks' learning rates at the start, by default the config's.
+    Args:
+      config: the agent's.
+      progress: `[]` of training, from 0 to 1.
+      params: the network's.
+      grads: as `params`.
+      opt_state: Adam's.
+      start_rate: the network's learning rate at the start; None: the config's.
+
+    Returns:
+      The new parameters, and Adam's new state.
     """
-    optimizer = optimizers.clipped_adam(config)
-    rates = rates or (config.learning_rate,) * len(networks)
-    rates = [optimizers.annealed(config, progress, rate) for rate in rates]
-
     # Not one vector, as small networks have: XLA joins arrays on CPU by masked loads
     # beyond the short ones, which take milliseconds where no memory is mapped there.
-    def step(
-        rate: jax.Array, params: Params, grad: Params, opt_state: Any
-    ) -> tuple[Params, Any]:
-        updates, opt_state = optimizer.update(grad, opt_state)
-        return optax.tree.add_scale(params, -rate, updates), opt_state
-
-    new, opt_states = zip(*map(step, rates, networks, grads, opt_states), strict=True)
-    return new, opt_states
+    start = config.learning_rate if start_rate is None else start_rate
+    rate = optimizers.annealed(config, progress, start)
+    updates, opt_state = optimizers.clipped_adam(config).update(grads, opt_state)
+    return optax.tree.add_scale(params, -rate, updates), opt_state
 
 
-def follow(config: Any, params: Params, target_params: Params) -> Params:
+def follow(config: TargetRateConfig, params: Params, target_params: Params) -> Params:
     """Target networks, moved by `config.target_rate` to the online ones."""
     return optax.incremental_update(params, target_params, config.target_rate)

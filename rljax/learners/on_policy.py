@@ -1,13 +1,13 @@
-"""What agents share that learn a policy and a value from fresh rollouts.
+"""Mechanics of agents that learn a policy and a value from fresh rollouts.
 
-Their config has `FIELDS`, and what else a function says; what sets the agents apart are
-their losses and how often they use a rollout.
+The losses, and how often a rollout is used, set the agents apart.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import distrax
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,39 +16,92 @@ from jax.flatten_util import ravel_pytree
 from rljax import config as cfg
 from rljax import losses, networks, prng
 from rljax.autodiff import semi_gradient
+from rljax.contracts import (
+    ActorCriticState,
+    AdvantageConfig,
+    ClippedConfig,
+    DiscountConfig,
+    EpochsConfig,
+    HasActor,
+    HasCritic,
+    LearnerConfig,
+    Network,
+    OnPolicyConfig,
+    OptimizerConfig,
+    PolicyGradientConfig,
+    RolloutEpochsConfig,
+)
 from rljax.learners import optimizers
 from rljax.networks import distributions, layers
-from rljax.running.rollout import values
-from rljax.types import Metrics, Params, Rollout, Spec
+from rljax.types import (
+    Agent,
+    Extras,
+    Memory,
+    Metrics,
+    Obs,
+    OptState,
+    Params,
+    Rollout,
+    Spec,
+    UpdateFn,
+)
 
 EPS = 1e-5  # of Adam
-FIELDS = (
-    "learning_rate",
-    "gamma",
-    "max_grad_norm",
-    "total_steps",
-    "num_envs",
-    "rollout_length",
-    "hidden_sizes",
-    "activation",
-    "convolution",
-    "anneal",
-)
-# (flat parameters, the same as data, batch) -> (loss [], metrics)
-Loss = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Metrics]]
+_CACHED = 2**16  # numbers; networks on CPU are slower on more of them at once
+
+Leaf = jax.Array | float  # of a config
+Tree = TypeVar("Tree")
+Examples = TypeVar("Examples")  # tree of [B, ...]
+S = TypeVar("S", bound=ActorCriticState)
+# (flat parameters, the same as data, minibatch) -> (loss [], metrics)
+FlatLoss = Callable[[jax.Array, jax.Array, Examples], tuple[jax.Array, Metrics]]
+# (parameters, minibatch) -> (loss [], metrics)
+MinibatchLoss = Callable[[Params, Examples], tuple[jax.Array, Metrics]]
+# what `fit` carries: the parameters as one flat vector, the optimiser's state
+Fitted = tuple[jax.Array, OptState]
 
 
-class State(NamedTuple):
+class OnPolicyState(NamedTuple):
     """What the agent learns and counts."""
 
     actor: Params
     critic: Params
-    actor_opt: Any  # Adam over the actor's parameters as one flat vector
-    critic_opt: Any  # likewise
+    actor_opt: OptState  # Adam over the actor's parameters as one flat vector
+    critic_opt: OptState  # likewise
     step: jax.Array  # [] int32, rollouts learned from
 
 
-def validate(config: Any) -> None:
+class Minibatch(NamedTuple):
+    """Transitions with what a policy gradient needs."""
+
+    obs: Obs  # [B, ...]
+    action: jax.Array  # [B] or [B, *shape]
+    log_prob: jax.Array  # [B] of the action, when it was taken
+    advantage: jax.Array  # [B]
+    target: jax.Array  # [B] return that the value is to predict
+
+
+def make(spec: Spec, update: UpdateFn, *, parts: int = 1) -> Agent:
+    """Make an agent from its update, with the `init` and `act` below.
+
+    Args:
+      spec: of the environments.
+      update: the agent's.
+      parts: as `Agent.parts`.
+    """
+    return Agent(
+        init=functools.partial(init, spec),
+        memory=lambda config, num_envs: (),
+        act=functools.partial(act, spec),
+        observe=lambda config, state, rollout: state,
+        update=update,
+        policy=functools.partial(policy, spec),
+        value=functools.partial(value, spec),
+        parts=parts,
+    )
+
+
+def validate(config: LearnerConfig) -> None:
     """Raise ValueError naming a field out of range, its value and the range."""
     cfg.check_range(config, "learning_rate", "max_grad_norm", low=0.0, open_low=True)
     cfg.check_range(config, "gamma", low=0.0, high=1.0)
@@ -57,7 +110,7 @@ def validate(config: Any) -> None:
     cfg.check_choice(config, "activation", tuple(layers.ACTIVATIONS))
 
 
-def validate_minibatches(config: Any) -> None:
+def validate_minibatches(config: RolloutEpochsConfig) -> None:
     """The same for the fields of agents that go over a rollout several times."""
     cfg.check_count(config, "num_epochs", "num_minibatches")
     steps = config.num_envs * config.rollout_length
@@ -65,27 +118,38 @@ def validate_minibatches(config: Any) -> None:
     cfg.check_divides(config, "num_minibatches", steps, what)
 
 
-def actor(spec: Spec, config: Any) -> Any:
+def actor(spec: Spec, config: OnPolicyConfig) -> Network:
     """The policy's network."""
-    args = (config.hidden_sizes, config.activation, config.convolution)
-    return networks.Actor(len(spec.obs_shape), spec.action, *args, reading=spec.reading)
+    return networks.Actor(
+        obs_ndim=len(spec.obs_shape),
+        action=spec.action,
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        convolution=config.convolution,
+        reading=spec.reading,
+    )
 
 
-def critic(spec: Spec, config: Any) -> Any:
+def critic(spec: Spec, config: OnPolicyConfig) -> Network:
     """The value's network, with parameters of its own."""
-    args = (config.hidden_sizes, config.activation, config.convolution)
-    return networks.Critic(len(spec.obs_shape), *args, reading=spec.reading)
+    return networks.Critic(
+        obs_ndim=len(spec.obs_shape),
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        convolution=config.convolution,
+        reading=spec.reading,
+    )
 
 
-def init(spec: Spec, config: Any, key: jax.Array) -> State:
-    """Fresh networks and optimisers; ValueError if the config lacks one of `FIELDS`."""
-    cfg.check_fields("on_policy", config, *FIELDS)
+def init(spec: Spec, config: OnPolicyConfig, key: jax.Array) -> OnPolicyState:
+    """Fresh networks and optimisers; ValueError if the config lacks a field."""
+    cfg.check_contract("on_policy", config, OnPolicyConfig)
     actor_key, critic_key = jax.random.split(key)
     obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
     actor_params = actor(spec, config).init(actor_key, obs)
     critic_params = critic(spec, config).init(critic_key, obs)
     optimizer = optimizers.clipped_adam(config, EPS)
-    return State(
+    return OnPolicyState(
         actor=actor_params,
         critic=critic_params,
         actor_opt=optimizer.init(ravel_pytree(actor_params)[0]),
@@ -96,57 +160,106 @@ def init(spec: Spec, config: Any, key: jax.Array) -> State:
 
 def act(
     spec: Spec,
-    config: Any,
-    state: Any,
-    memory: Any,
-    obs: Any,
-    key: Any,
+    config: OnPolicyConfig,
+    state: HasActor,
+    memory: Memory,
+    obs: Obs,
+    key: jax.Array,
     explore: bool,
-) -> tuple[jax.Array, Any, Any]:
+) -> tuple[jax.Array, Memory, Extras]:
     """Sample the policy, with the log-probability; or take its mode."""
-    distribution = actor(spec, config).apply(state.actor, obs)
+    distribution = policy(spec, config, state, obs)
     if not explore:
         return distribution.mode(), memory, ()
     action = distributions.sample(distribution, key)
     return action, memory, distribution.log_prob(action)
 
 
-def policy(spec: Spec, config: Any, state: Any, obs: Any) -> Any:
+def policy(
+    spec: Spec, config: OnPolicyConfig, state: HasActor, obs: Obs
+) -> distrax.Distribution:
     """The policy at observations `[..., *obs_shape]`: an agent's `policy`."""
     return actor(spec, config).apply(state.actor, obs)
 
 
-def value(spec: Spec, config: Any, state: Any, obs: Any) -> jax.Array:
+def value(spec: Spec, config: OnPolicyConfig, state: HasCritic, obs: Obs) -> jax.Array:
     """Values `[...]` of observations `[..., *obs_shape]`: an agent's `value`."""
     return critic(spec, config).apply(state.critic, obs)
 
 
-def cut(gamma: Any, lambda_: Any, rollout: Rollout) -> tuple[jax.Array, jax.Array]:
+def bootstrap_values(
+    critic: Callable[[Obs], jax.Array], rollout: Rollout, max_steps: int
+) -> tuple[jax.Array, jax.Array]:
+    """Values of a rollout's observations and of their true successors, `[T, N]` each.
+
+    Most successors are the next row's observation, whose value is known already. Only
+    the newest ones and those that the time limit cut are valued on their own. Where a
+    step terminated, what stands for its successor is of no meaning.
+
+    Args:
+      critic: maps observations `[..., N, *obs_shape]` to values `[..., N]`.
+      rollout: `[T, N, ...]`.
+      max_steps: `Spec.max_steps`; in so many rows an environment is cut at most once.
+        The value after a cut that breaks the promise is NaN.
+
+    Returns:
+      `(v_tm1, v_t)`.
+    """
+    length = len(rollout.reward)
+    rows = max(n for n in range(1, min(length, max_steps) + 1) if length % n == 0)
+    cut = rollout.truncated & ~rollout.terminated
+    where_cut = cut.reshape(-1, rows, *cut.shape[1:]).argmax(axis=1)
+    row = where_cut + rows * jnp.arange(len(where_cut))[:, None]  # [T / rows, N]
+    ends = rollout.next_obs[row, jnp.arange(row.shape[1])]
+    every: Obs = jnp.concatenate([rollout.obs, rollout.next_obs[-1:], ends])
+    at_once = max(1, _CACHED // every[0].size)  # rows
+    if at_once < len(every) and jax.default_backend() == "cpu":
+        found = jax.lax.map(critic, every, batch_size=at_once)
+    else:
+        found = critic(every)
+    at_ends = jnp.repeat(found[length + 1 :], rows, axis=0)
+    v_t = jnp.where(cut, at_ends, found[1 : length + 1])
+    first_cut = jnp.repeat(row, rows, axis=0) == jnp.arange(length)[:, None]
+    return found[:length], jnp.where(cut & ~first_cut, jnp.nan, v_t)
+
+
+def cut(gamma: Leaf, lambda_: Leaf, rollout: Rollout) -> tuple[jax.Array, jax.Array]:
     """Discounts, 0 where it terminated; trace decays, 0 where it ended; `[T, N]`."""
     going_on = 1.0 - (rollout.terminated | rollout.truncated)
     return gamma * (1.0 - rollout.terminated), lambda_ * going_on
 
 
-def flatten(batch: Any) -> Any:
+def flatten(batch: Tree) -> Tree:
     """Tree of `[T, N, ...]` to `[T * N, ...]`."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
 
 def advantages(
-    spec: Spec, config: Any, params: Params, rollout: Rollout, lambda_: Any
+    spec: Spec,
+    config: OnPolicyConfig,
+    params: Params,
+    *,
+    rollout: Rollout,
+    lambda_: Leaf,
 ) -> tuple[jax.Array, jax.Array]:
     """Generalised advantages of a rollout and the values of its observations, `[T, N]`.
 
     Schulman et al. (2015), https://arxiv.org/abs/1506.02438. Differentiable in
     everything; an agent's loss takes them as data, from parameters before the update.
     """
-    value = functools.partial(critic(spec, config).apply, params)
-    v_tm1, v_t = values(value, rollout, spec.max_steps)
-    return from_values(config, rollout, v_tm1, v_t, lambda_), v_tm1
+    value_of = functools.partial(critic(spec, config).apply, params)
+    v_tm1, v_t = bootstrap_values(value_of, rollout, spec.max_steps)
+    adv = from_values(config, rollout, v_tm1, v_t=v_t, lambda_=lambda_)
+    return adv, v_tm1
 
 
 def from_values(
-    config: Any, rollout: Rollout, v_tm1: jax.Array, v_t: jax.Array, lambda_: Any
+    config: DiscountConfig,
+    rollout: Rollout,
+    v_tm1: jax.Array,
+    *,
+    v_t: jax.Array,
+    lambda_: Leaf,
 ) -> jax.Array:
     """Generalised advantages given the values of states and true successors, `[T, N]`.
 
@@ -167,29 +280,31 @@ def normalize(adv: jax.Array) -> jax.Array:
     return (adv - adv.mean()) / (std + 1e-8)
 
 
-class Batch(NamedTuple):
-    """Transitions with what a policy gradient needs."""
-
-    obs: jax.Array  # [B, ...]
-    action: jax.Array  # [B] or [B, *shape]
-    log_prob: jax.Array  # [B] of the action, when it was taken
-    advantage: jax.Array  # [B]
-    target: jax.Array  # [B] return that the value is to predict
-
-
 def prepare(
-    spec: Spec, config: Any, state: Any, rollout: Rollout, lambda_: Any
-) -> Batch:
+    spec: Spec,
+    config: AdvantageConfig,
+    state: HasCritic,
+    *,
+    rollout: Rollout,
+    lambda_: Leaf,
+) -> Minibatch:
     """A rollout's advantages, normalised if the config says so, and returns."""
     cfg.check_fields("on_policy.prepare", config, "gamma", "normalize_advantages")
-    adv, value = advantages(spec, config, state.critic, rollout, lambda_)
-    scaled = normalize(adv) if config.normalize_advantages else adv
-    batch = Batch(rollout.obs, rollout.action, rollout.extras, scaled, adv + value)
+    adv, value = advantages(
+        spec, config, state.critic, rollout=rollout, lambda_=lambda_
+    )
+    batch = Minibatch(
+        obs=rollout.obs,
+        action=rollout.action,
+        log_prob=rollout.extras,
+        advantage=normalize(adv) if config.normalize_advantages else adv,
+        target=adv + value,
+    )
     return flatten(batch)
 
 
 def policy_loss(
-    spec: Spec, config: Any, params: Params, batch: Batch
+    spec: Spec, config: PolicyGradientConfig, params: Params, batch: Minibatch
 ) -> tuple[jax.Array, Metrics]:
     """Likelihood-ratio loss less the entropy bonus, mean over the batch.
 
@@ -204,7 +319,7 @@ def policy_loss(
 
 
 def value_loss(
-    spec: Spec, config: Any, params: Params, batch: Batch
+    spec: Spec, config: OnPolicyConfig, params: Params, batch: Minibatch
 ) -> tuple[jax.Array, Metrics]:
     """Half the squared error of the return's prediction, mean over the batch."""
     value = critic(spec, config).apply(params, batch.obs)
@@ -213,7 +328,12 @@ def value_loss(
 
 
 def clipped_policy_loss(
-    config: Any, policy: Any, action: jax.Array, log_prob: jax.Array, adv: jax.Array
+    config: ClippedConfig,
+    policy: distrax.Distribution,
+    action: jax.Array,
+    *,
+    log_prob: jax.Array,
+    adv: jax.Array,
 ) -> tuple[jax.Array, Metrics]:
     """Clipped surrogate less the entropy bonus, mean over a batch.
 
@@ -230,8 +350,7 @@ def clipped_policy_loss(
     Returns:
       `([], metrics)`.
     """
-    names = ("clip_epsilon", "entropy_cost", "normalize_advantages")
-    cfg.check_fields("on_policy.clipped_policy_loss", config, *names)
+    cfg.check_contract("on_policy.clipped_policy_loss", config, ClippedConfig)
     if config.normalize_advantages:
         adv = normalize(adv)
     log_ratio = policy.log_prob(action) - log_prob
@@ -247,24 +366,25 @@ def clipped_policy_loss(
 
 
 def fit(
-    loss: Loss,
+    loss: FlatLoss[Examples],
+    start: Fitted,
+    batch: Examples,
+    *,
+    index: jax.Array,
     optimizer: optax.GradientTransformation,
     rate: jax.Array,
-    start: tuple[jax.Array, Any],
-    batch: Any,
-    index: jax.Array,
     going_on: Callable[[Metrics], jax.Array] | None = None,
-) -> tuple[tuple[jax.Array, Any], Metrics]:
+) -> tuple[Fitted, Metrics]:
     """Steps along the gradients of a loss, each of a part of a batch.
 
     Args:
       loss: of the parameters as one flat vector, which Adam takes in one kernel. The
         step is along the semi-gradient: in the first argument alone.
-      optimizer: gives the direction of each step.
-      rate: `[]` learning rate.
       start: the flat parameters and the optimiser's state.
       batch: tree of `[B, ...]`.
       index: `[steps, size]` int, which of the batch each step takes.
+      optimizer: gives the direction of each step.
+      rate: `[]` learning rate.
       going_on: `metrics -> [] bool`; the first step for which it is False is not taken,
         and none after it.
 
@@ -298,14 +418,15 @@ def fit(
 
 
 def fit_epochs(
-    config: Any,
+    config: EpochsConfig,
     rate: jax.Array,
-    loss: Callable[[Params, Any], tuple[jax.Array, Metrics]],
+    loss: MinibatchLoss[Examples],
+    *,
     params: Params,
-    opt_state: Any,
-    batch: Any,
+    opt_state: OptState,
+    batch: Examples,
     key: jax.Array,
-) -> tuple[Params, Any, Metrics]:
+) -> tuple[Params, OptState, Metrics]:
     """Steps of Adam along the gradients of a loss: several epochs of minibatches.
 
     Args:
@@ -320,29 +441,36 @@ def fit_epochs(
     Returns:
       The new parameters, the optimiser's new state, the metrics' means.
     """
-    names = ("max_grad_norm", "num_epochs", "num_minibatches")
-    cfg.check_fields("on_policy.fit_epochs", config, *names)
+    cfg.check_contract("on_policy.fit_epochs", config, EpochsConfig)
     size = len(jax.tree.leaves(batch)[0])
     index = prng.permutations(key, config.num_epochs, size)
     index = index.reshape(config.num_epochs * config.num_minibatches, -1)
     flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
 
-    def of_flat(flat: jax.Array, _: Any, batch: Any) -> tuple[jax.Array, Metrics]:
+    def of_flat(
+        flat: jax.Array, _: jax.Array, batch: Examples
+    ) -> tuple[jax.Array, Metrics]:
         return loss(unravel(flat), batch)
 
-    optimizer = optimizers.clipped_adam(config, EPS)
-    args = (of_flat, optimizer, rate, (flat, opt_state), batch, index)
-    (flat, opt_state), metrics = fit(*args)
+    (flat, opt_state), metrics = fit(
+        of_flat,
+        (flat, opt_state),
+        batch,
+        index=index,
+        optimizer=optimizers.clipped_adam(config, EPS),
+        rate=rate,
+    )
     return unravel(flat), opt_state, metrics
 
 
-def descend(
-    config: Any,
+def adam_step(
+    config: OptimizerConfig,
     rate: jax.Array,
     loss: Callable[[Params], tuple[jax.Array, Metrics]],
+    *,
     params: Params,
-    opt_state: Any,
-) -> tuple[Params, Any, Metrics]:
+    opt_state: OptState,
+) -> tuple[Params, OptState, Metrics]:
     """One step of Adam along the gradient of a loss.
 
     Args:
@@ -363,13 +491,15 @@ def descend(
     return unravel(optax.tree.add_scale(flat, -rate, updates)), opt_state, metrics
 
 
-def learn(spec: Spec, config: Any, state: Any, batch: Batch) -> tuple[Any, Metrics]:
+def learn(
+    spec: Spec, config: PolicyGradientConfig, state: S, batch: Minibatch
+) -> tuple[S, Metrics]:
     """One step of both networks along the policy gradient of one rollout.
 
     Args:
       spec: of the environment.
       config: the agent's.
-      state: the agent's, with the fields of `State`.
+      state: the agent's, with actor, critic and their optimisers.
       batch: the rollout's.
 
     Returns:
@@ -377,16 +507,25 @@ def learn(spec: Spec, config: Any, state: Any, batch: Batch) -> tuple[Any, Metri
     """
     progress = optimizers.progress(config, state.step)
     rate = optimizers.annealed(config, progress, config.learning_rate)
-    step = functools.partial(descend, config, rate)
-    of_actor = functools.partial(policy_loss, spec, config, batch=batch)
-    of_critic = functools.partial(value_loss, spec, config, batch=batch)
-    actor_params, actor_opt, metrics = step(of_actor, state.actor, state.actor_opt)
-    critic_params, critic_opt, more = step(of_critic, state.critic, state.critic_opt)
-    state = state._replace(
+    actor_params, actor_opt, metrics = adam_step(
+        config,
+        rate,
+        functools.partial(policy_loss, spec, config, batch=batch),
+        params=state.actor,
+        opt_state=state.actor_opt,
+    )
+    critic_params, critic_opt, more = adam_step(
+        config,
+        rate,
+        functools.partial(value_loss, spec, config, batch=batch),
+        params=state.critic,
+        opt_state=state.critic_opt,
+    )
+    new_state = state._replace(
         actor=actor_params,
         critic=critic_params,
         actor_opt=actor_opt,
         critic_opt=critic_opt,
         step=cfg.next_count(state.step),
     )
-    return state, metrics | more
+    return new_state, metrics | more

@@ -1,8 +1,11 @@
-"""What agents share that learn action values from a replay, with a target network.
+"""Mechanics of agents that learn action values from a replay, with a target network.
 
-Their config has `FIELDS`; what sets the agents apart is their network and their loss.
+`make` builds an agent from its `Head`: the network, the action values in its outputs,
+and the loss of one transition. Noise in the weights, returns of several steps,
+exploration, priorities and targets are the same for all of them.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,37 +16,97 @@ from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
 from rljax import replay
+from rljax.contracts import EpsilonConfig, Network, QAgentConfig, QConfig
 from rljax.learners import optimizers
 from rljax.networks import distributions, layers
-from rljax.replay import priority
-from rljax.types import Discrete, Metrics, Params, Rollout, Spec
-
-FIELDS = (
-    "learning_rate",
-    "max_grad_norm",
-    "target_rate",
-    "total_steps",
-    "num_envs",
-    "rollout_length",
-    "num_updates",
-    "target_period",
-    "capacity",
-    "anneal",
-    *priority.FIELDS,
+from rljax.replay import Windows, priority
+from rljax.types import (
+    Agent,
+    AgentConfig,
+    Discrete,
+    Extras,
+    Memory,
+    Metrics,
+    Obs,
+    OptState,
+    Params,
+    Rollout,
+    Spec,
 )
+
 # (params, bootstrap_params, window or sequence, key) -> (loss [], absolute TD error [])
-Loss = Callable[[Params, Params, Any, jax.Array], tuple[jax.Array, jax.Array]]
+TransitionLoss = Callable[[Params, Params, Any, jax.Array], tuple[jax.Array, jax.Array]]
+Outputs = Callable[..., jax.Array]  # of a network: (observation, *inputs) -> outputs
+Keys = tuple[jax.Array, jax.Array]  # [] typed key for the network, and for the target
 
 
-class State(NamedTuple):
+class QState(NamedTuple):
     """What the agent learns, stores and counts."""
 
     params: Params  # of the agent's network
     target_params: Params  # an older copy
-    opt_state: Any  # of Adam, over the parameters as one flat vector
+    opt_state: OptState  # of Adam, over the parameters as one flat vector
     replay: replay.Replay
     step: jax.Array  # [] int32, rollouts learned from
     num_updates: jax.Array  # [] int32, gradient steps
+
+
+class Step(NamedTuple):
+    """One transition of n steps, or of fewer at an episode's end."""
+
+    obs: Obs  # [*obs_shape]
+    action: jax.Array  # [] int32
+    reward: jax.Array  # [] discounted sum of the rewards
+    discount: jax.Array  # [] of what follows, 0 where the episode terminated
+    next_obs: Obs  # [*obs_shape]
+
+
+class Head(NamedTuple):
+    """What sets one Q-learner apart from another.
+
+    network: `(spec, config) -> module`
+    values:  `(config, outputs) -> [..., A]`, the action values in the outputs
+    loss:    `(config, online, target, step, keys) -> (loss [], absolute TD error [])`
+             of one transition, where `online` and `target` map an observation to the
+             outputs. The semi-gradient is the gradient in the parameters of `online`
+             alone: what comes from `target` stays differentiable for meta-gradients.
+    inputs:  `config -> arrays` that the network takes behind the observation when the
+             agent acts
+    noisy:   `config -> bool`, whether noise in the weights explores; None: it cannot
+    """
+
+    network: Callable[[Spec, Any], Network]
+    values: Callable[[Any, jax.Array], jax.Array]
+    loss: Callable[[Any, Outputs, Outputs, Step, Keys], tuple[jax.Array, jax.Array]]
+    inputs: Callable[[Any], tuple[jax.Array, ...]] = lambda config: ()
+    noisy: Callable[[Any], bool] | None = None
+
+
+def make(name: str, spec: Spec, head: Head) -> Agent:
+    """Make the agent for environments of `spec`.
+
+    Args:
+      name: the agent's, for errors.
+      spec: of the environments.
+      head: the agent's.
+
+    Raises:
+      ValueError: the actions are not discrete, or masked.
+    """
+    check_discrete(name, spec)
+
+    def init_agent(config: AgentConfig, key: jax.Array) -> QState:
+        network, inputs = head.network(spec, config), head.inputs(config)
+        return init(spec, config, network, key=key, inputs=inputs)
+
+    return Agent(
+        init=init_agent,
+        memory=lambda config, num_envs: (),
+        act=functools.partial(act, head, spec),
+        observe=observe,
+        update=functools.partial(update, head, spec),
+        q_values=functools.partial(q_values, head, spec),
+    )
 
 
 def check_discrete(name: str, spec: Spec) -> int:
@@ -58,7 +121,13 @@ def check_discrete(name: str, spec: Spec) -> int:
     return spec.action.num_actions
 
 
-def validate(config: Any) -> None:
+def num_actions(spec: Spec) -> int:
+    """The number of discrete actions."""
+    assert isinstance(spec.action, Discrete)  # `make` has checked
+    return spec.action.num_actions
+
+
+def validate(config: QAgentConfig) -> None:
     """Raise ValueError naming a field out of range, its value and the range."""
     cfg.check_range(config, "learning_rate", "max_grad_norm", low=0.0, open_low=True)
     cfg.check_range(config, "gamma", low=0.0, high=1.0)
@@ -70,63 +139,159 @@ def validate(config: Any) -> None:
     priority.validate(config)
 
 
-def validate_epsilon(config: Any) -> None:
+def validate_epsilon(config: EpsilonConfig) -> None:
     """The same for the fields of `epsilon`."""
-    names = ("epsilon_start", "epsilon_end", "epsilon_eval")
-    cfg.check_range(config, *names, low=0.0, high=1.0)
+    chances = ("epsilon_start", "epsilon_end", "epsilon_eval")
+    for name in chances:
+        cfg.check_range(config, name, low=0.0, high=1.0)
     cfg.check_range(config, "exploration_fraction", low=0.0, high=1.0, open_low=True)
 
 
-def epsilon(config: Any, step: jax.Array, explore: bool) -> jax.Array:
+def epsilon(config: EpsilonConfig, step: jax.Array, explore: bool) -> jax.Array:
     """Chance of a uniform action: falls linearly, or `epsilon_eval` in evaluation."""
-    names = ("epsilon_start", "epsilon_end", "epsilon_eval", "exploration_fraction")
-    cfg.check_fields("q_learner.epsilon", config, *names)
+    cfg.check_contract("q_learner.epsilon", config, EpsilonConfig)
     if not explore:
         return jnp.asarray(config.epsilon_eval)
     start, end = config.epsilon_start, config.epsilon_end
-    return optimizers.exploration(config, step, start, end)
+    return optimizers.exploration(config, step, start=start, end=end)
 
 
 def init(
     spec: Spec,
-    config: Any,
-    network: Any,
+    config: QConfig,
+    network: Network,
+    *,
     key: jax.Array,
-    *inputs: jax.Array,
-    memory: Any = (),
-) -> State:
+    inputs: tuple[jax.Array, ...] = (),
+    memory: Memory = (),
+) -> QState:
     """Fresh network and optimiser, an empty replay.
 
     The network takes a batch of observations and `inputs`; `memory` is the agent's.
     """
-    cfg.check_fields("q_learner", config, *FIELDS)
+    cfg.check_contract("q_learner", config, QConfig)
     obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
     params = network.init(key, obs, *inputs)
-    prioritized = priority.keeps_priorities(config)
-    return State(
+    buffer = replay.init(
+        spec,
+        config.num_envs,
+        config.capacity,
+        prioritized=priority.keeps_priorities(config),
+        memory=memory,
+    )
+    return QState(
         params=params,
         target_params=jax.tree.map(jnp.copy, params),  # buffers of its own: donatable
         opt_state=optimizers.clipped_adam(config).init(ravel_pytree(params)[0]),
-        replay=replay.init(spec, config.num_envs, config.capacity, prioritized, memory),
+        replay=buffer,
         step=jnp.zeros((), jnp.int32),
         num_updates=jnp.zeros((), jnp.int32),
     )
 
 
-def observe(config: Any, state: State, rollout: Rollout, length: int = 1) -> State:
-    """Store the rollout; `length` is that of the sequences to be drawn."""
+def q_values(
+    head: Head, spec: Spec, config: AgentConfig, state: QState, obs: Obs
+) -> jax.Array:
+    """Action values `[..., A]` of observations `[..., *obs_shape]`."""
+    network = head.network(spec, config)
+    return head.values(config, network.apply(state.params, obs, *head.inputs(config)))
+
+
+def explore_values(
+    head: Head,
+    spec: Spec,
+    config: AgentConfig,
+    *,
+    state: QState,
+    obs: Obs,
+    key: jax.Array,
+    explore: bool,
+) -> tuple[jax.Array, jax.Array | float, jax.Array]:
+    """Action values to act by, the chance of a uniform action, and a key to draw it.
+
+    With noise in the weights there is no such chance; evaluation has one of its own.
+    """
+    chance = epsilon(config, state.step, explore)
+    if head.noisy is not None:
+        key, noise_key = jax.random.split(key)
+        if explore and head.noisy(config):
+            noisy = layers.with_noise(state.params, noise_key)
+            state, chance = state._replace(params=noisy), 0.0
+    return q_values(head, spec, config, state, obs), chance, key
+
+
+def act(
+    head: Head,
+    spec: Spec,
+    config: AgentConfig,
+    state: QState,
+    memory: Memory,
+    obs: Obs,
+    key: jax.Array,
+    explore: bool,
+) -> tuple[jax.Array, Memory, Extras]:
+    """Act epsilon-greedily, or by noisy weights."""
+    q, chance, key = explore_values(
+        head, spec, config, state=state, obs=obs, key=key, explore=explore
+    )
+    return distributions.epsilon_greedy(q, chance, key), memory, ()
+
+
+def observe(
+    config: AgentConfig, state: QState, rollout: Rollout, length: int = 1
+) -> QState:
+    """Store the rollout; `length` is the length of the sequences to be drawn."""
     return state._replace(replay=replay.add(state.replay, rollout, length))
 
 
+def transition_loss(head: Head, spec: Spec, config: AgentConfig) -> TransitionLoss:
+    """The head's loss as a function of parameters, with noise in the weights if any."""
+    apply = head.network(spec, config).apply
+
+    def loss(
+        params: Params, bootstrap_params: Params, window: Windows, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        key, target_key = jax.random.split(key)
+        factored = config.priority == "grad_norm"
+        noisy = layers.with_noise(params, key, factored)
+        noisy_target = layers.with_noise(bootstrap_params, target_key)
+        reward, discount = priority.n_step_return(window, config.gamma)
+        step = Step(
+            obs=window.obs,
+            action=window.action,
+            reward=reward,
+            discount=discount,
+            next_obs=window.next_obs,
+        )
+        online = functools.partial(apply, noisy)
+        target = functools.partial(apply, noisy_target)
+        return head.loss(config, online, target, step, (key, target_key))
+
+    return loss
+
+
 def update(
-    loss: Loss,
-    config: Any,
-    state: State,
+    head: Head,
+    spec: Spec,
+    config: AgentConfig,
+    state: QState,
     rollout: Rollout,
     key: jax.Array,
+) -> tuple[QState, Metrics]:
+    """Learn from samples of the replay."""
+    del rollout  # the replay holds it already
+    return learn(transition_loss(head, spec, config), config, state, key=key)
+
+
+def learn(
+    loss: TransitionLoss,
+    config: QConfig,
+    state: QState,
+    *,
+    key: jax.Array,
     length: int | None = None,
-) -> tuple[State, Metrics]:
-    """Learn from samples of the replay, which holds the rollout already.
+) -> tuple[QState, Metrics]:
+    """Learn from samples of the replay.
 
     Args:
       loss: of one transition or sequence. The gradient is the one with respect to its
@@ -134,7 +299,6 @@ def update(
         meta-gradients.
       config: the agent's.
       state: the agent's.
-      rollout: `[T, N, ...]`.
       key: `[]` typed key, consumed here.
       length: of the sequences to learn from; None: windows of `config.n_step` steps.
 
@@ -151,14 +315,20 @@ def update(
         flat, target_flat, opt_state, buffer, count = carry
         sample_key, loss_key = jax.random.split(key)
 
-        def loss_of(params: Params, window: Any) -> tuple[jax.Array, jax.Array]:
+        def of_online(params: Params, window: Any) -> tuple[jax.Array, jax.Array]:
             return loss(params, unravel(target_flat), window, loss_key)
 
         params = unravel(flat)
         batch = priority.sample(
-            config, buffer, sample_key, progress, loss_of, params, length
+            config,
+            buffer,
+            sample_key,
+            progress=progress,
+            loss=of_online,
+            params=params,
+            length=length,
         )
-        new = priority.gradient(config, loss_of, params, batch)
+        new = priority.gradient(config, of_online, params, batch=batch)
         grads = ravel_pytree(new.mean)[0]
         updates, opt_state = optimizer.update(grads, opt_state)
         flat = optax.tree.add_scale(flat, -rate, updates)
@@ -166,15 +336,19 @@ def update(
         moves = (count % config.target_period == 0) * config.target_rate
         target_flat = target_flat + moves * (flat - target_flat)
         buffer = priority.store(buffer, batch, new.priorities)
-        return (flat, target_flat, opt_state, buffer, count), {
-            "loss": new.losses.mean()
-        }
+        carry = (flat, target_flat, opt_state, buffer, count)
+        return carry, {"loss": new.losses.mean()}
 
     count = cfg.with_room(state.num_updates, config.num_updates, config.target_period)
     start = (flat, target_flat, state.opt_state, state.replay, count)
     end, metrics = jax.lax.scan(step, start, jax.random.split(key, config.num_updates))
     flat, target_flat, opt_state, buffer, count = end
-    step_count = cfg.next_count(state.step)
-    params, target_params = unravel(flat), unravel(target_flat)
-    state = State(params, target_params, opt_state, buffer, step_count, count)
-    return state, jax.tree.map(jnp.mean, metrics)
+    new_state = QState(
+        params=unravel(flat),
+        target_params=unravel(target_flat),
+        opt_state=opt_state,
+        replay=buffer,
+        step=cfg.next_count(state.step),
+        num_updates=count,
+    )
+    return new_state, jax.tree.map(jnp.mean, metrics)

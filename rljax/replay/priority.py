@@ -1,10 +1,11 @@
-"""Which transitions to learn from: uniform, or by TD errors or gradient norms.
+"""Choose transitions to learn from: uniformly, or by TD errors or gradient norms.
 
-Every replay agent samples and takes its gradient here. Its config has `FIELDS`.
+Every replay agent samples and takes its gradient here. Its config is a
+`contracts.ReplayConfig`.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,43 +13,37 @@ from jax.typing import ArrayLike
 
 from rljax import config as cfg
 from rljax.autodiff import per_transition_grad_norms, value_and_grad_with_norms
+from rljax.contracts import ReplayConfig, WarmUpConfig
 from rljax.replay import buffer as replay
 from rljax.replay.buffer import Replay, Windows
+from rljax.types import Params
 
 PRIORITIES = ("uniform", "td_error", "grad_norm")
 SAMPLERS = ("replay", "large_batch")
-FIELDS = (
-    "priority",
-    "sampler",
-    "batch_size",
-    "n_step",
-    "priority_exponent",
-    "importance_exponent",
-    "large_batch_factor",
-)
 _LEAST = 1e-6  # priority, so that every transition comes up again
 
-# (params, window) -> (loss [], absolute TD error [])
-Loss = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
+Example = TypeVar("Example")  # what a loss takes: of one transition, or `[B, ...]`
+# (params, example) -> (loss [], score [] that a priority is made of)
+ScoredLoss = Callable[[Params, Example], tuple[jax.Array, jax.Array]]
 
 
-class Batch(NamedTuple):
+class ReplayBatch(NamedTuple, Generic[Example]):
     """Transitions to learn from."""
 
     index: jax.Array  # [B] where they are in the replay
-    windows: Any  # [B, ...] Windows, or sequences as Rollout
+    examples: Example  # [B, ...] Windows, or sequences as Rollout
     weights: jax.Array  # [B] of importance sampling
 
 
 class Gradient(NamedTuple):
-    """What one pass over a batch gives."""
+    """The gradient of a batch, and all that the same pass tells."""
 
-    mean: Any  # tree, gradient of the weighted mean loss
+    mean: Params  # gradient of the weighted mean loss
     losses: jax.Array  # [B], not weighted
     priorities: jax.Array | None  # [B]; None where the replay keeps none
 
 
-def validate(config: Any) -> None:
+def validate(config: WarmUpConfig) -> None:
     """Raise ValueError naming a field out of range, its value and what is allowed."""
     cfg.check_choice(config, "priority", PRIORITIES)
     cfg.check_choice(config, "sampler", SAMPLERS)
@@ -78,20 +73,21 @@ def validate(config: Any) -> None:
         )
 
 
-def keeps_priorities(config: Any) -> bool:
+def keeps_priorities(config: ReplayConfig) -> bool:
     """Whether the replay has to keep priorities."""
     return config.priority != "uniform" and config.sampler == "replay"
 
 
 def sample(
-    config: Any,
+    config: ReplayConfig,
     buffer: Replay,
     key: jax.Array,
+    *,
     progress: jax.Array,
-    loss: Loss,
-    params: Any,
+    loss: ScoredLoss[Any],
+    params: Params,
     length: int | None = None,
-) -> Batch:
+) -> ReplayBatch[Any]:
     r"""Draw a batch as the config says.
 
     With `sampler="replay"` uniformly, or by stored priorities: Schaul et al. (2016),
@@ -113,38 +109,48 @@ def sample(
       the end of training for stored priorities.
     """
     if config.sampler == "large_batch":
-        return _large_batch(config, buffer, key, loss, params, length)
-    drawn = _draw(config, buffer, key, config.batch_size, length)
+        return _large_batch(
+            config, buffer, key, loss=loss, params=params, length=length
+        )
+    drawn = _draw(config, buffer, key, size=config.batch_size, length=length)
     if config.priority == "uniform":
         weights = jnp.ones(config.batch_size, jnp.float32)
     else:
         beta = config.importance_exponent
         beta = beta + (1.0 - beta) * jnp.minimum(progress, 1.0)
         weights = replay.importance_weights(buffer, drawn.probability, beta)
-    return Batch(drawn.index, drawn.windows, weights)
+    return ReplayBatch(index=drawn.index, examples=drawn.windows, weights=weights)
 
 
 def _draw(
-    config: Any, buffer: Replay, key: jax.Array, size: int, length: int | None
+    config: ReplayConfig,
+    buffer: Replay,
+    key: jax.Array,
+    *,
+    size: int,
+    length: int | None,
 ) -> replay.Sample:
     if length is None:
-        return replay.sample(buffer, key, size, config.n_step)
-    index, steps, probability = replay.sample_sequences(buffer, key, size, length)
+        return replay.sample(buffer, key, batch_size=size, n_step=config.n_step)
+    index, steps, probability = replay.sample_sequences(
+        buffer, key, batch_size=size, length=length
+    )
     sequences: Any = jax.tree.map(lambda x: x.swapaxes(0, 1), steps)  # [B, T, ...]
-    return replay.Sample(index, sequences, probability)
+    return replay.Sample(index=index, windows=sequences, probability=probability)
 
 
 def _large_batch(
-    config: Any,
+    config: ReplayConfig,
     buffer: Replay,
     key: jax.Array,
-    loss: Loss,
-    params: Any,
+    *,
+    loss: ScoredLoss[Any],
+    params: Params,
     length: int | None,
-) -> Batch:
+) -> ReplayBatch[Any]:
     draw_key, pick_key = jax.random.split(key)
     size = config.batch_size * config.large_batch_factor
-    large = _draw(config, buffer, draw_key, size, length)
+    large = _draw(config, buffer, draw_key, size=size, length=length)
     if config.priority == "grad_norm":
         scores = per_transition_grad_norms(
             lambda p, w: loss(p, w)[0], params, large.windows
@@ -159,33 +165,48 @@ def _large_batch(
     )
     pick = jnp.searchsorted(mass, shares / config.batch_size * mass[-1], side="right")
     pick = jnp.minimum(pick, size - 1)
-    windows = jax.tree.map(lambda x: x[pick], large.windows)
-    return Batch(large.index[pick], windows, scores.mean() / scores[pick])
+    return ReplayBatch(
+        index=large.index[pick],
+        examples=jax.tree.map(lambda x: x[pick], large.windows),
+        weights=scores.mean() / scores[pick],
+    )
 
 
-def gradient(config: Any, loss: Loss, params: Any, batch: Batch) -> Gradient:
+def gradient(
+    config: ReplayConfig,
+    loss: ScoredLoss[Example],
+    params: Params,
+    *,
+    batch: ReplayBatch[Example],
+) -> Gradient:
     """Gradient of the weighted mean loss; new priorities from the same pass."""
     if keeps_priorities(config) and config.priority == "grad_norm":
         losses, mean, norms = value_and_grad_with_norms(
-            lambda p, w: loss(p, w)[0], params, batch.windows, batch.weights
+            lambda p, example: loss(p, example)[0],
+            params,
+            batch.examples,
+            batch.weights,
         )
-        return Gradient(mean, losses, _powered(config, norms))
+        priorities = _powered(config, norms)
+        return Gradient(mean=mean, losses=losses, priorities=priorities)
 
-    def weighted(params: Any) -> Any:
-        losses, errors = jax.vmap(lambda w: loss(params, w))(batch.windows)
+    def weighted(params: Params) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        losses, errors = jax.vmap(lambda x: loss(params, x))(batch.examples)
         return jnp.mean(batch.weights * losses), (losses, errors)
 
     mean, (losses, errors) = jax.grad(weighted, has_aux=True)(params)
-    kept = _powered(config, errors) if keeps_priorities(config) else None
-    return Gradient(mean, losses, kept)
+    priorities = _powered(config, errors) if keeps_priorities(config) else None
+    return Gradient(mean=mean, losses=losses, priorities=priorities)
 
 
-def _powered(config: Any, scores: jax.Array) -> jax.Array:
+def _powered(config: ReplayConfig, scores: jax.Array) -> jax.Array:
     scores = jax.lax.stop_gradient(scores)
     return (scores + _LEAST) ** config.priority_exponent
 
 
-def store(buffer: Replay, batch: Batch, priorities: jax.Array | None) -> Replay:
+def store(
+    buffer: Replay, batch: ReplayBatch[Any], priorities: jax.Array | None
+) -> Replay:
     """Keep the new priorities of a batch, if there are any."""
     if priorities is None:
         return buffer

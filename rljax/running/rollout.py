@@ -12,7 +12,6 @@ from rljax.contracts import BatchedEnv
 from rljax.envs.wrappers import Statistics, where
 from rljax.types import ActFn, AgentConfig, MemoryFn, Rollout, Simulation, TrainState
 
-_CACHED = 2**16  # numbers; networks on CPU are slower on more of them at once
 _SMALL = 4096  # elements; copying larger arrays costs more than a kernel
 
 
@@ -141,42 +140,6 @@ def _fresh_keys(tree: Any) -> Any:
         return jax.random.clone(leaf) if is_key else leaf
 
     return jax.tree.map(clone, tree)
-
-
-def values(
-    critic: Callable[[Any], jax.Array], rollout: Rollout, max_steps: int
-) -> tuple[jax.Array, jax.Array]:
-    """Values of a rollout's observations and of their true successors, `[T, N]` each.
-
-    Most successors are the next row's observation, whose value is known already. Only
-    the newest ones and those that the time limit cut are valued on their own. Where a
-    step terminated, what stands for its successor is of no meaning.
-
-    Args:
-      critic: maps observations `[..., N, *obs_shape]` to values `[..., N]`.
-      rollout: `[T, N, ...]`.
-      max_steps: `Spec.max_steps`; in so many rows an environment is cut at most once.
-        The value after a cut that breaks the promise is NaN.
-
-    Returns:
-      `(v_tm1, v_t)`.
-    """
-    length = len(rollout.reward)
-    rows = max(n for n in range(1, min(length, max_steps) + 1) if length % n == 0)
-    cut = rollout.truncated & ~rollout.terminated
-    where_cut = cut.reshape(-1, rows, *cut.shape[1:]).argmax(axis=1)
-    row = where_cut + rows * jnp.arange(len(where_cut))[:, None]  # [T / rows, N]
-    ends = rollout.next_obs[row, jnp.arange(row.shape[1])]
-    every = jnp.concatenate([rollout.obs, rollout.next_obs[-1:], ends])
-    at_once = max(1, _CACHED // every[0].size)  # rows
-    if at_once < len(every) and jax.default_backend() == "cpu":
-        every = jax.lax.map(critic, every, batch_size=at_once)
-    else:
-        every = critic(every)
-    at_ends = jnp.repeat(every[length + 1 :], rows, axis=0)
-    v_t = jnp.where(cut, at_ends, every[1 : length + 1])
-    first_cut = jnp.repeat(row, rows, axis=0) == jnp.arange(length)[:, None]
-    return every[:length], jnp.where(cut & ~first_cut, jnp.nan, v_t)
 
 
 def _packing(tree: Any) -> tuple[Callable[[Any], list], Callable[[list], Any]]:

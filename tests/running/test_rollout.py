@@ -85,7 +85,9 @@ def test_values_in_pieces_are_the_same(monkeypatch):
         return critic(obs)
 
     want = values_of(critic, rollout, 6)
-    monkeypatch.setattr("rljax.running.rollout._CACHED", 5 * N * 2)  # of 12 + 1 + 2 rows
+    monkeypatch.setattr(
+        "rljax.running.rollout._CACHED", 5 * N * 2
+    )  # of 12 + 1 + 2 rows
     got = values_of(counting, rollout, 6)
     chex.assert_trees_all_close(got, want, rtol=1e-6)
     pieces = jax.default_backend() == "cpu"
