@@ -25,7 +25,7 @@ check: $(VENV)/.test
 
 types: $(VENV)/.test
 	mkdir -p build/typing/rljax
-	ln -sfn ../../../agents build/typing/rljax/agents
+	ln -sfn ../../../agents ../../../rljax/__init__.py build/typing/rljax
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 changed: $(VENV)/.test

@@ -11,7 +11,7 @@ import jax
 
 from rljax import config as cfg
 from rljax.learners import on_policy
-from rljax.learners.on_policy import State
+from rljax.learners.on_policy import OnPolicyState as State
 from rljax.types import Agent, Metrics, Rollout, Spec
 
 PRESETS: dict[str, cfg.Preset] = {}
@@ -47,15 +47,7 @@ class Config:
 
 def make(spec: Spec) -> Agent:
     """Make the agent for environments of `spec`."""
-    return Agent(
-        init=functools.partial(on_policy.init, spec),
-        memory=lambda config, num_envs: (),
-        act=functools.partial(on_policy.act, spec),
-        observe=lambda config, state, rollout: state,
-        update=functools.partial(update, spec),
-        policy=functools.partial(on_policy.policy, spec),
-        value=functools.partial(on_policy.value, spec),
-    )
+    return on_policy.make(spec, functools.partial(update, spec))
 
 
 def update(
@@ -63,5 +55,7 @@ def update(
 ) -> tuple[State, Metrics]:
     """One step along the policy gradient of one rollout."""
     del key  # nothing is drawn
-    batch = on_policy.prepare(spec, config, state, rollout, config.lambda_)
+    batch = on_policy.prepare(
+        spec, config, state, rollout=rollout, lambda_=config.lambda_
+    )
     return on_policy.learn(spec, config, state, batch)

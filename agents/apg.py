@@ -7,7 +7,7 @@ shows through the critic alone.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,24 @@ from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
 from rljax import losses, networks
+from rljax.contracts import Network
 from rljax.learners import actor_critic, on_policy, optimizers
 from rljax.networks import distributions
-from rljax.running.rollout import simulate, values
-from rljax.types import Agent, Metrics, Params, Rollout, Spec
+from rljax.running.rollout import simulate
+from rljax.types import (
+    Agent,
+    Box,
+    Extras,
+    Memory,
+    Metrics,
+    Obs,
+    OptState,
+    Params,
+    Rollout,
+    Spec,
+)
 
 PRESETS: dict[str, cfg.Preset] = {}
-box = functools.partial(distributions.check_bounded, "apg")  # the actions
 
 
 @jax.tree_util.register_dataclass
@@ -57,8 +68,8 @@ class State(NamedTuple):
 
     actor: Params
     critic: Params
-    actor_opt: Any  # Adam over the actor's parameters as one flat vector
-    critic_opt: Any  # likewise
+    actor_opt: OptState  # Adam over the actor's parameters as one flat vector
+    critic_opt: OptState  # likewise
     target_critic: Params  # follows the critic
     step: jax.Array  # [] int32, rollouts learned from
 
@@ -86,20 +97,34 @@ def make(spec: Spec) -> Agent:
     )
 
 
-def actor(spec: Spec, config: Config) -> Any:
+def box(spec: Spec) -> Box:
+    """The actions; ValueError if they are not continuous, or a bound is infinite."""
+    return distributions.check_bounded("apg", spec)
+
+
+def actor(spec: Spec, config: Config) -> Network:
     """The policy's network."""
-    args = (len(spec.obs_shape), box(spec), config.hidden_sizes, config.activation)
-    return networks.TanhGaussianActor(*args, reading=spec.reading)
+    return networks.TanhGaussianActor(
+        obs_ndim=len(spec.obs_shape),
+        action=box(spec),
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        reading=spec.reading,
+    )
 
 
-def critic(spec: Spec, config: Config) -> Any:
+def critic(spec: Spec, config: Config) -> Network:
     """The value's network."""
-    args = (len(spec.obs_shape), config.hidden_sizes, config.activation)
-    return networks.Critic(*args, reading=spec.reading)
+    return networks.Critic(
+        obs_ndim=len(spec.obs_shape),
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        reading=spec.reading,
+    )
 
 
 def policy(
-    spec: Spec, config: Config, params: Params, obs: Any, noise: jax.Array
+    spec: Spec, config: Config, params: Params, *, obs: Obs, noise: jax.Array
 ) -> jax.Array:
     """Actions `[N, *shape]` that standard normal noise `[N, D]` makes."""
     action = distributions.squashed(actor(spec, config).apply(params, obs), noise)
@@ -107,7 +132,7 @@ def policy(
 
 
 def horizon_return(
-    spec: Spec, config: Config, params: Params, bootstrap: State, rollout: Rollout
+    spec: Spec, config: Config, params: Params, *, bootstrap: State, rollout: Rollout
 ) -> jax.Array:
     """Discounted return within the rollout and the value beyond, per step; `[]`.
 
@@ -115,18 +140,23 @@ def horizon_return(
     `params`, the actor's, runs through all steps. The value is that of `bootstrap`'s
     target critic.
     """
-    rollout = simulate(rollout, functools.partial(policy, spec, config, params))
+
+    def act_again(obs: Obs, noise: jax.Array) -> jax.Array:
+        return policy(spec, config, params, obs=obs, noise=noise)
+
+    rollout = simulate(rollout, act_again)
     v_t = critic(spec, config).apply(bootstrap.target_critic, rollout.next_obs)
     discount, trace = on_policy.cut(config.gamma, 1.0, rollout)
     fn = functools.partial(losses.lambda_returns, stop="none")
-    returns = jax.vmap(fn, 1, 1)(rollout.reward, discount, v_t, trace)
+    over_envs = jax.vmap(fn, in_axes=1, out_axes=1)
+    returns = over_envs(rollout.reward, discount, v_t, trace)
     ended = rollout.terminated | rollout.truncated
     starts = jnp.concatenate([jnp.ones_like(ended[:1]), ended[:-1]])
     return jnp.mean(starts * returns)
 
 
 def value_loss(
-    spec: Spec, config: Config, params: Params, batch: tuple[Any, jax.Array]
+    spec: Spec, config: Config, params: Params, batch: tuple[Obs, jax.Array]
 ) -> tuple[jax.Array, Metrics]:
     """Half the squared error of the target's prediction, mean over a batch."""
     obs, target = batch
@@ -138,8 +168,8 @@ def value_loss(
 def targets(spec: Spec, config: Config, params: Params, rollout: Rollout) -> jax.Array:
     """TD(lambda) targets `[T, N]` from the target critic's values."""
     value = functools.partial(critic(spec, config).apply, params)
-    v_tm1, v_t = values(value, rollout, spec.max_steps)
-    adv = on_policy.from_values(config, rollout, v_tm1, v_t, config.lambda_)
+    v_tm1, v_t = on_policy.bootstrap_values(value, rollout, spec.max_steps)
+    adv = on_policy.from_values(config, rollout, v_tm1, v_t=v_t, lambda_=config.lambda_)
     return adv + v_tm1
 
 
@@ -164,16 +194,17 @@ def act(
     spec: Spec,
     config: Config,
     state: State,
-    memory: Any,
-    obs: Any,
-    key: Any,
+    memory: Memory,
+    obs: Obs,
+    key: jax.Array,
     explore: bool,
-) -> tuple[jax.Array, Any, Any]:
+) -> tuple[jax.Array, Memory, Extras]:
     """Sample the policy, with the noise that did; or take its mean before the tanh."""
     shape = (len(obs), actor_critic.action_size(spec))
     zeros = jnp.zeros(shape, jnp.float32)
     noise = jax.random.normal(key, shape, zeros.dtype) if explore else zeros
-    return policy(spec, config, state.actor, obs, noise), memory, noise
+    action = policy(spec, config, state.actor, obs=obs, noise=noise)
+    return action, memory, noise
 
 
 def update(
@@ -187,22 +218,30 @@ def update(
     flat, unravel = ravel_pytree(state.actor)  # one vector: one kernel in Adam
 
     def loss(flat: jax.Array) -> jax.Array:
-        return -horizon_return(spec, config, unravel(flat), state, rollout)
+        params = unravel(flat)
+        return -horizon_return(spec, config, params, bootstrap=state, rollout=rollout)
 
     value, grads = jax.value_and_grad(loss)(flat)
     updates, actor_opt = optimizer.update(grads, state.actor_opt)
     actor_params = unravel(optax.tree.add_scale(flat, -rate, updates))
 
     target = targets(spec, config, state.target_critic, rollout)
-    batch = on_policy.flatten((rollout.obs, target))
-    critic_loss = functools.partial(value_loss, spec, config)
-    args = (config, rate, critic_loss, state.critic, state.critic_opt, batch, key)
-    critic_params, critic_opt, metrics = on_policy.fit_epochs(*args)
-    return State(
+    critic_params, critic_opt, metrics = on_policy.fit_epochs(
+        config,
+        rate,
+        functools.partial(value_loss, spec, config),
+        params=state.critic,
+        opt_state=state.critic_opt,
+        batch=on_policy.flatten((rollout.obs, target)),
+        key=key,
+    )
+    new_state = State(
         actor=actor_params,
         critic=critic_params,
         actor_opt=actor_opt,
         critic_opt=critic_opt,
         target_critic=actor_critic.follow(config, critic_params, state.target_critic),
         step=cfg.next_count(state.step),
-    ), metrics | {"policy_loss": value, "grad_norm": optax.safe_norm(grads, 1e-16)}
+    )
+    norm = optax.safe_norm(grads, 1e-16)
+    return new_state, metrics | {"policy_loss": value, "grad_norm": norm}

@@ -6,14 +6,15 @@ https://arxiv.org/abs/1506.02438.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from rljax import config as cfg
 from rljax import losses, replay
 from rljax.learners import actor_critic, on_policy, optimizers
-from rljax.types import Agent, Metrics, Params, Rollout, Spec
+from rljax.learners.on_policy import Minibatch
+from rljax.types import Agent, Metrics, OptState, Params, Rollout, Spec
 
 PRESETS: dict[str, cfg.Preset] = {
     "Pendulum-v1": cfg.Preset(dict(gamma=0.95, num_epochs=4)),
@@ -73,8 +74,8 @@ class State(NamedTuple):
 
     actor: Params
     critic: Params
-    actor_opt: Any  # Adam over the actor's parameters as one flat vector
-    critic_opt: Any  # likewise
+    actor_opt: OptState  # Adam over the actor's parameters as one flat vector
+    critic_opt: OptState  # likewise
     step: jax.Array  # [] int32, rollouts learned from
     replay: replay.Replay
 
@@ -91,22 +92,34 @@ def make(spec: Spec) -> Agent:
 
 
 def policy_loss(
-    spec: Spec, config: Config, params: Params, batch: on_policy.Batch
+    spec: Spec, config: Config, params: Params, batch: Minibatch
 ) -> tuple[jax.Array, Metrics]:
     """Weighted regression on the actions of the replay, mean over the batch.
 
     Whatever policy took them: the weights do not depend on it.
     """
     policy = on_policy.actor(spec, config).apply(params, batch.obs)
-    args = (batch.advantage, config.temperature, config.max_weight)
-    loss = losses.awr_loss(policy.log_prob(batch.action), *args).mean()
+    loss = losses.awr_loss(
+        log_prob_t=policy.log_prob(batch.action),
+        adv_t=batch.advantage,
+        temperature=config.temperature,
+        max_weight=config.max_weight,
+    ).mean()
     return loss, {"policy_loss": loss, "entropy": policy.entropy().mean()}
 
 
 def init(spec: Spec, config: Config, key: jax.Array) -> State:
     """Fresh networks and optimisers, an empty replay."""
     buffer = replay.init(spec, config.num_envs, config.capacity, prioritized=False)
-    return State(*on_policy.init(spec, config, key), replay=buffer)
+    state = on_policy.init(spec, config, key)
+    return State(
+        actor=state.actor,
+        critic=state.critic,
+        actor_opt=state.actor_opt,
+        critic_opt=state.critic_opt,
+        step=state.step,
+        replay=buffer,
+    )
 
 
 def update(
@@ -117,22 +130,37 @@ def update(
     The returns come from the critic before its steps, the advantages from that after.
     """
     sample_key, critic_key, actor_key = jax.random.split(key, 3)
-    size = (config.batch_size, config.sequence_length)
-    _, sequences, _ = replay.sample_sequences(state.replay, sample_key, *size)
+    _, sequences, _ = replay.sample_sequences(
+        state.replay,
+        sample_key,
+        batch_size=config.batch_size,
+        length=config.sequence_length,
+    )
     progress = optimizers.progress(config, state.step)
     rate = optimizers.annealed(config, progress, config.learning_rate)
-    fit = functools.partial(on_policy.fit_epochs, config, rate)
-
-    batch = on_policy.prepare(spec, config, state, sequences, config.lambda_)
-    loss = functools.partial(on_policy.value_loss, spec, config)
-    args = (loss, state.critic, state.critic_opt, batch, critic_key)
-    critic, critic_opt, metrics = fit(*args)
+    critic, critic_opt, metrics = on_policy.fit_epochs(
+        config,
+        rate,
+        functools.partial(on_policy.value_loss, spec, config),
+        params=state.critic,
+        opt_state=state.critic_opt,
+        batch=on_policy.prepare(
+            spec, config, state, rollout=sequences, lambda_=config.lambda_
+        ),
+        key=critic_key,
+    )
     state = state._replace(critic=critic, critic_opt=critic_opt)
-
-    batch = on_policy.prepare(spec, config, state, sequences, config.lambda_)
-    loss = functools.partial(policy_loss, spec, config)
-    args = (loss, state.actor, state.actor_opt, batch, actor_key)
-    actor, actor_opt, more = fit(*args)
+    actor, actor_opt, more = on_policy.fit_epochs(
+        config,
+        rate,
+        functools.partial(policy_loss, spec, config),
+        params=state.actor,
+        opt_state=state.actor_opt,
+        batch=on_policy.prepare(
+            spec, config, state, rollout=sequences, lambda_=config.lambda_
+        ),
+        key=actor_key,
+    )
     step = cfg.next_count(state.step)
     state = state._replace(actor=actor, actor_opt=actor_opt, step=step)
     return state, metrics | more

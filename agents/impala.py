@@ -5,7 +5,7 @@ Actors follow an older policy than the one that learns; V-trace corrects for it.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,18 @@ import optax
 from rljax import config as cfg
 from rljax import losses
 from rljax.learners import on_policy
-from rljax.running.rollout import values
-from rljax.types import Agent, Metrics, Params, Rollout, Spec
+from rljax.learners.on_policy import Minibatch
+from rljax.types import (
+    Agent,
+    Extras,
+    Memory,
+    Metrics,
+    Obs,
+    OptState,
+    Params,
+    Rollout,
+    Spec,
+)
 
 PRESETS: dict[str, cfg.Preset] = {}
 
@@ -57,41 +67,42 @@ class State(NamedTuple):
 
     actor: Params
     critic: Params
-    actor_opt: Any  # Adam over the actor's parameters as one flat vector
-    critic_opt: Any  # likewise
+    actor_opt: OptState  # Adam over the actor's parameters as one flat vector
+    critic_opt: OptState  # likewise
     step: jax.Array  # [] int32, rollouts learned from
     behaviour: Params  # an older copy of the actor, which acts
 
 
 def make(spec: Spec) -> Agent:
     """Make the agent for environments of `spec`."""
-    return Agent(
-        init=functools.partial(init, spec),
-        memory=lambda config, num_envs: (),
-        act=functools.partial(act, spec),
-        observe=lambda config, state, rollout: state,
-        update=functools.partial(update, spec),
-        policy=functools.partial(on_policy.policy, spec),
-        value=functools.partial(on_policy.value, spec),
+    agent = on_policy.make(spec, functools.partial(update, spec))
+    return agent._replace(
+        init=functools.partial(init, spec), act=functools.partial(act, spec)
     )
 
 
 def init(spec: Spec, config: Config, key: jax.Array) -> State:
     """Fresh networks and optimisers."""
     state = on_policy.init(spec, config, key)
-    behaviour = jax.tree.map(jnp.copy, state.actor)  # buffers of its own: donatable
-    return State(*state, behaviour)
+    return State(
+        actor=state.actor,
+        critic=state.critic,
+        actor_opt=state.actor_opt,
+        critic_opt=state.critic_opt,
+        step=state.step,
+        behaviour=jax.tree.map(jnp.copy, state.actor),  # buffers of its own: donatable
+    )
 
 
 def act(
     spec: Spec,
     config: Config,
     state: State,
-    memory: Any,
-    obs: Any,
-    key: Any,
+    memory: Memory,
+    obs: Obs,
+    key: jax.Array,
     explore: bool,
-) -> tuple[jax.Array, Any, Any]:
+) -> tuple[jax.Array, Memory, Extras]:
     """Sample the actors' policy, or take the learner's mode."""
     if explore:
         state = state._replace(actor=state.behaviour)
@@ -100,24 +111,33 @@ def act(
 
 def prepare(
     spec: Spec, config: Config, state: State, rollout: Rollout
-) -> tuple[on_policy.Batch, jax.Array]:
+) -> tuple[Minibatch, jax.Array]:
     """V-trace's advantages and targets of a rollout, and its ratios `[T, N]`; eq. 1.
 
     They come from the parameters before the update, which the losses' gradients do not
     see: nothing is stopped, and meta-gradients pass.
     """
     value = functools.partial(on_policy.critic(spec, config).apply, state.critic)
-    v_tm1, v_t = values(value, rollout, spec.max_steps)
+    v_tm1, v_t = on_policy.bootstrap_values(value, rollout, spec.max_steps)
     policy = on_policy.actor(spec, config).apply(state.actor, rollout.obs)
     rho = jnp.exp(policy.log_prob(rollout.action) - rollout.extras)
     discount, lambda_ = on_policy.cut(config.gamma, config.lambda_, rollout)
 
-    vtrace = functools.partial(losses.vtrace_td_error_and_advantage, stop="none")
-    over_envs = jax.vmap(vtrace, in_axes=(*[1] * 6, None, None), out_axes=1)
-    args = (v_tm1, v_t, rollout.reward, discount, rho, lambda_)
-    out = over_envs(*args, config.clip_rho, config.clip_pg_rho)
-    data = (rollout.obs, rollout.action, rollout.extras)
-    batch = on_policy.Batch(*data, out.pg_advantage, v_tm1 + out.errors)
+    vtrace = functools.partial(
+        losses.vtrace_td_error_and_advantage,
+        clip_rho_threshold=config.clip_rho,
+        clip_pg_rho_threshold=config.clip_pg_rho,
+        stop="none",
+    )
+    over_envs = jax.vmap(vtrace, in_axes=1, out_axes=1)
+    out = over_envs(v_tm1, v_t, rollout.reward, discount, rho, lambda_)
+    batch = Minibatch(
+        obs=rollout.obs,
+        action=rollout.action,
+        log_prob=rollout.extras,
+        advantage=out.pg_advantage,
+        target=v_tm1 + out.errors,
+    )
     return on_policy.flatten(batch), rho
 
 

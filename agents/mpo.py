@@ -8,16 +8,19 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
+import distrax
 import jax
 import jax.numpy as jnp
 
 from rljax import config as cfg
 from rljax import losses, replay
+from rljax.contracts import Network
 from rljax.learners import actor_critic
+from rljax.learners.actor_critic import Keyed
 from rljax.losses import LagrangePenalty
 from rljax.networks import distributions
-from rljax.replay import Windows, priority
-from rljax.types import Agent, Discrete, Metrics, Params, Rollout, Spec
+from rljax.replay import priority
+from rljax.types import Agent, Discrete, Metrics, Obs, OptState, Params, Rollout, Spec
 
 _SMALL: dict[str, Any] = dict(learning_rate=1e-3, batch_size=128, hidden_sizes=(64, 64))
 _BRIEF = _SMALL | dict(total_steps=20_000, warmup_steps=500, n_step=1)
@@ -25,6 +28,16 @@ PRESETS: dict[str, cfg.Preset] = {
     "CartPole-v1": cfg.Preset(_SMALL | dict(total_steps=500_000, num_envs=16)),
     "Pendulum-v1": cfg.Preset(_BRIEF),
 }
+_POSITIVE = (
+    "epsilon",
+    "epsilon_policy",
+    "epsilon_mean",
+    "epsilon_stddev",
+    "dual_learning_rate",
+    "temperature",
+    "multiplier",
+)
+
 actor = actor_critic.stochastic_actor  # the policy's network
 
 
@@ -66,10 +79,24 @@ class Config:
     def validate(self) -> None:
         """Raise ValueError naming a field out of range, its value and the range."""
         actor_critic.validate(self)
-        bounds = ("epsilon", "epsilon_policy", "epsilon_mean", "epsilon_stddev")
-        more = ("dual_learning_rate", "temperature", "multiplier")
-        cfg.check_range(self, *bounds, *more, low=0.0, open_low=True)
+        for name in _POSITIVE:
+            cfg.check_range(self, name, low=0.0, open_low=True)
         cfg.check_count(self, "num_samples")
+
+
+class Duals(NamedTuple):
+    """Logarithms of the dual variables, one for each bound."""
+
+    temperature: jax.Array  # []
+    multipliers: tuple[jax.Array, ...]  # [] of the policy; or [D] of mean and stddev
+
+
+class OptStates(NamedTuple):
+    """Of Adam, one for each network and for the dual variables."""
+
+    actor: OptState
+    critic: OptState
+    duals: OptState
 
 
 class State(NamedTuple):
@@ -77,8 +104,8 @@ class State(NamedTuple):
 
     actor: Params
     critic: Params
-    duals: tuple[jax.Array, ...]  # logarithms: temperature [], multipliers: [] or [D]
-    opt_states: Any  # of Adam: actor, critic, duals
+    duals: Duals
+    opt_states: OptStates
     target_actor: Params  # an older copy
     target_critic: Params  # likewise
     replay: replay.Replay
@@ -111,76 +138,113 @@ def make(spec: Spec) -> Agent:
     )
 
 
-def critic(spec: Spec, config: Config) -> Any:
+def critic(spec: Spec, config: Config) -> Network:
     """One network: `[1]` value of an action, or `[1, A]` of all discrete ones."""
     return actor_critic.critics(spec, config, 1)
 
 
-def choose(spec: Spec, config: Config, bootstrap: State, obs: Any, key: Any) -> Any:
-    """The target policy in one state and S of its actions, or all discrete ones.
+class Choice(NamedTuple):
+    """The target policy in one state and S of its actions, or all discrete ones."""
 
-    Returns:
-      The policy, actions before the tanh `[S, D]` or none, values `[S]` by the target
-      critic, and `[S]` logarithms of S times each one's share.
-    """
+    policy: distrax.Distribution
+    x: Any  # [S, D] actions before the tanh; () of discrete ones
+    values: jax.Array  # [S] by the target critic
+    log_weights: jax.Array  # [S] of S times each one's share
+
+
+def choose(
+    spec: Spec, config: Config, bootstrap: State, *, obs: Obs, key: jax.Array
+) -> Choice:
+    """Draw actions of the target policy in one state."""
     policy = actor(spec, config).apply(bootstrap.target_actor, obs)
     q = functools.partial(critic(spec, config).apply, bootstrap.target_critic, obs)
     if isinstance(spec.action, Discrete):
-        return policy, (), q()[0], policy.logits + jnp.log(spec.action.num_actions)
+        log_weights = policy.logits + jnp.log(spec.action.num_actions)
+        return Choice(policy=policy, x=(), values=q()[0], log_weights=log_weights)
     x = policy.distribution.sample(seed=key, sample_shape=config.num_samples)
     values = jax.vmap(q)(policy.bijector.forward(x))[:, 0]
-    return policy, x, values, jnp.zeros_like(values)
+    log_weights = jnp.zeros_like(values)
+    return Choice(policy=policy, x=x, values=values, log_weights=log_weights)
 
 
 def td_errors(
     spec: Spec,
     config: Config,
     params: Params,
+    *,
     bootstrap: State,
-    window: Windows,
-    key: Any,
+    transition: Keyed,
 ) -> jax.Array:
     """Temporal-difference error of one transition, `[1]`: of the critic.
 
     The semi-gradient is the gradient with respect to `params`, the critic's, alone;
     what the target takes from `bootstrap` stays differentiable.
     """
+    window = transition.window
     reward, discount = priority.n_step_return(window, config.gamma)
-    *_, q_t, log_weights = choose(spec, config, bootstrap, window.next_obs, key)
-    v_t = jnp.mean(jnp.exp(log_weights) * q_t)
+    chosen = choose(spec, config, bootstrap, obs=window.next_obs, key=transition.key)
     q = functools.partial(critic(spec, config).apply, params, window.obs)
     discrete = isinstance(spec.action, Discrete)
     q_tm1 = q()[:, window.action] if discrete else q(window.action.reshape(-1))
-    loss = functools.partial(losses.td_learning, stop="none")
-    return jax.vmap(lambda q: loss(q, reward, discount, v_t))(q_tm1)
+    loss = functools.partial(
+        losses.td_learning,
+        r_t=reward,
+        discount_t=discount,
+        v_t=jnp.mean(jnp.exp(chosen.log_weights) * chosen.values),
+        stop="none",
+    )
+    return jax.vmap(loss)(q_tm1)
 
 
-def mpo_parts(config: Config, duals: Any, evidence: Evidence) -> losses.MpoOutputs:
+def mpo_parts(config: Config, duals: Duals, evidence: Evidence) -> losses.MpoOutputs:
     """Parts of MPO's loss in one state; nothing is stopped."""
-    log_temperature, *multipliers = duals
-    bounds = (config.epsilon_mean, config.epsilon_stddev)
-    if len(multipliers) == 1:
-        bounds = (config.epsilon_policy,)
-    pairs = zip(multipliers, bounds, strict=True)
-    penalties = (LagrangePenalty(*pair, len(bounds) == 2) for pair in pairs)
+    continuous = len(duals.multipliers) == 2
+    bounds = (config.epsilon_policy,)
+    if continuous:
+        bounds = (config.epsilon_mean, config.epsilon_stddev)
+    constraints = [
+        (kl, LagrangePenalty(alpha=alpha, epsilon=bound, per_dimension=continuous))
+        for kl, alpha, bound in zip(
+            evidence.kls, duals.multipliers, bounds, strict=True
+        )
+    ]
     # Values that give actions of equal shares the same weights.
-    values = evidence.values + jnp.exp(log_temperature) * evidence.log_weights
-    temperature = LagrangePenalty(log_temperature, config.epsilon)
-    constraints = list(zip(evidence.kls, penalties, strict=True))
-    args = (evidence.log_probs, values, temperature, constraints, jnp.exp)
-    return losses.mpo_loss(*args, stop="none")[1]
+    values = evidence.values + jnp.exp(duals.temperature) * evidence.log_weights
+    _, parts = losses.mpo_loss(
+        sample_log_probs=evidence.log_probs,
+        sample_q_values=values,
+        temperature_constraint=LagrangePenalty(
+            alpha=duals.temperature, epsilon=config.epsilon
+        ),
+        kl_constraints=constraints,
+        projection_operator=jnp.exp,
+        stop="none",
+    )
+    return parts
 
 
 def actor_loss(
-    spec: Spec, config: Config, params: Params, obs: Any, key: Any, bootstrap: State
+    spec: Spec,
+    config: Config,
+    params: Params,
+    obs: Obs,
+    key: jax.Array,
+    *,
+    bootstrap: State,
 ) -> tuple[jax.Array, Evidence]:
     """Loss of the policy in one state, `[]`, and what the dual variables learn from.
 
     The policy's gradient is the gradient with respect to `params` alone.
     """
-    target, x, values, log_weights = choose(spec, config, bootstrap, obs, key)
+    chosen = choose(spec, config, bootstrap, obs=obs, key=key)
     policy = actor(spec, config).apply(params, obs)
-    evidence = Evidence(values, log_weights, *distributions.compare(target, policy, x))
+    log_probs, kls = distributions.compare(chosen.policy, policy, chosen.x)
+    evidence = Evidence(
+        values=chosen.values,
+        log_weights=chosen.log_weights,
+        log_probs=log_probs,
+        kls=kls,
+    )
     parts = mpo_parts(config, bootstrap.duals, evidence)
     return parts.policy_loss + parts.kl_loss, evidence
 
@@ -193,12 +257,20 @@ def init(spec: Spec, config: Config, key: jax.Array) -> State:
     critic_params = critic(spec, config).init(critic_key, *inputs)
     size = actor_critic.action_size(spec)
     shapes = ((size,), (size,)) if size else ((),)
-    multipliers = (jnp.full(shape, jnp.log(config.multiplier)) for shape in shapes)
-    trained = (actor_params, critic_params, (jnp.log(config.temperature), *multipliers))
+    multipliers = tuple(jnp.full(shape, jnp.log(config.multiplier)) for shape in shapes)
+    duals = Duals(temperature=jnp.log(config.temperature), multipliers=multipliers)
+    targets = jax.tree.map(jnp.copy, (actor_params, critic_params))  # donatable
     return State(
-        *trained,
-        actor_critic.init_optimizers(config, trained),
-        *jax.tree.map(jnp.copy, trained[:2]),  # buffers of their own: donatable
+        actor=actor_params,
+        critic=critic_params,
+        duals=duals,
+        opt_states=OptStates(
+            actor=actor_critic.init_optimizer(config, actor_params),
+            critic=actor_critic.init_optimizer(config, critic_params),
+            duals=actor_critic.init_optimizer(config, duals),
+        ),
+        target_actor=targets[0],
+        target_critic=targets[1],
         replay=actor_critic.init_replay(spec, config),
         step=jnp.zeros((), jnp.int32),
     )
@@ -208,8 +280,9 @@ def update(
     spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
 ) -> tuple[State, Metrics]:
     """Learn from samples of the replay."""
-    step, times = functools.partial(learn, spec, config), config.num_updates
-    return actor_critic.update(step, config, state, rollout, key, times)
+    del rollout  # the replay holds it already
+    step = functools.partial(learn, spec, config)
+    return actor_critic.learn(step, config, state, key=key, times=config.num_updates)
 
 
 def learn(
@@ -218,35 +291,57 @@ def learn(
     """One gradient step of everything, from the same batch and the same parameters."""
     sample_key, actor_key = jax.random.split(key)
 
-    def critic_loss(params: Params, inputs: Any) -> tuple[jax.Array, jax.Array]:
-        errors = td_errors(spec, config, params, state, *inputs)
+    def critic_loss(params: Params, transition: Keyed) -> tuple[jax.Array, jax.Array]:
+        errors = td_errors(spec, config, params, bootstrap=state, transition=transition)
         return actor_critic.critic_loss(errors)
 
-    args = (state.replay, sample_key, progress, critic_loss, state.critic)
-    batch = actor_critic.sample(config, *args)
-    new = priority.gradient(config, critic_loss, state.critic, batch)
-    loss = functools.partial(actor_loss, spec, config, bootstrap=state)
-    args = (loss, state.actor, batch, actor_key)
-    actor_grads, value, evidence = actor_critic.policy_gradient(*args)
+    batch = actor_critic.sample(
+        config,
+        state.replay,
+        sample_key,
+        progress=progress,
+        loss=critic_loss,
+        params=state.critic,
+    )
+    new = priority.gradient(config, critic_loss, state.critic, batch=batch)
+    actor_grads, value, evidence = actor_critic.policy_gradient(
+        functools.partial(actor_loss, spec, config, bootstrap=state),
+        state.actor,
+        batch,
+        actor_key,
+    )
 
-    def dual_loss(duals: Any) -> jax.Array:
+    def dual_loss(duals: Duals) -> jax.Array:
         parts = jax.vmap(lambda x: mpo_parts(config, duals, x))(evidence)
         return jnp.mean(batch.weights * (parts.temperature_loss + parts.alpha_loss))
 
-    grads = (actor_grads, new.mean, jax.grad(dual_loss)(state.duals))
-    rates = (config.learning_rate, config.learning_rate, config.dual_learning_rate)
-    args = (state[:3], grads, state.opt_states, rates)
-    trained, opt_states = actor_critic.descend(config, progress, *args)
-    return State(
-        *trained,
-        opt_states=opt_states,
-        target_actor=actor_critic.follow(config, trained[0], state.target_actor),
-        target_critic=actor_critic.follow(config, trained[1], state.target_critic),
+    adam_step = functools.partial(actor_critic.adam_step, config, progress)
+    old = state.opt_states
+    actor_params, actor_opt = adam_step(
+        state.actor, grads=actor_grads, opt_state=old.actor
+    )
+    critic_params, critic_opt = adam_step(
+        state.critic, grads=new.mean, opt_state=old.critic
+    )
+    duals, duals_opt = adam_step(
+        state.duals,
+        grads=jax.grad(dual_loss)(state.duals),
+        opt_state=old.duals,
+        start_rate=config.dual_learning_rate,
+    )
+    new_state = State(
+        actor=actor_params,
+        critic=critic_params,
+        duals=duals,
+        opt_states=OptStates(actor=actor_opt, critic=critic_opt, duals=duals_opt),
+        target_actor=actor_critic.follow(config, actor_params, state.target_actor),
+        target_critic=actor_critic.follow(config, critic_params, state.target_critic),
         replay=priority.store(state.replay, batch, new.priorities),
         step=state.step,
-    ), {
+    )
+    return new_state, {
         "critic_loss": new.losses.mean(),
         "actor_loss": value,
         "kl": jnp.stack([kl.mean() for kl in evidence.kls]).sum(),
-        "temperature": jnp.exp(trained[2][0]),
+        "temperature": jnp.exp(duals.temperature),
     }

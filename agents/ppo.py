@@ -5,6 +5,7 @@ Advantages: Schulman et al. (2015), https://arxiv.org/abs/1506.02438.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +16,9 @@ from jax.flatten_util import ravel_pytree
 from rljax import config as cfg
 from rljax import losses, prng
 from rljax.learners import on_policy, optimizers
-from rljax.learners.on_policy import State
+from rljax.learners.on_policy import OnPolicyState as State
 from rljax.running.sharding import side_by_side
-from rljax.types import Agent, Metrics, Params, Rollout, Spec
+from rljax.types import Agent, Metrics, OptState, Params, Rollout, Spec
 
 _MINATAR = dict(
     learning_rate=1e-3,
@@ -59,7 +60,7 @@ PRESETS: dict[str, cfg.Preset] = {
     ),
     "Asterix-MinAtar": cfg.Preset(_PLANES),
     "Freeway-MinAtar": cfg.Preset(_PLANES),
-    # Who comes up for air without a diver dies: what that is good for comes late.
+    # Surfacing without a diver costs a life, and divers pay late.
     "Seaquest-MinAtar": cfg.Preset(_PLANES | dict(gamma=0.999, total_steps=6_000_000)),
     "SpaceInvaders-MinAtar": cfg.Preset(
         _MINATAR | dict(num_minibatches=8, hidden_sizes=(128, 128), convolution=False)
@@ -101,7 +102,12 @@ class Config:
         on_policy.validate_minibatches(self)
 
 
-class Batch(NamedTuple):
+GoingOn = Callable[[Metrics], jax.Array]  # metrics of a step -> [] bool
+# (spec, config, parameters, minibatch) -> (loss [], metrics)
+Loss = Callable[[Spec, Any, Params, "Minibatch"], tuple[jax.Array, Metrics]]
+
+
+class Minibatch(NamedTuple):
     """Transitions with what their losses need."""
 
     obs: jax.Array  # [B, ...]
@@ -111,48 +117,49 @@ class Batch(NamedTuple):
 
 def make(spec: Spec) -> Agent:
     """Make the agent for environments of `spec`."""
-    return Agent(
-        init=functools.partial(on_policy.init, spec),
-        memory=lambda config, num_envs: (),
-        act=functools.partial(on_policy.act, spec),
-        observe=lambda config, state, rollout: state,
-        update=functools.partial(update, spec),
-        policy=functools.partial(on_policy.policy, spec),
-        value=functools.partial(on_policy.value, spec),
-        parts=2,
-    )
+    return on_policy.make(spec, functools.partial(update, spec), parts=2)
 
 
 def actor_loss(
-    spec: Spec, config: Config, params: Params, batch: Batch
+    spec: Spec, config: Config, params: Params, batch: Minibatch
 ) -> tuple[jax.Array, Metrics]:
     """Clipped surrogate less the entropy bonus, mean over the batch."""
     policy = on_policy.actor(spec, config).apply(params, batch.obs)
-    log_prob, adv = batch.targets[:, 0], batch.targets[:, 1]
-    args = (config, policy, batch.action, log_prob, adv)
-    return on_policy.clipped_policy_loss(*args)
+    return on_policy.clipped_policy_loss(
+        config,
+        policy,
+        batch.action,
+        log_prob=batch.targets[:, 0],
+        adv=batch.targets[:, 1],
+    )
 
 
 def critic_loss(
-    spec: Spec, config: Config, params: Params, batch: Batch
+    spec: Spec, config: Config, params: Params, batch: Minibatch
 ) -> tuple[jax.Array, Metrics]:
     """Half the squared error of the return's prediction, mean over the batch."""
     target, old_value = batch.targets[:, 2], batch.targets[:, 3]
     new_value = on_policy.critic(spec, config).apply(params, batch.obs)
     if config.clip_value:
-        args = (new_value, old_value, target, config.clip_epsilon)
-        total = losses.clipped_value_loss(*args).mean()
+        total = losses.clipped_value_loss(
+            v_t=new_value,
+            v_old_t=old_value,
+            target_t=target,
+            epsilon=config.clip_epsilon,
+        ).mean()
     else:
         total = optax.l2_loss(new_value, target).mean()
     return total, {"value_loss": total}
 
 
-def prepare(spec: Spec, config: Config, state: State, rollout: Rollout) -> Batch:
+def prepare(spec: Spec, config: Config, state: State, rollout: Rollout) -> Minibatch:
     """Advantages and returns of a rollout, flattened to `[T * N, ...]`."""
-    args = (spec, config, state.critic, rollout, config.lambda_)
-    adv, value = on_policy.advantages(*args)
+    adv, value = on_policy.advantages(
+        spec, config, state.critic, rollout=rollout, lambda_=config.lambda_
+    )
     targets = jnp.stack([rollout.extras, adv, adv + value, value], axis=-1)
-    return on_policy.flatten(Batch(rollout.obs, rollout.action, targets))
+    batch = Minibatch(obs=rollout.obs, action=rollout.action, targets=targets)
+    return on_policy.flatten(batch)
 
 
 def update(
@@ -165,26 +172,41 @@ def update(
     progress = optimizers.progress(config, state.step)
     rate = optimizers.annealed(config, progress, config.learning_rate)
 
-    limit: Any = config.max_kl
-
     def close(metrics: Metrics) -> jax.Array:
-        return metrics["approx_kl"] <= limit
+        return metrics["approx_kl"] <= jnp.asarray(config.max_kl)
 
-    def fit(loss: Any, start: Any, unravel: Any, *rest: Any) -> tuple[Any, Metrics]:
-        def of_flat(flat: jax.Array, _: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+    def fit(
+        loss: Loss, params: Params, opt_state: OptState, going_on: GoingOn | None = None
+    ) -> tuple[Params, OptState, Metrics]:
+        flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
+
+        def of_flat(
+            flat: jax.Array, _: jax.Array, batch: Minibatch
+        ) -> tuple[jax.Array, Metrics]:
             return loss(spec, config, unravel(flat), batch)
 
-        optimizer = optimizers.clipped_adam(config, on_policy.EPS)
-        return on_policy.fit(of_flat, optimizer, rate, start, batch, index, *rest)
+        (flat, opt_state), metrics = on_policy.fit(
+            of_flat,
+            (flat, opt_state),
+            batch,
+            index=index,
+            optimizer=optimizers.clipped_adam(config, on_policy.EPS),
+            rate=rate,
+            going_on=going_on,
+        )
+        return unravel(flat), opt_state, metrics
 
-    stop = () if limit is None else (close,)
-    flat_actor, unravel_actor = ravel_pytree(state.actor)  # one vector: one kernel
-    flat_critic, unravel_critic = ravel_pytree(state.critic)  # in Adam
+    going_on = None if config.max_kl is None else close
     # Two loops, not one: each network stays in cache, of its own core if there are two.
-    ((new_actor, actor_opt), metrics), ((new_critic, critic_opt), more) = side_by_side(
-        lambda: fit(actor_loss, (flat_actor, state.actor_opt), unravel_actor, *stop),
-        lambda: fit(critic_loss, (flat_critic, state.critic_opt), unravel_critic),
+    (actor, actor_opt, metrics), (critic, critic_opt, more) = side_by_side(
+        lambda: fit(actor_loss, state.actor, state.actor_opt, going_on),
+        lambda: fit(critic_loss, state.critic, state.critic_opt),
     )
-    params = unravel_actor(new_actor), unravel_critic(new_critic)
-    step = cfg.next_count(state.step)
-    return State(*params, actor_opt, critic_opt, step), metrics | more
+    new_state = State(
+        actor=actor,
+        critic=critic,
+        actor_opt=actor_opt,
+        critic_opt=critic_opt,
+        step=cfg.next_count(state.step),
+    )
+    return new_state, metrics | more

@@ -6,6 +6,7 @@ https://arxiv.org/abs/1707.06347; burn-in of the stored memory: Kapturowski et a
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,16 @@ from rljax.learners import on_policy, optimizers
 from rljax.networks import distributions
 from rljax.networks.recurrent import Recurrent, recall
 from rljax.running.sharding import side_by_side
-from rljax.types import Agent, Metrics, Params, Rollout, Spec
+from rljax.types import (
+    Agent,
+    Extras,
+    Metrics,
+    Obs,
+    OptState,
+    Params,
+    Rollout,
+    Spec,
+)
 
 PRESETS: dict[str, cfg.Preset] = {
     "MemoryChain-bsuite": cfg.Preset(
@@ -69,6 +79,10 @@ class Config:
         if self.burn_in > steps:
             what = f"must be at most rollout_length = {steps}"
             raise ValueError(f"burn_in={self.burn_in}: {what}")
+
+
+# (spec, config, parameters, parameters for the burn-in, batch) -> (loss [], metrics)
+Loss = Callable[[Spec, Any, Params, Params, Any], tuple[jax.Array, Metrics]]
 
 
 class Pair(NamedTuple):
@@ -140,25 +154,40 @@ def nets(spec: Spec, config: Config) -> Pair:
 def memory(config: Config, num_envs: int) -> Pair:
     """The memories of `num_envs` episodes that start."""
     zeros = jnp.zeros((num_envs, 2 * config.memory_size), jnp.float32)
-    return Pair(zeros, zeros)
+    return Pair(actor=zeros, critic=zeros)
 
 
 def init(spec: Spec, config: Config, key: jax.Array) -> State:
     """Fresh networks and optimisers."""
     obs = jnp.zeros((config.num_envs, *spec.obs_shape), spec.obs_dtype)
-    fresh, keys = memory(config, config.num_envs), Pair(*jax.random.split(key))
-    both = zip(nets(spec, config), keys, fresh, strict=True)
-    params = Pair(*(net.init(key, obs[:1], mem[:1]) for net, key, mem in both))
+    fresh, both = memory(config, config.num_envs), nets(spec, config)
+    actor_key, critic_key = jax.random.split(key)
+    actor_params = both.actor.init(actor_key, obs[:1], fresh.actor[:1])
+    critic_params = both.critic.init(critic_key, obs[:1], fresh.critic[:1])
     optimizer = optimizers.clipped_adam(config, on_policy.EPS)
-    opt_states = Pair(*(optimizer.init(ravel_pytree(p)[0]) for p in params))
-    past = [Past(obs, jnp.ones(len(obs), bool), fresh)] * config.burn_in
-    past = jax.tree.map(lambda *x: jnp.stack(x), *past) if past else ()
-    return State(*params, opt_states, past, jnp.zeros((), jnp.int32))
+    ended = jnp.ones(len(obs), bool)
+    past = [Past(obs=obs, ended=ended, memory=fresh)] * config.burn_in
+    return State(
+        actor=actor_params,
+        critic=critic_params,
+        opt_states=Pair(
+            actor=optimizer.init(ravel_pytree(actor_params)[0]),
+            critic=optimizer.init(ravel_pytree(critic_params)[0]),
+        ),
+        past=jax.tree.map(lambda *x: jnp.stack(x), *past) if past else (),
+        step=jnp.zeros((), jnp.int32),
+    )
 
 
 def act(
-    spec: Spec, config: Config, state: State, memory: Pair, obs: Any, key: Any, explore
-) -> tuple[jax.Array, Pair, Any]:
+    spec: Spec,
+    config: Config,
+    state: State,
+    memory: Pair,
+    obs: Obs,
+    key: jax.Array,
+    explore: bool,
+) -> tuple[jax.Array, Pair, Extras]:
     """Sample the policy, with the log-probability; or take its mode."""
     actor, critic = nets(spec, config)
     policy, new = actor.apply(state.actor, obs, memory.actor)
@@ -166,36 +195,61 @@ def act(
         return policy.mode(), memory._replace(actor=new), ()
     action = distributions.sample(policy, key)
     _, other = critic.apply(state.critic, obs, memory.critic)
-    return action, Pair(new, other), policy.log_prob(action)
+    return action, Pair(actor=new, critic=other), policy.log_prob(action)
 
 
 def outputs(
-    config: Config, net: Recurrent, params: Params, burn_in_params: Params, batch: Any
+    config: Config,
+    net: Recurrent,
+    params: Params,
+    *,
+    burn_in_params: Params,
+    memory: jax.Array,
+    batch: Sequences,
 ) -> Any:
-    """What a network says of sequences, `[L, B]`, after a burn-in by other params."""
-    burn_in, memory = config.burn_in, batch.memory
+    """The outputs of a network for sequences, `[L, B]`, after a burn-in."""
+    burn_in = config.burn_in
     obs, start = (jnp.swapaxes(x, 0, 1) for x in (batch.obs, batch.start))
     memory = recall(net, burn_in_params, obs[:burn_in], start[:burn_in], memory)
-    args = (params, obs[burn_in:], start[burn_in:], memory)
-    return net.apply(*args, method="unroll")[0]
+    found, _ = net.apply(
+        params, obs[burn_in:], start[burn_in:], memory, method="unroll"
+    )
+    return found
 
 
 def actor_loss(
     spec: Spec, config: Config, params: Params, burn_in_params: Params, batch: Sequences
 ) -> tuple[jax.Array, Metrics]:
     """Clipped surrogate less the entropy bonus, mean over sequences."""
-    net, own = nets(spec, config).actor, batch._replace(memory=batch.memory.actor)
-    policy = outputs(config, net, params, burn_in_params, own)
-    args = (jnp.swapaxes(batch.action, 0, 1), batch.log_prob.T, batch.advantage.T)
-    return on_policy.clipped_policy_loss(config, policy, *args)
+    policy = outputs(
+        config,
+        nets(spec, config).actor,
+        params,
+        burn_in_params=burn_in_params,
+        memory=batch.memory.actor,
+        batch=batch,
+    )
+    return on_policy.clipped_policy_loss(
+        config,
+        policy,
+        jnp.swapaxes(batch.action, 0, 1),
+        log_prob=batch.log_prob.T,
+        adv=batch.advantage.T,
+    )
 
 
 def critic_loss(
     spec: Spec, config: Config, params: Params, burn_in_params: Params, batch: Sequences
 ) -> tuple[jax.Array, Metrics]:
     """Half the squared error of the return's prediction, mean over sequences."""
-    net, own = nets(spec, config).critic, batch._replace(memory=batch.memory.critic)
-    value = outputs(config, net, params, burn_in_params, own)
+    value = outputs(
+        config,
+        nets(spec, config).critic,
+        params,
+        burn_in_params=burn_in_params,
+        memory=batch.memory.critic,
+        batch=batch,
+    )
     loss = optax.l2_loss(value.T, batch.target).mean()
     return loss, {"value_loss": loss}
 
@@ -208,11 +262,12 @@ def prepare(
     value_of = functools.partial(nets(spec, config).critic.apply, state.critic)
     value, after = value_of(rollout.obs, rollout.memory.critic)
     next_value, _ = value_of(rollout.next_obs, after)
-    both = (value, next_value)
-    adv = on_policy.from_values(config, rollout, *both, config.lambda_)
+    adv = on_policy.from_values(
+        config, rollout, value, v_t=next_value, lambda_=config.lambda_
+    )
     length, burn_in = config.sequence_length, config.burn_in
     ended = rollout.terminated | rollout.truncated
-    steps = Past(rollout.obs, ended, rollout.memory)
+    steps = Past(obs=rollout.obs, ended=ended, memory=rollout.memory)
     if burn_in:
         steps = jax.tree.map(lambda *x: jnp.concatenate(x), state.past, steps)
     # Where the very first step starts an episode, its memory is fresh already.
@@ -224,7 +279,7 @@ def prepare(
         x = jnp.moveaxis(x[first[:, None] + jnp.arange(length)], 2, 1)
         return x.reshape(-1, *x.shape[2:])
 
-    return Sequences(
+    sequences = Sequences(
         obs=cut(steps.obs, burn_in + length),
         start=cut(start, burn_in + length),
         memory=jax.tree.map(lambda x: cut(x, 1)[:, 0], steps.memory),
@@ -232,7 +287,9 @@ def prepare(
         log_prob=cut(rollout.extras, length),
         advantage=cut(adv, length),
         target=cut(adv + value, length),
-    ), jax.tree.map(lambda x: x[len(ended) :], steps) if burn_in else ()
+    )
+    end = jax.tree.map(lambda x: x[len(ended) :], steps) if burn_in else ()
+    return sequences, end
 
 
 def update(
@@ -244,21 +301,36 @@ def update(
     index = index.reshape(config.num_epochs * config.num_minibatches, -1)
     progress = optimizers.progress(config, state.step)
     rate = optimizers.annealed(config, progress, config.learning_rate)
-    optimizer = optimizers.clipped_adam(config, on_policy.EPS)
 
-    def fit(loss: Any, params: Params, opt_state: Any) -> tuple[Any, Any, Metrics]:
+    def fit(
+        loss: Loss, params: Params, opt_state: OptState
+    ) -> tuple[Params, OptState, Metrics]:
         flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
 
-        def of_flat(flat: Any, fixed: Any, batch: Any) -> tuple[jax.Array, Metrics]:
+        def of_flat(
+            flat: jax.Array, fixed: jax.Array, batch: Sequences
+        ) -> tuple[jax.Array, Metrics]:
             return loss(spec, config, unravel(flat), unravel(fixed), batch)
 
-        args = (of_flat, optimizer, rate, (flat, opt_state), batch, index)
-        (flat, opt_state), metrics = on_policy.fit(*args)
+        (flat, opt_state), metrics = on_policy.fit(
+            of_flat,
+            (flat, opt_state),
+            batch,
+            index=index,
+            optimizer=optimizers.clipped_adam(config, on_policy.EPS),
+            rate=rate,
+        )
         return unravel(flat), opt_state, metrics
 
     (actor, actor_opt, metrics), (critic, critic_opt, more) = side_by_side(
         lambda: fit(actor_loss, state.actor, state.opt_states.actor),
         lambda: fit(critic_loss, state.critic, state.opt_states.critic),
     )
-    rest = (Pair(actor_opt, critic_opt), past, cfg.next_count(state.step))
-    return State(actor, critic, *rest), metrics | more
+    new_state = State(
+        actor=actor,
+        critic=critic,
+        opt_states=Pair(actor=actor_opt, critic=critic_opt),
+        past=past,
+        step=cfg.next_count(state.step),
+    )
+    return new_state, metrics | more

@@ -14,9 +14,18 @@ import optax
 from rljax import config as cfg
 from rljax import losses
 from rljax.learners import q_learner
-from rljax.learners.q_learner import State
+from rljax.learners.q_learner import QState as State
 from rljax.networks import distributions, recurrent
-from rljax.types import Agent, Metrics, Params, Rollout, Spec
+from rljax.types import (
+    Agent,
+    Extras,
+    Memory,
+    Metrics,
+    Obs,
+    Params,
+    Rollout,
+    Spec,
+)
 
 PRESETS: dict[str, cfg.Preset] = {
     "MemoryChain-bsuite": cfg.Preset(
@@ -94,13 +103,15 @@ def make(spec: Spec) -> Agent:
       ValueError: the actions are not discrete.
     """
     q_learner.check_discrete("r2d2", spec)
+
+    def observe(config: Config, state: State, rollout: Rollout) -> State:
+        return q_learner.observe(config, state, rollout, length=length(config))
+
     return Agent(
         init=functools.partial(init, spec),
         memory=memory,
         act=functools.partial(act, spec),
-        observe=lambda config, state, rollout: q_learner.observe(
-            config, state, rollout, length(config)
-        ),
+        observe=observe,
         update=functools.partial(update, spec),
     )
 
@@ -108,11 +119,11 @@ def make(spec: Spec) -> Agent:
 def network(spec: Spec, config: Config) -> Any:
     """The action values' network."""
     return recurrent.RecurrentQNetwork(
-        len(spec.obs_shape),
-        q_learner.check_discrete("r2d2", spec),
-        config.hidden_sizes,
-        config.activation,
-        config.memory_size,
+        obs_ndim=len(spec.obs_shape),
+        num_actions=q_learner.num_actions(spec),
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        memory_size=config.memory_size,
         reading=spec.reading,
     )
 
@@ -121,23 +132,30 @@ def action_values(
     spec: Spec,
     config: Config,
     params: Params,
+    *,
     burn_in_params: Params,
     sequence: Rollout,
 ) -> tuple[jax.Array, jax.Array]:
-    """Values of what one sequence visits after the burn-in, `[T, num_actions]` each.
+    """Action values of one sequence after the burn-in, `[T, num_actions]` each.
 
-    Those of the states acted in, and those of their true successors: what follows a
-    step that the time limit cut is not the next row, so each successor is valued with
-    the memory after its own step.
+    First of the states acted in, then of their true successors. After a step that the
+    time limit cut, the successor is not the next row: each successor is valued with the
+    memory after its own step.
     """
-    net: Any = network(spec, config)
-    burn_in, memory = config.burn_in, sequence.memory[0]
+    net = network(spec, config)
+    burn_in = config.burn_in
     ended = sequence.terminated | sequence.truncated
     starts = jnp.concatenate([jnp.zeros_like(ended[:1]), ended[:-1]])
-    old = (sequence.obs[:burn_in], starts[:burn_in], memory)
-    memory = recurrent.recall(net, burn_in_params, *old)
-    new = (sequence.obs[burn_in:], starts[burn_in:], memory)
-    q, memories = net.apply(params, *new, method="unroll")
+    memory = recurrent.recall(
+        net,
+        burn_in_params,
+        sequence.obs[:burn_in],
+        starts[:burn_in],
+        sequence.memory[0],
+    )
+    q, memories = net.apply(
+        params, sequence.obs[burn_in:], starts[burn_in:], memory, method="unroll"
+    )
     next_q, _ = net.apply(params, sequence.next_obs[burn_in:], memories)
     return q, next_q
 
@@ -146,6 +164,7 @@ def td_errors(
     spec: Spec,
     config: Config,
     params: Params,
+    *,
     bootstrap_params: Params,
     sequence: Rollout,
 ) -> jax.Array:
@@ -156,19 +175,19 @@ def td_errors(
     `bootstrap_params` stays differentiable for meta-gradients.
     """
     # What the burn-in leaves is data to the online network, like the stored memory.
-    values = functools.partial(action_values, spec, config)
-    q, next_q = values(params, jax.lax.stop_gradient(params), sequence)
-    _, target_q = values(bootstrap_params, bootstrap_params, sequence)
+    values = functools.partial(action_values, spec, config, sequence=sequence)
+    q, next_q = values(params, burn_in_params=jax.lax.stop_gradient(params))
+    _, target_q = values(bootstrap_params, burn_in_params=bootstrap_params)
     steps = jax.tree.map(lambda x: x[config.burn_in :], sequence)
     return losses.transformed_n_step_q_learning(
-        q,
-        steps.action,
-        target_q,
-        next_q.argmax(axis=-1),
-        steps.reward,
-        config.gamma * (1.0 - steps.terminated),
-        config.n_step,
-        1.0 - (steps.terminated | steps.truncated),
+        q_tm1=q,
+        a_tm1=steps.action,
+        target_q_t=target_q,
+        a_t=next_q.argmax(axis=-1),
+        r_t=steps.reward,
+        discount_t=config.gamma * (1.0 - steps.terminated),
+        n=config.n_step,
+        lambda_t=1.0 - (steps.terminated | steps.truncated),
         stop="none",
         tx_pair=losses.SIGNED_HYPERBOLIC_PAIR,
     )
@@ -183,18 +202,18 @@ def init(spec: Spec, config: Config, key: jax.Array) -> State:
     """Fresh network and optimiser, an empty replay with room for memories."""
     fresh = memory(config, config.num_envs)
     net = network(spec, config)
-    return q_learner.init(spec, config, net, key, fresh[:1], memory=fresh)
+    return q_learner.init(spec, config, net, key=key, inputs=(fresh[:1],), memory=fresh)
 
 
 def act(
     spec: Spec,
     config: Config,
     state: State,
-    memory: Any,
-    obs: Any,
-    key: Any,
+    memory: Memory,
+    obs: Obs,
+    key: jax.Array,
     explore: bool,
-) -> tuple[jax.Array, jax.Array, Any]:
+) -> tuple[jax.Array, Memory, Extras]:
     """Epsilon-greedy, with an epsilon of its own in evaluation."""
     q, memory = network(spec, config).apply(state.params, obs, memory)
     epsilon = q_learner.epsilon(config, state.step, explore)
@@ -205,13 +224,17 @@ def update(
     spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
 ) -> tuple[State, Metrics]:
     """Learn from sequences of the replay."""
+    del rollout  # the replay holds it already
 
     def loss(
-        params: Params, bootstrap_params: Params, sequence: Rollout, _: jax.Array
+        params: Params, bootstrap_params: Params, sequence: Rollout, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        errors = td_errors(spec, config, params, bootstrap_params, sequence)
+        del key  # nothing is drawn
+        errors = td_errors(
+            spec, config, params, bootstrap_params=bootstrap_params, sequence=sequence
+        )
         sizes, mix = jnp.abs(errors), config.priority_mix
         score = mix * sizes.max() + (1.0 - mix) * sizes.mean()
         return optax.l2_loss(errors).mean(), score
 
-    return q_learner.update(loss, config, state, rollout, key, length(config))
+    return q_learner.learn(loss, config, state, key=key, length=length(config))

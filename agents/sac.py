@@ -13,10 +13,12 @@ import jax.numpy as jnp
 
 from rljax import config as cfg
 from rljax import losses, replay
+from rljax.contracts import Network
 from rljax.learners import actor_critic
+from rljax.learners.actor_critic import Keyed
 from rljax.networks import distributions
-from rljax.replay import Windows, priority
-from rljax.types import Agent, Discrete, Metrics, Params, Rollout, Spec
+from rljax.replay import priority
+from rljax.types import Agent, Discrete, Metrics, Obs, OptState, Params, Rollout, Spec
 
 _SMALL: dict[str, Any] = dict(learning_rate=1e-3, batch_size=128, hidden_sizes=(64, 64))
 PRESETS: dict[str, cfg.Preset] = {
@@ -71,13 +73,21 @@ class Config:
         cfg.check_range(self, "target_entropy_ratio", low=0.0, high=1.0)
 
 
+class OptStates(NamedTuple):
+    """Of Adam, one for each network."""
+
+    actor: OptState
+    critic: OptState
+    temperature: OptState
+
+
 class State(NamedTuple):
     """What the agent learns, stores and counts."""
 
     actor: Params
     critic: Params  # two in one
     log_temperature: jax.Array  # []
-    opt_states: Any  # of Adam: actor, critic, temperature
+    opt_states: OptStates
     target_critic: Params  # an older copy
     replay: replay.Replay
     step: jax.Array  # [] int32, rollouts learned from
@@ -100,7 +110,7 @@ def make(spec: Spec) -> Agent:
     )
 
 
-def critic(spec: Spec, config: Config) -> Any:
+def critic(spec: Spec, config: Config) -> Network:
     """Two networks: `[2]` values of an action, or `[2, A]` of all discrete ones."""
     return actor_critic.critics(spec, config, 2)
 
@@ -109,32 +119,53 @@ def td_errors(
     spec: Spec,
     config: Config,
     params: Params,
+    *,
     bootstrap: State,
-    window: Windows,
-    key: Any,
+    transition: Keyed,
 ) -> jax.Array:
     """Temporal-difference errors of one transition, `[2]`, one of each critic.
 
     The semi-gradient is the gradient with respect to `params`, the critics', alone;
     what the target takes from `bootstrap` stays differentiable.
     """
+    window, key = transition.window, transition.key
     reward, discount = priority.n_step_return(window, config.gamma)
-    q = functools.partial(critic(spec, config).apply, params)
-    target_q = functools.partial(critic(spec, config).apply, bootstrap.target_critic)
+    apply = critic(spec, config).apply
     policy = actor(spec, config).apply(bootstrap.actor, window.next_obs)
     temperature = jnp.exp(bootstrap.log_temperature)
     if isinstance(spec.action, Discrete):
-        rest = (window.action, reward, discount, target_q(window.next_obs))
-        more, loss = (policy.logits, temperature), losses.sac_discrete_learning
-        return jax.vmap(lambda q: loss(q, *rest, *more, stop="none"))(q(window.obs))
+        discrete = functools.partial(
+            losses.sac_discrete_learning,
+            a_tm1=window.action,
+            r_t=reward,
+            discount_t=discount,
+            q_t=apply(bootstrap.target_critic, window.next_obs),
+            logits_t=policy.logits,
+            temperature=temperature,
+            stop="none",
+        )
+        return jax.vmap(discrete)(apply(params, window.obs))
     action, log_prob = policy.sample_and_log_prob(seed=key)
-    rest = (reward, discount, target_q(window.next_obs, action), log_prob, temperature)
-    q_tm1 = q(window.obs, window.action.reshape(-1))
-    return jax.vmap(lambda q: losses.sac_learning(q, *rest, stop="none"))(q_tm1)
+    continuous = functools.partial(
+        losses.sac_learning,
+        r_t=reward,
+        discount_t=discount,
+        q_t=apply(bootstrap.target_critic, window.next_obs, action),
+        log_prob_t=log_prob,
+        temperature=temperature,
+        stop="none",
+    )
+    return jax.vmap(continuous)(apply(params, window.obs, window.action.reshape(-1)))
 
 
 def actor_loss(
-    spec: Spec, config: Config, params: Params, obs: Any, key: Any, bootstrap: State
+    spec: Spec,
+    config: Config,
+    params: Params,
+    obs: Obs,
+    key: jax.Array,
+    *,
+    bootstrap: State,
 ) -> tuple[jax.Array, jax.Array]:
     """Loss of the policy in one state, `[]`, and minus its entropy, or an estimate.
 
@@ -144,8 +175,13 @@ def actor_loss(
     q = functools.partial(critic(spec, config).apply, bootstrap.critic, obs)
     temperature = jnp.exp(bootstrap.log_temperature)
     if isinstance(spec.action, Discrete):
-        args = (policy.logits, q().min(axis=0), temperature)
-        return losses.sac_discrete_actor_loss(*args, stop="none"), -policy.entropy()
+        loss = losses.sac_discrete_actor_loss(
+            logits_t=policy.logits,
+            q_t=q().min(axis=0),
+            temperature=temperature,
+            stop="none",
+        )
+        return loss, -policy.entropy()
     action, log_prob = policy.sample_and_log_prob(seed=key)
     q_min = q(action).min(axis=0)
     return losses.sac_actor_loss(log_prob, q_min, temperature), log_prob
@@ -165,10 +201,16 @@ def init(spec: Spec, config: Config, key: jax.Array) -> State:
     inputs = actor_critic.example(spec)
     actor_params = actor(spec, config).init(actor_key, inputs[0])
     critic_params = critic(spec, config).init(critic_key, *inputs)
-    trained = (actor_params, critic_params, jnp.log(config.temperature))
+    log_temperature = jnp.log(config.temperature)
     return State(
-        *trained,
-        opt_states=actor_critic.init_optimizers(config, trained),
+        actor=actor_params,
+        critic=critic_params,
+        log_temperature=log_temperature,
+        opt_states=OptStates(
+            actor=actor_critic.init_optimizer(config, actor_params),
+            critic=actor_critic.init_optimizer(config, critic_params),
+            temperature=actor_critic.init_optimizer(config, log_temperature),
+        ),
         target_critic=jax.tree.map(jnp.copy, critic_params),  # donatable
         replay=actor_critic.init_replay(spec, config),
         step=jnp.zeros((), jnp.int32),
@@ -179,8 +221,9 @@ def update(
     spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
 ) -> tuple[State, Metrics]:
     """Learn from samples of the replay."""
-    step, times = functools.partial(learn, spec, config), config.num_updates
-    return actor_critic.update(step, config, state, rollout, key, times)
+    del rollout  # the replay holds it already
+    step = functools.partial(learn, spec, config)
+    return actor_critic.learn(step, config, state, key=key, times=config.num_updates)
 
 
 def learn(
@@ -189,35 +232,62 @@ def learn(
     """One gradient step of everything, from the same batch and the same parameters."""
     sample_key, actor_key = jax.random.split(key)
 
-    def critic_loss(params: Params, inputs: Any) -> tuple[jax.Array, jax.Array]:
-        errors = td_errors(spec, config, params, state, *inputs)
+    def critic_loss(params: Params, transition: Keyed) -> tuple[jax.Array, jax.Array]:
+        errors = td_errors(spec, config, params, bootstrap=state, transition=transition)
         return actor_critic.critic_loss(errors)
 
-    args = (state.replay, sample_key, progress, critic_loss, state.critic)
-    batch = actor_critic.sample(config, *args)
-
-    loss = functools.partial(actor_loss, spec, config, bootstrap=state)
-    new = priority.gradient(config, critic_loss, state.critic, batch)
-    args = (loss, state.actor, batch, actor_key)
-    actor_grads, value, log_prob = actor_critic.policy_gradient(*args)
+    batch = actor_critic.sample(
+        config,
+        state.replay,
+        sample_key,
+        progress=progress,
+        loss=critic_loss,
+        params=state.critic,
+    )
+    new = priority.gradient(config, critic_loss, state.critic, batch=batch)
+    actor_grads, value, log_prob = actor_critic.policy_gradient(
+        functools.partial(actor_loss, spec, config, bootstrap=state),
+        state.actor,
+        batch,
+        actor_key,
+    )
 
     def temperature_loss(log_temperature: jax.Array) -> jax.Array:
-        args = (log_temperature, log_prob, target_entropy(spec, config))
-        values = losses.sac_temperature_loss(*args, stop="none")
+        values = losses.sac_temperature_loss(
+            log_temperature=log_temperature,
+            log_prob_t=log_prob,
+            target_entropy=target_entropy(spec, config),
+            stop="none",
+        )
         return jnp.mean(batch.weights * values)
 
-    grads = (actor_grads, new.mean, jax.grad(temperature_loss)(state.log_temperature))
-    args = (state[:3], grads, state.opt_states)
-    trained, opt_states = actor_critic.descend(config, progress, *args)
-    return State(
-        *trained,
-        opt_states=opt_states,
-        target_critic=actor_critic.follow(config, trained[1], state.target_critic),
+    adam_step = functools.partial(actor_critic.adam_step, config, progress)
+    old = state.opt_states
+    actor_params, actor_opt = adam_step(
+        state.actor, grads=actor_grads, opt_state=old.actor
+    )
+    critic_params, critic_opt = adam_step(
+        state.critic, grads=new.mean, opt_state=old.critic
+    )
+    log_temperature, temperature_opt = adam_step(
+        state.log_temperature,
+        grads=jax.grad(temperature_loss)(state.log_temperature),
+        opt_state=old.temperature,
+    )
+    new_state = State(
+        actor=actor_params,
+        critic=critic_params,
+        log_temperature=log_temperature,
+        opt_states=OptStates(
+            actor=actor_opt, critic=critic_opt, temperature=temperature_opt
+        ),
+        target_critic=actor_critic.follow(config, critic_params, state.target_critic),
         replay=priority.store(state.replay, batch, new.priorities),
         step=state.step,
-    ), {
+    )
+    return new_state, {
         "critic_loss": new.losses.mean(),
         "actor_loss": value,
         "entropy": -log_prob.mean(),
-        "temperature": jnp.exp(trained[2]),
+        "temperature": jnp.exp(log_temperature),
     }

@@ -13,11 +13,24 @@ import jax.numpy as jnp
 
 from rljax import config as cfg
 from rljax import losses, networks, replay
+from rljax.contracts import Network
 from rljax.learners import actor_critic
+from rljax.learners.actor_critic import Keyed
 from rljax.learners.optimizers import exploration
 from rljax.networks import distributions
-from rljax.replay import Windows, priority
-from rljax.types import Agent, Metrics, Params, Rollout, Spec
+from rljax.replay import priority
+from rljax.types import (
+    Agent,
+    Box,
+    Extras,
+    Memory,
+    Metrics,
+    Obs,
+    OptState,
+    Params,
+    Rollout,
+    Spec,
+)
 
 _SMALL: dict[str, Any] = dict(batch_size=128, hidden_sizes=(64, 64))
 _LONG = _SMALL | dict(total_steps=50_000, capacity=50_000, warmup_steps=5_000)
@@ -28,7 +41,6 @@ PRESETS: dict[str, cfg.Preset] = {
     ),
     "Pendulum-v1": cfg.Preset(_BRIEF),
 }
-box = functools.partial(distributions.check_bounded, "td3")  # the actions
 
 
 @jax.tree_util.register_dataclass
@@ -71,8 +83,8 @@ class Config:
     def validate(self) -> None:
         """Raise ValueError naming a field out of range, its value and the range."""
         actor_critic.validate(self)
-        noises = ("target_noise", "target_noise_clip", "noise_start", "noise_end")
-        cfg.check_range(self, *noises, low=0.0)
+        cfg.check_range(self, "target_noise", "target_noise_clip", low=0.0)
+        cfg.check_range(self, "noise_start", "noise_end", low=0.0)
         cfg.check_range(self, "exploration_fraction", low=0.0, high=1.0, open_low=True)
         cfg.check_count(self, "policy_delay")
         if self.num_updates % self.policy_delay:
@@ -82,12 +94,19 @@ class Config:
             )
 
 
+class OptStates(NamedTuple):
+    """Of Adam, one for each network."""
+
+    actor: OptState
+    critic: OptState
+
+
 class State(NamedTuple):
     """What the agent learns, stores and counts."""
 
     actor: Params
     critic: Params  # two in one, or one
-    opt_states: Any  # of Adam: actor, critic
+    opt_states: OptStates
     target_actor: Params  # an older copy
     target_critic: Params  # likewise
     replay: replay.Replay
@@ -110,13 +129,23 @@ def make(spec: Spec) -> Agent:
     )
 
 
-def actor(spec: Spec, config: Config) -> Any:
+def box(spec: Spec) -> Box:
+    """The actions; ValueError if they are not continuous, or a bound is infinite."""
+    return distributions.check_bounded("td3", spec)
+
+
+def actor(spec: Spec, config: Config) -> Network:
     """The policy's network."""
-    args = (len(spec.obs_shape), box(spec), config.hidden_sizes, config.activation)
-    return networks.DeterministicActor(*args, reading=spec.reading)
+    return networks.DeterministicActor(
+        obs_ndim=len(spec.obs_shape),
+        action=box(spec),
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        reading=spec.reading,
+    )
 
 
-def critic(spec: Spec, config: Config) -> Any:
+def critic(spec: Spec, config: Config) -> Network:
     """One or two networks: values `[C]` of an action."""
     return actor_critic.critics(spec, config, 2 if config.twin else 1)
 
@@ -125,35 +154,51 @@ def td_errors(
     spec: Spec,
     config: Config,
     params: Params,
+    *,
     bootstrap: State,
-    window: Windows,
-    key: Any,
+    transition: Keyed,
 ) -> jax.Array:
     """Temporal-difference errors of one transition, `[C]`, one of each critic.
 
     The semi-gradient is the gradient with respect to `params`, the critics', alone;
     what the target takes from `bootstrap` stays differentiable.
     """
+    window, key = transition.window, transition.key
     reward, discount = priority.n_step_return(window, config.gamma)
     middle, half = distributions.middle_and_half(box(spec))
-    action = actor(spec, config).apply(bootstrap.target_actor, window.next_obs)
-    noise = (config.target_noise * half, config.target_noise_clip * half)
-    bounds = (middle - half, middle + half)
-    action = losses.td3_smoothed_action(key, action, *noise, *bounds)
+    action = losses.td3_smoothed_action(
+        key=key,
+        action=actor(spec, config).apply(bootstrap.target_actor, window.next_obs),
+        stddev=config.target_noise * half,
+        noise_clip=config.target_noise_clip * half,
+        minimum=middle - half,
+        maximum=middle + half,
+    )
     apply = critic(spec, config).apply
-    q_t = apply(bootstrap.target_critic, window.next_obs, action)
-    q_tm1 = apply(params, window.obs, window.action.reshape(-1))
-    loss = functools.partial(losses.td3_learning, stop="none")
-    return jax.vmap(lambda q: loss(q, reward, discount, q_t))(q_tm1)
+    loss = functools.partial(
+        losses.td3_learning,
+        r_t=reward,
+        discount_t=discount,
+        q_t=apply(bootstrap.target_critic, window.next_obs, action),
+        stop="none",
+    )
+    return jax.vmap(loss)(apply(params, window.obs, window.action.reshape(-1)))
 
 
 def actor_loss(
-    spec: Spec, config: Config, params: Params, obs: Any, key: Any, bootstrap: State
+    spec: Spec,
+    config: Config,
+    params: Params,
+    obs: Obs,
+    key: jax.Array,
+    *,
+    bootstrap: State,
 ) -> tuple[jax.Array, jax.Array]:
     """Loss of the policy in one state, `[]`, and its action's value.
 
     The policy's gradient is the gradient with respect to `params` alone.
     """
+    del key  # nothing is drawn
     apply = actor(spec, config).apply
 
     def value(action: jax.Array) -> jax.Array:
@@ -169,11 +214,16 @@ def init(spec: Spec, config: Config, key: jax.Array) -> State:
     inputs = actor_critic.example(spec)
     actor_params = actor(spec, config).init(actor_key, inputs[0])
     critic_params = critic(spec, config).init(critic_key, *inputs)
-    trained = (actor_params, critic_params)
+    targets = jax.tree.map(jnp.copy, (actor_params, critic_params))  # donatable
     return State(
-        *trained,
-        actor_critic.init_optimizers(config, trained),
-        *jax.tree.map(jnp.copy, trained),  # buffers of their own: donatable
+        actor=actor_params,
+        critic=critic_params,
+        opt_states=OptStates(
+            actor=actor_critic.init_optimizer(config, actor_params),
+            critic=actor_critic.init_optimizer(config, critic_params),
+        ),
+        target_actor=targets[0],
+        target_critic=targets[1],
         replay=actor_critic.init_replay(spec, config),
         step=jnp.zeros((), jnp.int32),
     )
@@ -183,16 +233,17 @@ def act(
     spec: Spec,
     config: Config,
     state: State,
-    memory: Any,
-    obs: Any,
-    key: Any,
+    memory: Memory,
+    obs: Obs,
+    key: jax.Array,
     explore: bool,
-) -> tuple[jax.Array, Any, Any]:
+) -> tuple[jax.Array, Memory, Extras]:
     """The policy's action, with noise to explore."""
     action = actor(spec, config).apply(state.actor, obs)
     if explore:
-        start, end = config.noise_start, config.noise_end
-        stddev = exploration(config, state.step, start, end)
+        stddev = exploration(
+            config, state.step, start=config.noise_start, end=config.noise_end
+        )
         memory = actor_critic.next_noise(config, memory, key)
         middle, half = distributions.middle_and_half(box(spec))
         action = action + stddev * half * memory
@@ -204,9 +255,10 @@ def update(
     spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
 ) -> tuple[State, Metrics]:
     """Learn from samples of the replay."""
-    step, times = functools.partial(learn, spec, config), config.num_updates
-    times //= config.policy_delay
-    return actor_critic.update(step, config, state, rollout, key, times)
+    del rollout  # the replay holds it already
+    step = functools.partial(learn, spec, config)
+    times = config.num_updates // config.policy_delay
+    return actor_critic.learn(step, config, state, key=key, times=times)
 
 
 def learn(
@@ -215,37 +267,42 @@ def learn(
     """Steps of the critics, then one of the actor and the targets."""
     actor_key, key = jax.random.split(key)
 
+    def critic_loss(params: Params, transition: Keyed) -> tuple[jax.Array, jax.Array]:
+        errors = td_errors(spec, config, params, bootstrap=state, transition=transition)
+        return actor_critic.critic_loss(errors)
+
     def critic_step(carry: Any, key: jax.Array) -> Any:
         params, opt_state, buffer = carry
-
-        def loss(params: Params, inputs: Any) -> tuple[jax.Array, jax.Array]:
-            errors = td_errors(spec, config, params, state, *inputs)
-            return actor_critic.critic_loss(errors)
-
-        args = (buffer, key, progress, loss, params)
-        batch = actor_critic.sample(config, *args)
-        new = priority.gradient(config, loss, params, batch)
-        args = ((params,), (new.mean,), (opt_state,))
-        (params,), (opt_state,) = actor_critic.descend(config, progress, *args)
+        batch = actor_critic.sample(
+            config, buffer, key, progress=progress, loss=critic_loss, params=params
+        )
+        new = priority.gradient(config, critic_loss, params, batch=batch)
+        params, opt_state = actor_critic.adam_step(
+            config, progress, params, grads=new.mean, opt_state=opt_state
+        )
         buffer = priority.store(buffer, batch, new.priorities)
-        batch = batch._replace(windows=batch.windows[:1])  # its keys are used up
+        unused = batch.examples._replace(key=())  # the keys are used up
+        batch = batch._replace(examples=unused)
         return (params, opt_state, buffer), (batch, new.losses)
 
-    actor_opt, critic_opt = state.opt_states
-    start = (state.critic, critic_opt, state.replay)
+    start = (state.critic, state.opt_states.critic, state.replay)
     keys = jax.random.split(key, config.policy_delay)
-    (critic_params, critic_opt, buffer), (batches, values) = jax.lax.scan(
-        critic_step, start, keys
+    end, (batches, values) = jax.lax.scan(critic_step, start, keys)
+    critic_params, critic_opt, buffer = end
+    learned = state._replace(critic=critic_params, replay=buffer)
+    grads, _, q = actor_critic.policy_gradient(
+        functools.partial(actor_loss, spec, config, bootstrap=learned),
+        state.actor,
+        jax.tree.map(lambda x: x[-1], batches),
+        actor_key,
     )
-    state = state._replace(critic=critic_params, replay=buffer)
-    batch = jax.tree.map(lambda x: x[-1], batches)
-    loss = functools.partial(actor_loss, spec, config, bootstrap=state)
-    grads, _, q = actor_critic.policy_gradient(loss, state.actor, batch, actor_key)
-    args = ((state.actor,), (grads,), (actor_opt,))
-    (actor_params,), (actor_opt,) = actor_critic.descend(config, progress, *args)
-    return state._replace(
+    actor_params, actor_opt = actor_critic.adam_step(
+        config, progress, state.actor, grads=grads, opt_state=state.opt_states.actor
+    )
+    new_state = learned._replace(
         actor=actor_params,
-        opt_states=(actor_opt, critic_opt),
+        opt_states=OptStates(actor=actor_opt, critic=critic_opt),
         target_actor=actor_critic.follow(config, actor_params, state.target_actor),
         target_critic=actor_critic.follow(config, critic_params, state.target_critic),
-    ), {"critic_loss": values.mean(), "value": q.mean()}
+    )
+    return new_state, {"critic_loss": values.mean(), "value": q.mean()}

@@ -6,8 +6,9 @@ advantages are those of Schulman et al. (2015), https://arxiv.org/abs/1506.02438
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import distrax
 import jax
 import jax.numpy as jnp
 import optax
@@ -15,7 +16,8 @@ import optax
 from rljax import config as cfg
 from rljax.autodiff import fisher_vp, natural_gradient
 from rljax.learners import on_policy, optimizers
-from rljax.types import Agent, Metrics, Params, Rollout, Spec
+from rljax.learners.on_policy import Minibatch
+from rljax.types import Agent, Leaf, Metrics, OptState, Params, Rollout, Spec
 
 PRESETS: dict[str, cfg.Preset] = {
     "Pendulum-v1": cfg.Preset(
@@ -39,8 +41,8 @@ class Config:
     total_steps: int = cfg.static(500_000)  # environment steps, all environments
     num_envs: int = cfg.static(8)
     rollout_length: int = cfg.static(128)  # steps per environment and update
-    cg_iterations: int = cfg.static(10)  # products with the Fisher matrix
-    fisher_stride: int = cfg.static(4)  # which is that of every so manieth state
+    cg_iterations: int = cfg.static(10)  # of conjugate gradients
+    fisher_stride: int = cfg.static(4)  # the Fisher matrix is that of every n-th state
     max_backtracks: int = cfg.static(10)  # sizes that are tried
     num_epochs: int = cfg.static(10)  # the critic's passes over each rollout
     num_minibatches: int = cfg.static(8)  # its gradient steps per pass
@@ -65,7 +67,7 @@ class State(NamedTuple):
 
     actor: Params
     critic: Params
-    critic_opt: Any  # Adam over the critic's parameters as one flat vector
+    critic_opt: OptState  # Adam over the critic's parameters as one flat vector
     step: jax.Array  # [] int32, rollouts learned from
 
 
@@ -81,25 +83,23 @@ class Search(NamedTuple):
 
 def make(spec: Spec) -> Agent:
     """Make the agent for environments of `spec`."""
-    return Agent(
-        init=functools.partial(init, spec),
-        memory=lambda config, num_envs: (),
-        act=functools.partial(on_policy.act, spec),
-        observe=lambda config, state, rollout: state,
-        update=functools.partial(update, spec),
-        policy=functools.partial(on_policy.policy, spec),
-        value=functools.partial(on_policy.value, spec),
-    )
+    agent = on_policy.make(spec, functools.partial(update, spec))
+    return agent._replace(init=functools.partial(init, spec))
 
 
 def init(spec: Spec, config: Config, key: jax.Array) -> State:
     """Fresh networks, and an optimiser for the critic."""
     state = on_policy.init(spec, config, key)
-    return State(state.actor, state.critic, state.critic_opt, state.step)
+    return State(
+        actor=state.actor,
+        critic=state.critic,
+        critic_opt=state.critic_opt,
+        step=state.step,
+    )
 
 
 def surrogate(
-    spec: Spec, config: Config, params: Params, batch: on_policy.Batch
+    spec: Spec, config: Config, params: Params, batch: Minibatch
 ) -> jax.Array:
     """Expected advantage of the policy at the states of another, `[]`; eq. 14."""
     policy = on_policy.actor(spec, config).apply(params, batch.obs)
@@ -111,8 +111,9 @@ def natural_step(
     spec: Spec,
     config: Config,
     params: Params,
-    batch: on_policy.Batch,
-    max_kl: jax.Array,
+    *,
+    batch: Minibatch,
+    max_kl: Leaf,
 ) -> Params:
     """The step along the natural gradient to the edge of the trust region.
 
@@ -120,7 +121,7 @@ def natural_step(
     """
     some = batch.obs[:: config.fisher_stride]  # the products are what a step costs
 
-    def policy(params: Params) -> Any:
+    def policy(params: Params) -> distrax.Distribution:
         return on_policy.actor(spec, config).apply(params, some)
 
     def product(tangent: Params) -> Params:
@@ -144,14 +145,16 @@ def line_search(
     spec: Spec,
     config: Config,
     params: Params,
+    *,
     step: Params,
-    batch: on_policy.Batch,
-    max_kl: jax.Array,
+    batch: Minibatch,
+    max_kl: Leaf,
 ) -> Search:
     """The longest of ever shorter steps that keeps the divergence and gains."""
     # A choice: what is learned has derivatives in the step, not in its size here.
-    args = (config, params, step, batch, max_kl)
-    config, params, step, batch, max_kl = jax.lax.stop_gradient(args)
+    config, params, step, batch, max_kl = jax.lax.stop_gradient(
+        (config, params, step, batch, max_kl)
+    )
     old = on_policy.actor(spec, config).apply(params, batch.obs)
     before = surrogate(spec, config, params, batch)
 
@@ -162,13 +165,21 @@ def line_search(
         kl = old.kl_divergence(new).mean()
         gain = surrogate(spec, config, tried, batch) - before
         accepted = (kl <= max_kl) & (gain > 0)
-        return Search(scale, search.tries + 1, accepted, kl, gain)
+        return Search(
+            scale=scale, tries=search.tries + 1, accepted=accepted, kl=kl, gain=gain
+        )
 
     def going_on(search: Search) -> jax.Array:
         return ~search.accepted & (search.tries < config.max_backtracks)
 
     zero = jnp.zeros((), batch.advantage.dtype)
-    start = Search(zero, jnp.zeros((), jnp.int32), jnp.array(False), zero, zero)
+    start = Search(
+        scale=zero,
+        tries=jnp.zeros((), jnp.int32),
+        accepted=jnp.array(False),
+        kl=zero,
+        gain=zero,
+    )
     return jax.lax.while_loop(going_on, attempt, start)
 
 
@@ -178,20 +189,34 @@ def update(
     """One natural-gradient step of the policy, several of the critic."""
     progress = optimizers.progress(config, state.step)
     max_kl = optimizers.annealed(config, progress, config.max_kl)
-    batch = on_policy.prepare(spec, config, state, rollout, config.lambda_)
-    step = natural_step(spec, config, state.actor, batch, max_kl)
-    search = line_search(spec, config, state.actor, step, batch, max_kl)
+    batch = on_policy.prepare(
+        spec, config, state, rollout=rollout, lambda_=config.lambda_
+    )
+    step = natural_step(spec, config, state.actor, batch=batch, max_kl=max_kl)
+    search = line_search(
+        spec, config, state.actor, step=step, batch=batch, max_kl=max_kl
+    )
     scale = jnp.where(search.accepted, search.scale, 0.0)
     actor_params = optax.tree.add_scale(state.actor, scale, step)
     policy = on_policy.actor(spec, config).apply(state.actor, batch.obs)
 
     rate = optimizers.annealed(config, progress, config.learning_rate)
-    loss = functools.partial(on_policy.value_loss, spec, config)
-    args = (config, rate, loss, state.critic, state.critic_opt, batch, key)
-    critic_params, critic_opt, metrics = on_policy.fit_epochs(*args)
-    count = cfg.next_count(state.step)
-    new = State(actor_params, critic_params, critic_opt, count)
-    return new, metrics | {
+    critic_params, critic_opt, metrics = on_policy.fit_epochs(
+        config,
+        rate,
+        functools.partial(on_policy.value_loss, spec, config),
+        params=state.critic,
+        opt_state=state.critic_opt,
+        batch=batch,
+        key=key,
+    )
+    new_state = State(
+        actor=actor_params,
+        critic=critic_params,
+        critic_opt=critic_opt,
+        step=cfg.next_count(state.step),
+    )
+    return new_state, metrics | {
         "kl": jnp.where(search.accepted, search.kl, 0.0),
         "surrogate_gain": jnp.where(search.accepted, search.gain, 0.0),
         "step_scale": scale,

@@ -5,7 +5,7 @@ Advantages and returns: Schulman et al. (2015), https://arxiv.org/abs/1506.02438
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,32 @@ from jax.flatten_util import ravel_pytree
 from rljax import config as cfg
 from rljax import losses
 from rljax.learners import on_policy, optimizers
+from rljax.learners.on_policy import Minibatch
 from rljax.losses import LagrangePenalty, MpoOutputs
 from rljax.networks import distributions
-from rljax.types import Agent, Discrete, Metrics, Params, Rollout, Spec
+from rljax.types import (
+    Agent,
+    Discrete,
+    Extras,
+    Memory,
+    Metrics,
+    Obs,
+    OptState,
+    Params,
+    Rollout,
+    Spec,
+)
 
 PRESETS: dict[str, cfg.Preset] = {}
+_POSITIVE = (
+    "epsilon",
+    "epsilon_policy",
+    "epsilon_mean",
+    "epsilon_stddev",
+    "dual_learning_rate",
+    "temperature",
+    "multiplier",
+)
 
 
 @jax.tree_util.register_dataclass
@@ -56,9 +77,8 @@ class Config:
         on_policy.validate(self)
         on_policy.validate_minibatches(self)
         cfg.check_range(self, "lambda_", low=0.0, high=1.0)
-        bounds = ("epsilon", "epsilon_policy", "epsilon_mean", "epsilon_stddev")
-        more = ("dual_learning_rate", "temperature", "multiplier")
-        cfg.check_range(self, *bounds, *more, low=0.0, open_low=True)
+        for name in _POSITIVE:
+            cfg.check_range(self, name, low=0.0, open_low=True)
         cfg.check_count(self, "target_period")
         least = 1.0 / (self.num_envs * self.rollout_length)  # one example
         cfg.check_range(self, "top_fraction", low=least, high=1.0)
@@ -76,24 +96,19 @@ class State(NamedTuple):
 
     actor: Params
     critic: Params
-    actor_opt: Any  # Adam over the actor's parameters as one flat vector
-    critic_opt: Any  # likewise
+    actor_opt: OptState  # Adam over the actor's parameters as one flat vector
+    critic_opt: OptState  # likewise
     step: jax.Array  # [] int32, rollouts learned from
     target_actor: Params  # an older copy, which acts
     duals: Duals
-    dual_opt: Any  # Adam over them as one flat vector
+    dual_opt: OptState  # Adam over them as one flat vector
 
 
 def make(spec: Spec) -> Agent:
     """Make the agent for environments of `spec`."""
-    return Agent(
-        init=functools.partial(init, spec),
-        memory=lambda config, num_envs: (),
-        act=functools.partial(act, spec),
-        observe=lambda config, state, rollout: state,
-        update=functools.partial(update, spec),
-        policy=functools.partial(on_policy.policy, spec),
-        value=functools.partial(on_policy.value, spec),
+    agent = on_policy.make(spec, functools.partial(update, spec))
+    return agent._replace(
+        init=functools.partial(init, spec), act=functools.partial(act, spec)
     )
 
 
@@ -101,9 +116,10 @@ def parts(
     spec: Spec,
     config: Config,
     params: Params,
+    *,
     duals: Duals,
     target_params: Params,
-    batch: on_policy.Batch,
+    batch: Minibatch,
 ) -> tuple[MpoOutputs, tuple[jax.Array, ...]]:
     """The losses' parts and the divergences, `[B]`; eq. 3 to 5.
 
@@ -116,13 +132,18 @@ def parts(
     bounds = (config.epsilon_policy,)
     if len(kls) == 2:
         bounds = (config.epsilon_mean, config.epsilon_stddev)
-    pairs = zip(kls, duals.multipliers, bounds, strict=True)
+    constraints = [
+        (kl, LagrangePenalty(alpha=alpha, epsilon=bound))
+        for kl, alpha, bound in zip(kls, duals.multipliers, bounds, strict=True)
+    ]
     _, out = losses.vmpo_loss(
-        policy.log_prob(batch.action),
-        batch.advantage,
-        LagrangePenalty(duals.temperature, config.epsilon),
-        [(kl, LagrangePenalty(x, bound)) for kl, x, bound in pairs],
-        jnp.exp,
+        sample_log_probs=policy.log_prob(batch.action),
+        advantages=batch.advantage,
+        temperature_constraint=LagrangePenalty(
+            alpha=duals.temperature, epsilon=config.epsilon
+        ),
+        kl_constraints=constraints,
+        projection_operator=jnp.exp,
         top_k_fraction=config.top_fraction,
         stop="none",
     )
@@ -134,10 +155,14 @@ def init(spec: Spec, config: Config, key: jax.Array) -> State:
     state = on_policy.init(spec, config, key)
     number = 1 if isinstance(spec.action, Discrete) else 2
     multipliers = tuple(jnp.log(config.multiplier) for _ in range(number))
-    duals = Duals(jnp.log(config.temperature), multipliers)
+    duals = Duals(temperature=jnp.log(config.temperature), multipliers=multipliers)
     optimizer = optimizers.clipped_adam(config, on_policy.EPS)
     return State(
-        *state,
+        actor=state.actor,
+        critic=state.critic,
+        actor_opt=state.actor_opt,
+        critic_opt=state.critic_opt,
+        step=state.step,
         target_actor=jax.tree.map(jnp.copy, state.actor),  # donatable
         duals=duals,
         dual_opt=optimizer.init(ravel_pytree(duals)[0]),
@@ -148,11 +173,11 @@ def act(
     spec: Spec,
     config: Config,
     state: State,
-    memory: Any,
-    obs: Any,
-    key: Any,
+    memory: Memory,
+    obs: Obs,
+    key: jax.Array,
     explore: bool,
-) -> tuple[jax.Array, Any, Any]:
+) -> tuple[jax.Array, Memory, Extras]:
     """Sample the target policy, or take the learner's mode."""
     if explore:
         state = state._replace(actor=state.target_actor)
@@ -163,20 +188,23 @@ def update(
     spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
 ) -> tuple[State, Metrics]:
     """One step of policy and dual variables on one rollout, several of the critic."""
-    batch = on_policy.prepare(spec, config, state, rollout, config.lambda_)
+    batch = on_policy.prepare(
+        spec, config, state, rollout=rollout, lambda_=config.lambda_
+    )
+    of_parts = functools.partial(
+        parts, spec, config, target_params=state.target_actor, batch=batch
+    )
 
     def actor_loss(params: Params) -> tuple[jax.Array, Metrics]:
-        args = (params, state.duals, state.target_actor, batch)
-        out, kls = parts(spec, config, *args)
+        out, kls = of_parts(params, duals=state.duals)
         metrics = {
             "policy_loss": out.policy_loss.mean(),
-            "kl": sum(kl.mean() for kl in kls),
+            "kl": jnp.asarray(sum(kl.mean() for kl in kls)),
         }
         return jnp.mean(out.policy_loss + out.kl_loss), metrics
 
     def dual_loss(duals: Duals) -> tuple[jax.Array, Metrics]:
-        args = (state.actor, duals, state.target_actor, batch)
-        out, _ = parts(spec, config, *args)
+        out, _ = of_parts(state.actor, duals=duals)
         return out.temperature_loss + out.alpha_loss.mean(), {
             "temperature": jnp.exp(duals.temperature),
             "multiplier": jnp.exp(duals.multipliers[0]),
@@ -184,15 +212,32 @@ def update(
 
     progress = optimizers.progress(config, state.step)
     rate = optimizers.annealed(config, progress, config.learning_rate)
+    actor, actor_opt, metrics = on_policy.adam_step(
+        config, rate, actor_loss, params=state.actor, opt_state=state.actor_opt
+    )
     dual_rate = optimizers.annealed(config, progress, config.dual_learning_rate)
-    step = functools.partial(on_policy.descend, config)
-    actor, actor_opt, metrics = step(rate, actor_loss, state.actor, state.actor_opt)
-    duals, dual_opt, more = step(dual_rate, dual_loss, state.duals, state.dual_opt)
-    loss = functools.partial(on_policy.value_loss, spec, config)
-    args = (config, rate, loss, state.critic, state.critic_opt, batch, key)
-    critic, critic_opt, last = on_policy.fit_epochs(*args)
+    duals, dual_opt, more = on_policy.adam_step(
+        config, dual_rate, dual_loss, params=state.duals, opt_state=state.dual_opt
+    )
+    critic, critic_opt, last = on_policy.fit_epochs(
+        config,
+        rate,
+        functools.partial(on_policy.value_loss, spec, config),
+        params=state.critic,
+        opt_state=state.critic_opt,
+        batch=batch,
+        key=key,
+    )
     period = config.target_period
     count = cfg.next_count(state.step, period)
-    target = optax.periodic_update(actor, state.target_actor, count, period)
-    learned = (actor, critic, actor_opt, critic_opt, count)
-    return State(*learned, target, duals, dual_opt), metrics | more | last
+    new_state = State(
+        actor=actor,
+        critic=critic,
+        actor_opt=actor_opt,
+        critic_opt=critic_opt,
+        step=count,
+        target_actor=optax.periodic_update(actor, state.target_actor, count, period),
+        duals=duals,
+        dual_opt=dual_opt,
+    )
+    return new_state, metrics | more | last

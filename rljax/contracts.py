@@ -23,15 +23,25 @@ class RunConfig(Protocol):
     def rollout_length(self) -> int: ...  # steps per environment and update
 
 
-class OptimizerConfig(RunConfig, Protocol):
+class ClipConfig(Protocol):
+    """Of gradients that are clipped."""
+
+    @property
+    def max_grad_norm(self) -> float: ...  # the greatest norm
+
+
+class AnnealConfig(Protocol):
+    """Of rates that may fall."""
+
+    @property
+    def anneal(self) -> bool: ...  # learning rates fall linearly to 0
+
+
+class OptimizerConfig(RunConfig, ClipConfig, AnnealConfig, Protocol):
     """Of the optimiser that agents share."""
 
     @property
     def learning_rate(self) -> float: ...  # at the start
-    @property
-    def max_grad_norm(self) -> float: ...  # where a gradient is clipped
-    @property
-    def anneal(self) -> bool: ...  # learning rates fall linearly to 0
 
 
 class NetworkConfig(Protocol):
@@ -65,36 +75,44 @@ class OnPolicyConfig(LearnerConfig, EncoderConfig, Protocol):
     """Of agents with a policy and a value that learn from fresh rollouts."""
 
 
-class AdvantageConfig(OnPolicyConfig, Protocol):
-    """Of agents that learn from generalised advantages."""
+class ValueConfig(EncoderConfig, DiscountConfig, Protocol):
+    """Of state values that look ahead."""
+
+
+class AdvantageConfig(ValueConfig, Protocol):
+    """Of generalised advantages."""
 
     @property
     def normalize_advantages(self) -> bool: ...
 
 
-class PolicyGradientConfig(AdvantageConfig, Protocol):
-    """Of agents with the plain policy gradient."""
+class EntropyConfig(Protocol):
+    """Of policies that are paid for their entropy."""
 
     @property
     def entropy_cost(self) -> float: ...  # weight of the entropy bonus
 
 
-class ClippedConfig(Protocol):
+class PolicyLossConfig(EncoderConfig, EntropyConfig, Protocol):
+    """Of the plain policy gradient's loss."""
+
+
+class PolicyGradientConfig(OnPolicyConfig, EntropyConfig, Protocol):
+    """Of agents with the plain policy gradient."""
+
+
+class ClippedConfig(EntropyConfig, Protocol):
     """Of the clipped surrogate."""
 
     @property
     def clip_epsilon(self) -> float: ...  # greatest change of a probability ratio
     @property
-    def entropy_cost(self) -> float: ...  # weight of the entropy bonus
-    @property
     def normalize_advantages(self) -> bool: ...
 
 
-class EpochsConfig(Protocol):
-    """Of agents that go over a rollout several times."""
+class EpochsConfig(ClipConfig, Protocol):
+    """Of agents that go over a batch several times."""
 
-    @property
-    def max_grad_norm(self) -> float: ...  # where a gradient is clipped
     @property
     def num_epochs(self) -> int: ...  # passes over the batch
     @property

@@ -8,6 +8,7 @@ Params = Any  # a tree of floating arrays, of a network
 OptState = Any  # of an optax optimiser
 Metrics = dict[str, jax.Array]  # scalar arrays by name
 AgentConfig = Any  # a registered dataclass; `contracts` has what is asked of it
+Leaf = jax.Array | float  # a field of a config that mathematics depends on
 AgentState = Any  # of some agent: a NamedTuple
 Obs = Any  # [..., *obs_shape], what an environment shows
 Memory = Any  # tree of [N, ...], what an agent carries from step to step; () if nothing

@@ -23,8 +23,12 @@ from jax.flatten_util import ravel_pytree
 from rljax import agents, envs, replay
 from rljax.autodiff import per_transition_grad_norms
 from rljax.config import check_range
+from rljax.learners import q_learner
 from rljax.replay import priority, sum_tree
 from rljax.running import train
+
+Loss = priority.ScoredLoss[replay.Windows]
+Batch = priority.ReplayBatch[replay.Windows]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Options:
         common.check_seeds(self.seed)
 
 
-def trained(options: Options) -> tuple[priority.Loss, Any, Any]:
+def trained(options: Options) -> tuple[Loss, Any, Any]:
     """Returns DQN's loss of one transition, its config, and its state after training.
 
     Raises:
@@ -72,29 +76,29 @@ def trained(options: Options) -> tuple[priority.Loss, Any, Any]:
     ts, _ = jax.jit(run)(env, config, common.key(options.seed))
     state = ts.agent
 
+    of_transition = q_learner.transition_loss(dqn.HEAD, env.spec, config)
+
     def loss(params: Any, window: replay.Windows) -> tuple[jax.Array, jax.Array]:
-        args = (params, state.target_params, window, jax.random.key(0))
-        error = dqn.td_error(env.spec, config, *args)
-        return 0.5 * error**2, jnp.abs(error)
+        return of_transition(params, state.target_params, window, jax.random.key(0))
 
     return loss, config, state
 
 
-def prioritized(name: str, loss: priority.Loss, config: Any, state: Any) -> Any:
+def prioritized(name: str, loss: Loss, config: Any, state: Any) -> Any:
     """Returns the replay with the priorities called `name`, of all that it holds."""
     config = dataclasses.replace(config, priority=name)
     if not priority.keeps_priorities(config):
         return state.replay
     everything = jnp.arange(replay.size(state.replay))
     windows = replay.windows(state.replay, everything, config.n_step)
-    batch = priority.Batch(everything, windows, jnp.ones(len(everything)))
-    found = priority.gradient(config, loss, state.params, batch)
+    batch = Batch(index=everything, examples=windows, weights=jnp.ones(len(everything)))
+    found = priority.gradient(config, loss, state.params, batch=batch)
     buffer = state.replay._replace(tree=sum_tree.init(len(everything)))
     return priority.store(buffer, batch, found.priorities)
 
 
 def measure(
-    buffer: Any, loss: priority.Loss, config: Any, state: Any, options: Options
+    buffer: Any, loss: Loss, config: Any, state: Any, options: Options
 ) -> tuple[float, float, float]:
     """Returns the trace: exact, measured, and the least for any probabilities."""
     everything = jnp.arange(replay.size(buffer))
@@ -105,10 +109,13 @@ def measure(
     if buffer.tree is not None:
         share = sum_tree.values(buffer.tree, everything) / sum_tree.total(buffer.tree)
 
-    def mean_gradient(batch: priority.Batch) -> jax.Array:
-        return ravel_pytree(priority.gradient(config, loss, params, batch).mean)[0]
+    def mean_gradient(batch: Batch) -> jax.Array:
+        found = priority.gradient(config, loss, params, batch=batch)
+        return ravel_pytree(found.mean)[0]
 
-    whole = mean_gradient(priority.Batch(everything, windows, jnp.ones(size)))
+    whole = mean_gradient(
+        Batch(index=everything, examples=windows, weights=jnp.ones(size))
+    )
     rest = jnp.sum(whole**2)
     exact = jnp.sum((norms / size) ** 2 / share) - rest
     least = norms.mean() ** 2 - rest
@@ -116,7 +123,7 @@ def measure(
     def squared_error(key: jax.Array) -> jax.Array:
         drawn = replay.sample(buffer, key, options.batch_size, config.n_step)
         weights = 1 / (size * drawn.probability)
-        batch = priority.Batch(drawn.index, drawn.windows, weights)
+        batch = Batch(index=drawn.index, examples=drawn.windows, weights=weights)
         return jnp.sum((mean_gradient(batch) - whole) ** 2)
 
     keys = jax.random.split(common.key(options.seed), options.batches)

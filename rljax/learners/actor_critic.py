@@ -5,7 +5,7 @@ The networks and the losses set the agents apart.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from rljax.types import (
     AgentConfig,
     Discrete,
     Extras,
+    Leaf,
     Memory,
     Metrics,
     Obs,
@@ -294,7 +295,7 @@ def adam_step(
     *,
     grads: Params,
     opt_state: OptState,
-    start_rate: float | None = None,
+    start_rate: Leaf | None = None,
 ) -> tuple[Params, OptState]:
     """One step of Adam for one network.
 

@@ -19,23 +19,27 @@ from rljax.autodiff import semi_gradient
 from rljax.contracts import (
     ActorCriticState,
     AdvantageConfig,
+    ClipConfig,
     ClippedConfig,
     DiscountConfig,
+    EncoderConfig,
     EpochsConfig,
     HasActor,
     HasCritic,
     LearnerConfig,
     Network,
     OnPolicyConfig,
-    OptimizerConfig,
     PolicyGradientConfig,
+    PolicyLossConfig,
     RolloutEpochsConfig,
+    ValueConfig,
 )
 from rljax.learners import optimizers
 from rljax.networks import distributions, layers
 from rljax.types import (
     Agent,
     Extras,
+    Leaf,
     Memory,
     Metrics,
     Obs,
@@ -49,7 +53,6 @@ from rljax.types import (
 EPS = 1e-5  # of Adam
 _CACHED = 2**16  # numbers; networks on CPU are slower on more of them at once
 
-Leaf = jax.Array | float  # of a config
 Tree = TypeVar("Tree")
 Examples = TypeVar("Examples")  # tree of [B, ...]
 S = TypeVar("S", bound=ActorCriticState)
@@ -118,7 +121,7 @@ def validate_minibatches(config: RolloutEpochsConfig) -> None:
     cfg.check_divides(config, "num_minibatches", steps, what)
 
 
-def actor(spec: Spec, config: OnPolicyConfig) -> Network:
+def actor(spec: Spec, config: EncoderConfig) -> Network:
     """The policy's network."""
     return networks.Actor(
         obs_ndim=len(spec.obs_shape),
@@ -130,7 +133,7 @@ def actor(spec: Spec, config: OnPolicyConfig) -> Network:
     )
 
 
-def critic(spec: Spec, config: OnPolicyConfig) -> Network:
+def critic(spec: Spec, config: EncoderConfig) -> Network:
     """The value's network, with parameters of its own."""
     return networks.Critic(
         obs_ndim=len(spec.obs_shape),
@@ -160,7 +163,7 @@ def init(spec: Spec, config: OnPolicyConfig, key: jax.Array) -> OnPolicyState:
 
 def act(
     spec: Spec,
-    config: OnPolicyConfig,
+    config: EncoderConfig,
     state: HasActor,
     memory: Memory,
     obs: Obs,
@@ -176,13 +179,13 @@ def act(
 
 
 def policy(
-    spec: Spec, config: OnPolicyConfig, state: HasActor, obs: Obs
+    spec: Spec, config: EncoderConfig, state: HasActor, obs: Obs
 ) -> distrax.Distribution:
     """The policy at observations `[..., *obs_shape]`: an agent's `policy`."""
     return actor(spec, config).apply(state.actor, obs)
 
 
-def value(spec: Spec, config: OnPolicyConfig, state: HasCritic, obs: Obs) -> jax.Array:
+def value(spec: Spec, config: EncoderConfig, state: HasCritic, obs: Obs) -> jax.Array:
     """Values `[...]` of observations `[..., *obs_shape]`: an agent's `value`."""
     return critic(spec, config).apply(state.critic, obs)
 
@@ -236,7 +239,7 @@ def flatten(batch: Tree) -> Tree:
 
 def advantages(
     spec: Spec,
-    config: OnPolicyConfig,
+    config: ValueConfig,
     params: Params,
     *,
     rollout: Rollout,
@@ -304,7 +307,7 @@ def prepare(
 
 
 def policy_loss(
-    spec: Spec, config: PolicyGradientConfig, params: Params, batch: Minibatch
+    spec: Spec, config: PolicyLossConfig, params: Params, batch: Minibatch
 ) -> tuple[jax.Array, Metrics]:
     """Likelihood-ratio loss less the entropy bonus, mean over the batch.
 
@@ -319,7 +322,7 @@ def policy_loss(
 
 
 def value_loss(
-    spec: Spec, config: OnPolicyConfig, params: Params, batch: Minibatch
+    spec: Spec, config: EncoderConfig, params: Params, batch: Minibatch
 ) -> tuple[jax.Array, Metrics]:
     """Half the squared error of the return's prediction, mean over the batch."""
     value = critic(spec, config).apply(params, batch.obs)
@@ -372,7 +375,7 @@ def fit(
     *,
     index: jax.Array,
     optimizer: optax.GradientTransformation,
-    rate: jax.Array,
+    rate: Leaf,
     going_on: Callable[[Metrics], jax.Array] | None = None,
 ) -> tuple[Fitted, Metrics]:
     """Steps along the gradients of a loss, each of a part of a batch.
@@ -419,7 +422,7 @@ def fit(
 
 def fit_epochs(
     config: EpochsConfig,
-    rate: jax.Array,
+    rate: Leaf,
     loss: MinibatchLoss[Examples],
     *,
     params: Params,
@@ -464,8 +467,8 @@ def fit_epochs(
 
 
 def adam_step(
-    config: OptimizerConfig,
-    rate: jax.Array,
+    config: ClipConfig,
+    rate: Leaf,
     loss: Callable[[Params], tuple[jax.Array, Metrics]],
     *,
     params: Params,

@@ -1,11 +1,8 @@
-"""How parameters move: the optimiser that agents share, and its learning rate.
+"""The optimiser that agents share, and its learning rate over a training.
 
-Its pieces have the values of optax's, and a finite derivative also where a gradient is
-exactly 0, as those of weights behind an input that is never active are. The root of 0
-in optax's Adam and in its norms has none: a meta-gradient through them is NaN.
-
-Configs have the fields `max_grad_norm`, `num_envs`, `rollout_length`, `total_steps`
-and `anneal`.
+Values are those of optax. Derivatives are finite also where a gradient is exactly 0, as
+it is for weights behind an input that is never active: the root in optax's Adam and in
+its norms has none there, and a meta-gradient through optax's Adam is NaN.
 """
 
 from typing import Any, NamedTuple
@@ -14,6 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
+
+from rljax.contracts import AnnealConfig, ClipConfig, ExplorationConfig, RunConfig
+from rljax.types import Leaf
 
 
 class ClipState(NamedTuple):
@@ -125,29 +125,33 @@ def adam(
     return optax.chain(scale_by_adam(b1, b2, eps), rate)
 
 
-def clipped_adam(config: Any, eps: ArrayLike = 1e-8) -> optax.GradientTransformation:
+def clipped_adam(
+    config: ClipConfig, eps: ArrayLike = 1e-8
+) -> optax.GradientTransformation:
     """Direction of the step; the learning rate comes on top."""
     clip = clip_by_global_norm(config.max_grad_norm)
     return optax.chain(clip, scale_by_adam(eps=eps))
 
 
-def progress(config: Any, step: jax.Array) -> jax.Array:
+def progress(config: RunConfig, step: jax.Array) -> jax.Array:
     """Share of the training that is over after `step` rollouts, 0 to 1."""
     # A Python float: `total_steps` may be beyond int32.
     rollouts = config.total_steps / (config.num_envs * config.rollout_length)
     return jnp.clip(jnp.asarray(step, jnp.float32) / rollouts, 0.0, 1.0)
 
 
-def exploration(config: Any, step: jax.Array, start: Any, end: Any) -> jax.Array:
-    """What goes linearly from `start` to `end`, and never beyond.
+def exploration(
+    config: ExplorationConfig, step: jax.Array, *, start: Leaf, end: Leaf
+) -> jax.Array:
+    """Go linearly from `start` to `end`, and never beyond.
 
-    That takes `config.exploration_fraction` of the training; `step` counts rollouts.
+    The way takes `config.exploration_fraction` of the training; `step` counts rollouts.
     """
     share = jnp.minimum(progress(config, step) / config.exploration_fraction, 1.0)
     least, most = jnp.minimum(start, end), jnp.maximum(start, end)
     return jnp.clip(start + (end - start) * share, least, most)  # within, rounded too
 
 
-def annealed(config: Any, progress: jax.Array, start: Any) -> jax.Array:
-    """What starts there and, with `config.anneal`, falls linearly to 0."""
+def annealed(config: AnnealConfig, progress: jax.Array, start: Leaf) -> Leaf:
+    """Fall linearly from `start` to 0 with `config.anneal`, else stay there."""
     return start * (1.0 - progress if config.anneal else 1.0)

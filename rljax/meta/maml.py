@@ -134,7 +134,7 @@ def policy_loss(
         network.apply(bootstrap_params, obs)[1] for obs in (batch.obs, batch.next_obs)
     )
     scaled = batch._replace(reward=config.reward_scale * batch.reward)
-    adv = on_policy.from_values(config, scaled, v_tm1, v_t, config.lambda_)
+    adv = on_policy.from_values(config, scaled, v_tm1, v_t=v_t, lambda_=config.lambda_)
     ended = batch.terminated | batch.truncated
     first = jnp.cumsum(ended, axis=0) - ended == 0  # [T, N]
     objective = jax.vmap(loaded_dice_objective, in_axes=1)
@@ -230,8 +230,9 @@ def run(
             return losses.mean(), jax.tree.map(jnp.mean, metrics)
 
         rate: Any = config.learning_rate
-        args = (config, rate, loss, state.params, state.opt_state)
-        params, opt_state, metrics = on_policy.descend(*args)
+        params, opt_state, metrics = on_policy.adam_step(
+            config, rate, loss, params=state.params, opt_state=state.opt_state
+        )
         return State(params, opt_state, key), metrics
 
     state = state._replace(key=prng.unrolled(state.key))

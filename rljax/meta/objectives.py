@@ -17,8 +17,8 @@ from jax.flatten_util import ravel_pytree
 
 from rljax import losses, networks, replay
 from rljax.learners import on_policy, optimizers
+from rljax.learners.on_policy import bootstrap_values as values
 from rljax.networks import distributions
-from rljax.running.rollout import values
 from rljax.types import Agent, Metrics, Params, Rollout, Spec
 
 _AT_ONCE = 512  # observations by two networks: of a whole rollout it takes much memory
@@ -161,14 +161,25 @@ def _fit(
     """As many gradient steps as the agent takes with a rollout."""
     start = settings.outer_critic_rate * config.learning_rate
     rate = optimizers.annealed(config, progress, start)
-    fitted = (critic.params, critic.opt_state)
     if config.num_minibatches:
-        args = (config, rate, error, *fitted, data, key)
-        params, opt_state, metrics = on_policy.fit_epochs(*args)
+        params, opt_state, metrics = on_policy.fit_epochs(
+            config,
+            rate,
+            error,
+            params=critic.params,
+            opt_state=critic.opt_state,
+            batch=data,
+            key=key,
+        )
     else:
         of_params = functools.partial(error, batch=data)
-        args = (config, rate, of_params, *fitted)
-        params, opt_state, metrics = on_policy.descend(*args)
+        params, opt_state, metrics = on_policy.adam_step(
+            config,
+            rate,
+            of_params,
+            params=critic.params,
+            opt_state=critic.opt_state,
+        )
     critic = critic._replace(params=params, opt_state=opt_state)
     return critic, {"outer_value_loss": metrics["value_loss"]}
 
