@@ -12,7 +12,7 @@ import jax
 from rljax import config as cfg
 from rljax.learners import on_policy
 from rljax.learners.on_policy import OnPolicyState as State
-from rljax.types import Agent, Metrics, Rollout, Spec
+from rljax.types import Agent, Key, Metrics, Rollout, Spec
 
 PRESETS: dict[str, cfg.Preset] = {}
 
@@ -51,7 +51,7 @@ def make(spec: Spec) -> Agent:
 
 
 def update(
-    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: Key
 ) -> tuple[State, Metrics]:
     """One step along the policy gradient of one rollout."""
     del key  # nothing is drawn

@@ -24,6 +24,7 @@ from rljax.types import (
     Agent,
     Box,
     Extras,
+    Key,
     Memory,
     Metrics,
     Obs,
@@ -173,18 +174,21 @@ def targets(spec: Spec, config: Config, params: Params, rollout: Rollout) -> jax
     return adv + v_tm1
 
 
-def init(spec: Spec, config: Config, key: jax.Array) -> State:
+def init(spec: Spec, config: Config, key: Key) -> State:
     """Fresh networks and optimisers."""
     actor_key, critic_key = jax.random.split(key)
     obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
-    actor_params = actor(spec, config).init(actor_key, obs)
-    critic_params = critic(spec, config).init(critic_key, obs)
-    optimizer = optimizers.clipped_adam(config, on_policy.EPS)
+    actor_params, actor_opt = on_policy.init_network(
+        config, actor(spec, config), actor_key, obs
+    )
+    critic_params, critic_opt = on_policy.init_network(
+        config, critic(spec, config), critic_key, obs
+    )
     return State(
         actor=actor_params,
         critic=critic_params,
-        actor_opt=optimizer.init(ravel_pytree(actor_params)[0]),
-        critic_opt=optimizer.init(ravel_pytree(critic_params)[0]),
+        actor_opt=actor_opt,
+        critic_opt=critic_opt,
         target_critic=jax.tree.map(jnp.copy, critic_params),  # donatable
         step=jnp.zeros((), jnp.int32),
     )
@@ -196,7 +200,7 @@ def act(
     state: State,
     memory: Memory,
     obs: Obs,
-    key: jax.Array,
+    key: Key,
     explore: bool,
 ) -> tuple[jax.Array, Memory, Extras]:
     """Sample the policy, with the noise that did; or take its mean before the tanh."""
@@ -208,7 +212,7 @@ def act(
 
 
 def update(
-    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: Key
 ) -> tuple[State, Metrics]:
     """One step of the policy, several of the critic."""
     progress = optimizers.progress(config, state.step)

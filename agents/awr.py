@@ -14,7 +14,7 @@ from rljax import config as cfg
 from rljax import losses, replay
 from rljax.learners import actor_critic, on_policy, optimizers
 from rljax.learners.on_policy import Minibatch
-from rljax.types import Agent, Metrics, OptState, Params, Rollout, Spec
+from rljax.types import Agent, Key, Metrics, OptState, Params, Rollout, Spec
 
 PRESETS: dict[str, cfg.Preset] = {
     "Pendulum-v1": cfg.Preset(dict(gamma=0.95, num_epochs=4)),
@@ -108,7 +108,7 @@ def policy_loss(
     return loss, {"policy_loss": loss, "entropy": policy.entropy().mean()}
 
 
-def init(spec: Spec, config: Config, key: jax.Array) -> State:
+def init(spec: Spec, config: Config, key: Key) -> State:
     """Fresh networks and optimisers, an empty replay."""
     buffer = replay.init(spec, config.num_envs, config.capacity, prioritized=False)
     state = on_policy.init(spec, config, key)
@@ -123,7 +123,7 @@ def init(spec: Spec, config: Config, key: jax.Array) -> State:
 
 
 def update(
-    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: Key
 ) -> tuple[State, Metrics]:
     """Learn values, then the policy, from sequences of the replay.
 

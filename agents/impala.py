@@ -18,6 +18,7 @@ from rljax.learners.on_policy import Minibatch
 from rljax.types import (
     Agent,
     Extras,
+    Key,
     Memory,
     Metrics,
     Obs,
@@ -81,7 +82,7 @@ def make(spec: Spec) -> Agent:
     )
 
 
-def init(spec: Spec, config: Config, key: jax.Array) -> State:
+def init(spec: Spec, config: Config, key: Key) -> State:
     """Fresh networks and optimisers."""
     state = on_policy.init(spec, config, key)
     return State(
@@ -100,7 +101,7 @@ def act(
     state: State,
     memory: Memory,
     obs: Obs,
-    key: jax.Array,
+    key: Key,
     explore: bool,
 ) -> tuple[jax.Array, Memory, Extras]:
     """Sample the actors' policy, or take the learner's mode."""
@@ -142,7 +143,7 @@ def prepare(
 
 
 def update(
-    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: Key
 ) -> tuple[State, Metrics]:
     """One step along the corrected policy gradient of one rollout."""
     del key  # nothing is drawn

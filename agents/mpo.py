@@ -15,29 +15,34 @@ import jax.numpy as jnp
 from rljax import config as cfg
 from rljax import losses, replay
 from rljax.contracts import Network
-from rljax.learners import actor_critic
+from rljax.learners import actor_critic, duals
 from rljax.learners.actor_critic import Keyed
-from rljax.losses import LagrangePenalty
+from rljax.learners.duals import Duals
 from rljax.networks import distributions
 from rljax.replay import priority
-from rljax.types import Agent, Discrete, Metrics, Obs, OptState, Params, Rollout, Spec
+from rljax.types import Agent, Discrete, Key, Metrics, Obs, OptState, Params, Spec
 
-_SMALL: dict[str, Any] = dict(learning_rate=1e-3, batch_size=128, hidden_sizes=(64, 64))
-_BRIEF = _SMALL | dict(total_steps=20_000, warmup_steps=500, n_step=1)
 PRESETS: dict[str, cfg.Preset] = {
-    "CartPole-v1": cfg.Preset(_SMALL | dict(total_steps=500_000, num_envs=16)),
-    "Pendulum-v1": cfg.Preset(_BRIEF),
+    "CartPole-v1": cfg.Preset(
+        dict(
+            learning_rate=1e-3,
+            batch_size=128,
+            hidden_sizes=(64, 64),
+            total_steps=500_000,
+            num_envs=16,
+        )
+    ),
+    "Pendulum-v1": cfg.Preset(
+        dict(
+            learning_rate=1e-3,
+            batch_size=128,
+            hidden_sizes=(64, 64),
+            total_steps=20_000,
+            warmup_steps=500,
+            n_step=1,
+        )
+    ),
 }
-_POSITIVE = (
-    "epsilon",
-    "epsilon_policy",
-    "epsilon_mean",
-    "epsilon_stddev",
-    "dual_learning_rate",
-    "temperature",
-    "multiplier",
-)
-
 actor = actor_critic.stochastic_actor  # the policy's network
 
 
@@ -79,24 +84,11 @@ class Config:
     def validate(self) -> None:
         """Raise ValueError naming a field out of range, its value and the range."""
         actor_critic.validate(self)
-        for name in _POSITIVE:
+        for name in ("epsilon", "epsilon_policy", "epsilon_mean", "epsilon_stddev"):
+            cfg.check_range(self, name, low=0.0, open_low=True)
+        for name in ("dual_learning_rate", "temperature", "multiplier"):
             cfg.check_range(self, name, low=0.0, open_low=True)
         cfg.check_count(self, "num_samples")
-
-
-class Duals(NamedTuple):
-    """Logarithms of the dual variables, one for each bound."""
-
-    temperature: jax.Array  # []
-    multipliers: tuple[jax.Array, ...]  # [] of the policy; or [D] of mean and stddev
-
-
-class OptStates(NamedTuple):
-    """Of Adam, one for each network and for the dual variables."""
-
-    actor: OptState
-    critic: OptState
-    duals: OptState
 
 
 class State(NamedTuple):
@@ -105,7 +97,7 @@ class State(NamedTuple):
     actor: Params
     critic: Params
     duals: Duals
-    opt_states: OptStates
+    opt_states: dict[str, OptState]  # of Adam, for each network
     target_actor: Params  # an older copy
     target_critic: Params  # likewise
     replay: replay.Replay
@@ -129,12 +121,11 @@ def make(spec: Spec) -> Agent:
     """
     if not isinstance(spec.action, Discrete):
         distributions.check_bounded("mpo", spec)
-    return Agent(
-        init=functools.partial(init, spec),
-        memory=functools.partial(actor_critic.memory, spec),
-        act=functools.partial(actor_critic.act, spec),
-        observe=actor_critic.observe,
-        update=functools.partial(update, spec),
+    return actor_critic.make(
+        spec,
+        functools.partial(init, spec),
+        functools.partial(learn, spec),
+        times=lambda config: config.num_updates,
     )
 
 
@@ -143,37 +134,26 @@ def critic(spec: Spec, config: Config) -> Network:
     return actor_critic.critics(spec, config, 1)
 
 
-class Choice(NamedTuple):
-    """The target policy in one state and S of its actions, or all discrete ones."""
-
-    policy: distrax.Distribution
-    x: Any  # [S, D] actions before the tanh; () of discrete ones
-    values: jax.Array  # [S] by the target critic
-    log_weights: jax.Array  # [S] of S times each one's share
-
-
 def choose(
-    spec: Spec, config: Config, bootstrap: State, *, obs: Obs, key: jax.Array
-) -> Choice:
-    """Draw actions of the target policy in one state."""
+    spec: Spec, config: Config, bootstrap: State, *, obs: Obs, key: Key
+) -> tuple[distrax.Distribution, Any, jax.Array, jax.Array]:
+    """The target policy in one state and S of its actions, or all discrete ones.
+
+    Returns:
+      The policy, actions before the tanh `[S, D]` or none, values `[S]` by the target
+      critic, and `[S]` logarithms of S times each one's share.
+    """
     policy = actor(spec, config).apply(bootstrap.target_actor, obs)
     q = functools.partial(critic(spec, config).apply, bootstrap.target_critic, obs)
     if isinstance(spec.action, Discrete):
-        log_weights = policy.logits + jnp.log(spec.action.num_actions)
-        return Choice(policy=policy, x=(), values=q()[0], log_weights=log_weights)
+        return policy, (), q()[0], policy.logits + jnp.log(spec.action.num_actions)
     x = policy.distribution.sample(seed=key, sample_shape=config.num_samples)
     values = jax.vmap(q)(policy.bijector.forward(x))[:, 0]
-    log_weights = jnp.zeros_like(values)
-    return Choice(policy=policy, x=x, values=values, log_weights=log_weights)
+    return policy, x, values, jnp.zeros_like(values)
 
 
 def td_errors(
-    spec: Spec,
-    config: Config,
-    params: Params,
-    *,
-    bootstrap: State,
-    transition: Keyed,
+    spec: Spec, config: Config, params: Params, transition: Keyed, *, bootstrap: State
 ) -> jax.Array:
     """Temporal-difference error of one transition, `[1]`: of the critic.
 
@@ -182,7 +162,9 @@ def td_errors(
     """
     window = transition.window
     reward, discount = priority.n_step_return(window, config.gamma)
-    chosen = choose(spec, config, bootstrap, obs=window.next_obs, key=transition.key)
+    *_, q_t, log_weights = choose(
+        spec, config, bootstrap, obs=window.next_obs, key=transition.key
+    )
     q = functools.partial(critic(spec, config).apply, params, window.obs)
     discrete = isinstance(spec.action, Discrete)
     q_tm1 = q()[:, window.action] if discrete else q(window.action.reshape(-1))
@@ -190,33 +172,25 @@ def td_errors(
         losses.td_learning,
         r_t=reward,
         discount_t=discount,
-        v_t=jnp.mean(jnp.exp(chosen.log_weights) * chosen.values),
+        v_t=jnp.mean(jnp.exp(log_weights) * q_t),
         stop="none",
     )
     return jax.vmap(loss)(q_tm1)
 
 
-def mpo_parts(config: Config, duals: Duals, evidence: Evidence) -> losses.MpoOutputs:
+def mpo_parts(
+    config: Config, variables: Duals, evidence: Evidence
+) -> losses.MpoOutputs:
     """Parts of MPO's loss in one state; nothing is stopped."""
-    continuous = len(duals.multipliers) == 2
-    bounds = (config.epsilon_policy,)
-    if continuous:
-        bounds = (config.epsilon_mean, config.epsilon_stddev)
-    constraints = [
-        (kl, LagrangePenalty(alpha=alpha, epsilon=bound, per_dimension=continuous))
-        for kl, alpha, bound in zip(
-            evidence.kls, duals.multipliers, bounds, strict=True
-        )
-    ]
     # Values that give actions of equal shares the same weights.
-    values = evidence.values + jnp.exp(duals.temperature) * evidence.log_weights
+    values = evidence.values + jnp.exp(variables.temperature) * evidence.log_weights
     _, parts = losses.mpo_loss(
         sample_log_probs=evidence.log_probs,
         sample_q_values=values,
-        temperature_constraint=LagrangePenalty(
-            alpha=duals.temperature, epsilon=config.epsilon
+        temperature_constraint=duals.temperature(config, variables),
+        kl_constraints=duals.constraints(
+            config, variables, evidence.kls, per_dimension=len(evidence.kls) == 2
         ),
-        kl_constraints=constraints,
         projection_operator=jnp.exp,
         stop="none",
     )
@@ -224,124 +198,82 @@ def mpo_parts(config: Config, duals: Duals, evidence: Evidence) -> losses.MpoOut
 
 
 def actor_loss(
-    spec: Spec,
-    config: Config,
-    params: Params,
-    obs: Obs,
-    key: jax.Array,
-    *,
-    bootstrap: State,
+    spec: Spec, config: Config, params: Params, obs: Obs, key: Key, *, bootstrap: State
 ) -> tuple[jax.Array, Evidence]:
     """Loss of the policy in one state, `[]`, and what the dual variables learn from.
 
     The policy's gradient is the gradient with respect to `params` alone.
     """
-    chosen = choose(spec, config, bootstrap, obs=obs, key=key)
+    target, x, values, log_weights = choose(spec, config, bootstrap, obs=obs, key=key)
     policy = actor(spec, config).apply(params, obs)
-    log_probs, kls = distributions.compare(chosen.policy, policy, chosen.x)
+    log_probs, kls = distributions.compare(target, policy, x)
     evidence = Evidence(
-        values=chosen.values,
-        log_weights=chosen.log_weights,
-        log_probs=log_probs,
-        kls=kls,
+        values=values, log_weights=log_weights, log_probs=log_probs, kls=kls
     )
     parts = mpo_parts(config, bootstrap.duals, evidence)
     return parts.policy_loss + parts.kl_loss, evidence
 
 
-def init(spec: Spec, config: Config, key: jax.Array) -> State:
+def init(spec: Spec, config: Config, key: Key) -> State:
     """Fresh networks, dual variables and optimisers, an empty replay."""
-    actor_key, critic_key = jax.random.split(key)
-    inputs = actor_critic.example(spec)
-    actor_params = actor(spec, config).init(actor_key, inputs[0])
-    critic_params = critic(spec, config).init(critic_key, *inputs)
+    networks = actor_critic.init_networks(
+        spec, actor(spec, config), critic(spec, config), key
+    )
     size = actor_critic.action_size(spec)
     shapes = ((size,), (size,)) if size else ((),)
-    multipliers = tuple(jnp.full(shape, jnp.log(config.multiplier)) for shape in shapes)
-    duals = Duals(temperature=jnp.log(config.temperature), multipliers=multipliers)
-    targets = jax.tree.map(jnp.copy, (actor_params, critic_params))  # donatable
+    networks["duals"] = duals.init(config, shapes)
+    targets = jax.tree.map(jnp.copy, networks)  # buffers of their own: donatable
     return State(
-        actor=actor_params,
-        critic=critic_params,
-        duals=duals,
-        opt_states=OptStates(
-            actor=actor_critic.init_optimizer(config, actor_params),
-            critic=actor_critic.init_optimizer(config, critic_params),
-            duals=actor_critic.init_optimizer(config, duals),
-        ),
-        target_actor=targets[0],
-        target_critic=targets[1],
+        **networks,
+        opt_states=actor_critic.init_optimizers(config, networks),
+        target_actor=targets["actor"],
+        target_critic=targets["critic"],
         replay=actor_critic.init_replay(spec, config),
         step=jnp.zeros((), jnp.int32),
     )
 
 
-def update(
-    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
-) -> tuple[State, Metrics]:
-    """Learn from samples of the replay."""
-    del rollout  # the replay holds it already
-    step = functools.partial(learn, spec, config)
-    return actor_critic.learn(step, config, state, key=key, times=config.num_updates)
-
-
 def learn(
-    spec: Spec, config: Config, progress: jax.Array, state: State, key: jax.Array
+    spec: Spec, config: Config, progress: jax.Array, state: State, key: Key
 ) -> tuple[State, Metrics]:
     """One gradient step of everything, from the same batch and the same parameters."""
-    sample_key, actor_key = jax.random.split(key)
-
-    def critic_loss(params: Params, transition: Keyed) -> tuple[jax.Array, jax.Array]:
-        errors = td_errors(spec, config, params, bootstrap=state, transition=transition)
-        return actor_critic.critic_loss(errors)
-
-    batch = actor_critic.sample(
+    found = actor_critic.gradients(
         config,
-        state.replay,
-        sample_key,
+        state,
+        key,
         progress=progress,
-        loss=critic_loss,
-        params=state.critic,
-    )
-    new = priority.gradient(config, critic_loss, state.critic, batch=batch)
-    actor_grads, value, evidence = actor_critic.policy_gradient(
-        functools.partial(actor_loss, spec, config, bootstrap=state),
-        state.actor,
-        batch,
-        actor_key,
+        td_errors=functools.partial(td_errors, spec, config, bootstrap=state),
+        actor_loss=functools.partial(actor_loss, spec, config, bootstrap=state),
     )
 
-    def dual_loss(duals: Duals) -> jax.Array:
-        parts = jax.vmap(lambda x: mpo_parts(config, duals, x))(evidence)
-        return jnp.mean(batch.weights * (parts.temperature_loss + parts.alpha_loss))
+    def dual_loss(variables: Duals) -> jax.Array:
+        parts = jax.vmap(lambda x: mpo_parts(config, variables, x))(found.more)
+        losses = parts.temperature_loss + parts.alpha_loss
+        return jnp.mean(found.batch.weights * losses)
 
-    adam_step = functools.partial(actor_critic.adam_step, config, progress)
-    old = state.opt_states
-    actor_params, actor_opt = adam_step(
-        state.actor, grads=actor_grads, opt_state=old.actor
+    networks, opt_states = actor_critic.adam_step(
+        config,
+        progress,
+        {"actor": state.actor, "critic": state.critic, "duals": state.duals},
+        grads={
+            "actor": found.actor,
+            "critic": found.critic.mean,
+            "duals": jax.grad(dual_loss)(state.duals),
+        },
+        opt_states=state.opt_states,
+        rates={"duals": config.dual_learning_rate},
     )
-    critic_params, critic_opt = adam_step(
-        state.critic, grads=new.mean, opt_state=old.critic
-    )
-    duals, duals_opt = adam_step(
-        state.duals,
-        grads=jax.grad(dual_loss)(state.duals),
-        opt_state=old.duals,
-        start_rate=config.dual_learning_rate,
-    )
-    new_state = State(
-        actor=actor_params,
-        critic=critic_params,
-        duals=duals,
-        opt_states=OptStates(actor=actor_opt, critic=critic_opt, duals=duals_opt),
-        target_actor=actor_critic.follow(config, actor_params, state.target_actor),
-        target_critic=actor_critic.follow(config, critic_params, state.target_critic),
-        replay=priority.store(state.replay, batch, new.priorities),
-        step=state.step,
+    follow = functools.partial(actor_critic.follow, config)
+    new_state = state._replace(
+        **networks,
+        opt_states=opt_states,
+        target_actor=follow(networks["actor"], state.target_actor),
+        target_critic=follow(networks["critic"], state.target_critic),
+        replay=priority.store(state.replay, found.batch, found.critic.priorities),
     )
     return new_state, {
-        "critic_loss": new.losses.mean(),
-        "actor_loss": value,
-        "kl": jnp.stack([kl.mean() for kl in evidence.kls]).sum(),
-        "temperature": jnp.exp(duals.temperature),
+        "critic_loss": found.critic.losses.mean(),
+        "actor_loss": found.actor_loss,
+        "kl": jnp.stack([kl.mean() for kl in found.more.kls]).sum(),
+        "temperature": jnp.exp(new_state.duals.temperature),
     }

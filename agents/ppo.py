@@ -5,20 +5,17 @@ Advantages: Schulman et al. (2015), https://arxiv.org/abs/1506.02438.
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import losses, prng
-from rljax.learners import on_policy, optimizers
+from rljax import losses
+from rljax.learners import on_policy
 from rljax.learners.on_policy import OnPolicyState as State
-from rljax.running.sharding import side_by_side
-from rljax.types import Agent, Metrics, OptState, Params, Rollout, Spec
+from rljax.types import Agent, Key, Metrics, Params, Rollout, Spec
 
 _MINATAR = dict(
     learning_rate=1e-3,
@@ -102,11 +99,6 @@ class Config:
         on_policy.validate_minibatches(self)
 
 
-GoingOn = Callable[[Metrics], jax.Array]  # metrics of a step -> [] bool
-# (spec, config, parameters, minibatch) -> (loss [], metrics)
-Loss = Callable[[Spec, Any, Params, "Minibatch"], tuple[jax.Array, Metrics]]
-
-
 class Minibatch(NamedTuple):
     """Transitions with what their losses need."""
 
@@ -163,50 +155,20 @@ def prepare(spec: Spec, config: Config, state: State, rollout: Rollout) -> Minib
 
 
 def update(
-    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: Key
 ) -> tuple[State, Metrics]:
     """Several epochs of minibatches over one rollout."""
     batch = prepare(spec, config, state, rollout)
-    size, steps = len(batch.targets), config.num_epochs * config.num_minibatches
-    index = prng.permutations(key, config.num_epochs, size).reshape(steps, -1)
-    progress = optimizers.progress(config, state.step)
-    rate = optimizers.annealed(config, progress, config.learning_rate)
 
     def close(metrics: Metrics) -> jax.Array:
         return metrics["approx_kl"] <= jnp.asarray(config.max_kl)
 
-    def fit(
-        loss: Loss, params: Params, opt_state: OptState, going_on: GoingOn | None = None
-    ) -> tuple[Params, OptState, Metrics]:
-        flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
-
-        def of_flat(
-            flat: jax.Array, _: jax.Array, batch: Minibatch
-        ) -> tuple[jax.Array, Metrics]:
-            return loss(spec, config, unravel(flat), batch)
-
-        (flat, opt_state), metrics = on_policy.fit(
-            of_flat,
-            (flat, opt_state),
-            batch,
-            index=index,
-            optimizer=optimizers.clipped_adam(config, on_policy.EPS),
-            rate=rate,
-            going_on=going_on,
-        )
-        return unravel(flat), opt_state, metrics
-
-    going_on = None if config.max_kl is None else close
-    # Two loops, not one: each network stays in cache, of its own core if there are two.
-    (actor, actor_opt, metrics), (critic, critic_opt, more) = side_by_side(
-        lambda: fit(actor_loss, state.actor, state.actor_opt, going_on),
-        lambda: fit(critic_loss, state.critic, state.critic_opt),
+    return on_policy.fit_both(
+        config,
+        state,
+        batch,
+        index=on_policy.minibatches(config, key, len(batch.targets)),
+        actor_loss=lambda params, _, part: actor_loss(spec, config, params, part),
+        critic_loss=lambda params, _, part: critic_loss(spec, config, params, part),
+        going_on=None if config.max_kl is None else close,
     )
-    new_state = State(
-        actor=actor,
-        critic=critic,
-        actor_opt=actor_opt,
-        critic_opt=critic_opt,
-        step=cfg.next_count(state.step),
-    )
-    return new_state, metrics | more

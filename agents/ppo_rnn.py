@@ -6,23 +6,22 @@ https://arxiv.org/abs/1707.06347; burn-in of the stored memory: Kapturowski et a
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import networks, prng
-from rljax.learners import on_policy, optimizers
+from rljax import networks
+from rljax.learners import on_policy, sequences
+from rljax.learners.sequences import Past, Seen
 from rljax.networks import distributions
-from rljax.networks.recurrent import Recurrent, recall
-from rljax.running.sharding import side_by_side
+from rljax.networks.recurrent import Recurrent
 from rljax.types import (
     Agent,
     Extras,
+    Key,
     Metrics,
     Obs,
     OptState,
@@ -81,10 +80,6 @@ class Config:
             raise ValueError(f"burn_in={self.burn_in}: {what}")
 
 
-# (spec, config, parameters, parameters for the burn-in, batch) -> (loss [], metrics)
-Loss = Callable[[Spec, Any, Params, Params, Any], tuple[jax.Array, Metrics]]
-
-
 class Pair(NamedTuple):
     """Of the policy and of the value, which share nothing."""
 
@@ -97,25 +92,16 @@ class State(NamedTuple):
 
     actor: Params
     critic: Params
-    opt_states: Pair  # Adam over each network's parameters as one flat vector
+    actor_opt: OptState  # Adam over the actor's parameters as one flat vector
+    critic_opt: OptState  # likewise
     past: Any  # the last rollout's end, `[burn_in, N, ...]`; () without burn-in
     step: jax.Array  # [] int32, rollouts learned from
-
-
-class Past(NamedTuple):
-    """What memories were made of; time-major."""
-
-    obs: jax.Array  # [T, N, ...]
-    ended: jax.Array  # [T, N] bool, whether the episode ended with the step
-    memory: Pair  # [T, N, 2 * memory_size] before it, as when it was acted on
 
 
 class Sequences(NamedTuple):
     """Steps in a row with what their losses need; L is the sequence's length."""
 
-    obs: jax.Array  # [B, burn_in + L, ...]
-    start: jax.Array  # [B, burn_in + L] bool
-    memory: Pair  # [B, 2 * memory_size] before the first
+    seen: Seen  # whose memory is a Pair
     action: jax.Array  # [B, L] or [B, L, *shape]
     log_prob: jax.Array  # [B, L] of the action, when it was taken
     advantage: jax.Array  # [B, L]
@@ -157,23 +143,24 @@ def memory(config: Config, num_envs: int) -> Pair:
     return Pair(actor=zeros, critic=zeros)
 
 
-def init(spec: Spec, config: Config, key: jax.Array) -> State:
+def init(spec: Spec, config: Config, key: Key) -> State:
     """Fresh networks and optimisers."""
     obs = jnp.zeros((config.num_envs, *spec.obs_shape), spec.obs_dtype)
     fresh, both = memory(config, config.num_envs), nets(spec, config)
     actor_key, critic_key = jax.random.split(key)
-    actor_params = both.actor.init(actor_key, obs[:1], fresh.actor[:1])
-    critic_params = both.critic.init(critic_key, obs[:1], fresh.critic[:1])
-    optimizer = optimizers.clipped_adam(config, on_policy.EPS)
+    actor_params, actor_opt = on_policy.init_network(
+        config, both.actor, actor_key, obs[:1], fresh.actor[:1]
+    )
+    critic_params, critic_opt = on_policy.init_network(
+        config, both.critic, critic_key, obs[:1], fresh.critic[:1]
+    )
     ended = jnp.ones(len(obs), bool)
     past = [Past(obs=obs, ended=ended, memory=fresh)] * config.burn_in
     return State(
         actor=actor_params,
         critic=critic_params,
-        opt_states=Pair(
-            actor=optimizer.init(ravel_pytree(actor_params)[0]),
-            critic=optimizer.init(ravel_pytree(critic_params)[0]),
-        ),
+        actor_opt=actor_opt,
+        critic_opt=critic_opt,
         past=jax.tree.map(lambda *x: jnp.stack(x), *past) if past else (),
         step=jnp.zeros((), jnp.int32),
     )
@@ -185,7 +172,7 @@ def act(
     state: State,
     memory: Pair,
     obs: Obs,
-    key: jax.Array,
+    key: Key,
     explore: bool,
 ) -> tuple[jax.Array, Pair, Extras]:
     """Sample the policy, with the log-probability; or take its mode."""
@@ -198,43 +185,20 @@ def act(
     return action, Pair(actor=new, critic=other), policy.log_prob(action)
 
 
-def outputs(
-    config: Config,
-    net: Recurrent,
-    params: Params,
-    *,
-    burn_in_params: Params,
-    memory: jax.Array,
-    batch: Sequences,
-) -> Any:
-    """The outputs of a network for sequences, `[L, B]`, after a burn-in."""
-    burn_in = config.burn_in
-    obs, start = (jnp.swapaxes(x, 0, 1) for x in (batch.obs, batch.start))
-    memory = recall(net, burn_in_params, obs[:burn_in], start[:burn_in], memory)
-    found, _ = net.apply(
-        params, obs[burn_in:], start[burn_in:], memory, method="unroll"
-    )
-    return found
-
-
 def actor_loss(
     spec: Spec, config: Config, params: Params, burn_in_params: Params, batch: Sequences
 ) -> tuple[jax.Array, Metrics]:
     """Clipped surrogate less the entropy bonus, mean over sequences."""
-    policy = outputs(
-        config,
+    policy = sequences.outputs(
         nets(spec, config).actor,
         params,
+        batch.seen._replace(memory=batch.seen.memory.actor),
         burn_in_params=burn_in_params,
-        memory=batch.memory.actor,
-        batch=batch,
+        burn_in=config.burn_in,
     )
+    action = jnp.swapaxes(batch.action, 0, 1)
     return on_policy.clipped_policy_loss(
-        config,
-        policy,
-        jnp.swapaxes(batch.action, 0, 1),
-        log_prob=batch.log_prob.T,
-        adv=batch.advantage.T,
+        config, policy, action, log_prob=batch.log_prob.T, adv=batch.advantage.T
     )
 
 
@@ -242,13 +206,12 @@ def critic_loss(
     spec: Spec, config: Config, params: Params, burn_in_params: Params, batch: Sequences
 ) -> tuple[jax.Array, Metrics]:
     """Half the squared error of the return's prediction, mean over sequences."""
-    value = outputs(
-        config,
+    value = sequences.outputs(
         nets(spec, config).critic,
         params,
+        batch.seen._replace(memory=batch.seen.memory.critic),
         burn_in_params=burn_in_params,
-        memory=batch.memory.critic,
-        batch=batch,
+        burn_in=config.burn_in,
     )
     loss = optax.l2_loss(value.T, batch.target).mean()
     return loss, {"value_loss": loss}
@@ -265,72 +228,37 @@ def prepare(
     adv = on_policy.from_values(
         config, rollout, value, v_t=next_value, lambda_=config.lambda_
     )
-    length, burn_in = config.sequence_length, config.burn_in
-    ended = rollout.terminated | rollout.truncated
-    steps = Past(obs=rollout.obs, ended=ended, memory=rollout.memory)
-    if burn_in:
-        steps = jax.tree.map(lambda *x: jnp.concatenate(x), state.past, steps)
-    # Where the very first step starts an episode, its memory is fresh already.
-    start = jnp.concatenate([jnp.zeros_like(ended[:1]), steps.ended[:-1]])
-    first = jnp.arange(0, len(ended), length)
-
-    def cut(x: jax.Array, length: int) -> jax.Array:
-        """`[T, N, ...]` to `[T / L * N, length, ...]`."""
-        x = jnp.moveaxis(x[first[:, None] + jnp.arange(length)], 2, 1)
-        return x.reshape(-1, *x.shape[2:])
-
-    sequences = Sequences(
-        obs=cut(steps.obs, burn_in + length),
-        start=cut(start, burn_in + length),
-        memory=jax.tree.map(lambda x: cut(x, 1)[:, 0], steps.memory),
-        action=cut(rollout.action, length),
-        log_prob=cut(rollout.extras, length),
-        advantage=cut(adv, length),
-        target=cut(adv + value, length),
+    steps = Past(
+        obs=rollout.obs,
+        ended=rollout.terminated | rollout.truncated,
+        memory=rollout.memory,
     )
-    end = jax.tree.map(lambda x: x[len(ended) :], steps) if burn_in else ()
-    return sequences, end
+    length = config.sequence_length
+    seen, end = sequences.split(
+        steps, state.past, length=length, burn_in=config.burn_in
+    )
+    cut = functools.partial(sequences.cut, stride=length, length=length)
+    batch = Sequences(
+        seen=seen,
+        action=cut(rollout.action),
+        log_prob=cut(rollout.extras),
+        advantage=cut(adv),
+        target=cut(adv + value),
+    )
+    return batch, end
 
 
 def update(
-    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: Key
 ) -> tuple[State, Metrics]:
     """Several epochs of minibatches of sequences over one rollout."""
     batch, past = prepare(spec, config, state, rollout)
-    index = prng.permutations(key, config.num_epochs, len(batch.target))
-    index = index.reshape(config.num_epochs * config.num_minibatches, -1)
-    progress = optimizers.progress(config, state.step)
-    rate = optimizers.annealed(config, progress, config.learning_rate)
-
-    def fit(
-        loss: Loss, params: Params, opt_state: OptState
-    ) -> tuple[Params, OptState, Metrics]:
-        flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
-
-        def of_flat(
-            flat: jax.Array, fixed: jax.Array, batch: Sequences
-        ) -> tuple[jax.Array, Metrics]:
-            return loss(spec, config, unravel(flat), unravel(fixed), batch)
-
-        (flat, opt_state), metrics = on_policy.fit(
-            of_flat,
-            (flat, opt_state),
-            batch,
-            index=index,
-            optimizer=optimizers.clipped_adam(config, on_policy.EPS),
-            rate=rate,
-        )
-        return unravel(flat), opt_state, metrics
-
-    (actor, actor_opt, metrics), (critic, critic_opt, more) = side_by_side(
-        lambda: fit(actor_loss, state.actor, state.opt_states.actor),
-        lambda: fit(critic_loss, state.critic, state.opt_states.critic),
+    state, metrics = on_policy.fit_both(
+        config,
+        state,
+        batch,
+        index=on_policy.minibatches(config, key, len(batch.target)),
+        actor_loss=functools.partial(actor_loss, spec, config),
+        critic_loss=functools.partial(critic_loss, spec, config),
     )
-    new_state = State(
-        actor=actor,
-        critic=critic,
-        opt_states=Pair(actor=actor_opt, critic=critic_opt),
-        past=past,
-        step=cfg.next_count(state.step),
-    )
-    return new_state, metrics | more
+    return state._replace(past=past), metrics

@@ -12,13 +12,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax import losses, prng
+from rljax import losses
 from rljax.learners import fresh_q_learner, on_policy, optimizers, q_learner
 from rljax.learners.fresh_q_learner import FreshQState as State
-from rljax.types import Agent, Metrics, Obs, Params, Rollout, Spec
+from rljax.types import Agent, Key, Metrics, Obs, Params, Rollout, Spec
 
 _MINATAR = dict(
     learning_rate=5e-4,
@@ -125,28 +124,21 @@ def loss(
 
 
 def update(
-    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: Key
 ) -> tuple[State, Metrics]:
     """Several epochs of minibatches over one rollout."""
     target = targets(spec, config, state.params, rollout)
     batch = Targets(obs=rollout.obs, action=rollout.action, target=target)
-    size, steps = target.size, config.num_epochs * config.num_minibatches
-    index = prng.permutations(key, config.num_epochs, size).reshape(steps, -1)
     progress = optimizers.progress(config, state.step)
-    flat, unravel = ravel_pytree(state.params)  # one vector: one kernel in Adam
-
-    def of_flat(
-        flat: jax.Array, _: jax.Array, batch: Targets
-    ) -> tuple[jax.Array, Metrics]:
-        return loss(spec, config, unravel(flat), batch)
-
-    (flat, opt_state), metrics = on_policy.fit(
-        of_flat,
-        (flat, state.opt_state),
-        on_policy.flatten(batch),
-        index=index,
-        optimizer=optimizers.clipped_adam(config),
-        rate=optimizers.annealed(config, progress, config.learning_rate),
+    params, opt_state, metrics = on_policy.fit_epochs(
+        config,
+        optimizers.annealed(config, progress, config.learning_rate),
+        functools.partial(loss, spec, config),
+        params=state.params,
+        opt_state=state.opt_state,
+        batch=on_policy.flatten(batch),
+        key=key,
+        adam_epsilon=1e-8,
     )
     step = cfg.next_count(state.step)
-    return State(params=unravel(flat), opt_state=opt_state, step=step), metrics
+    return State(params=params, opt_state=opt_state, step=step), metrics

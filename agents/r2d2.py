@@ -14,11 +14,13 @@ import optax
 from rljax import config as cfg
 from rljax import losses
 from rljax.learners import q_learner
+from rljax.learners.q_learner import QLearnerConfig
 from rljax.learners.q_learner import QState as State
 from rljax.networks import distributions, recurrent
 from rljax.types import (
     Agent,
     Extras,
+    Key,
     Memory,
     Metrics,
     Obs,
@@ -42,43 +44,23 @@ PRESETS: dict[str, cfg.Preset] = {
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
+class Config(QLearnerConfig):
+    """Hyperparameters beside those of every `QLearnerConfig`."""
 
-    learning_rate: float = 5e-4  # of Adam
-    gamma: float = 0.99  # discount, cut at termination
-    epsilon_start: float = 1.0  # chance of a uniform action at first
-    epsilon_end: float = 0.02  # and after `exploration_fraction`
-    exploration_fraction: float = 0.5  # of total_steps, over which epsilon falls
-    epsilon_eval: float = 0.0  # in evaluation
-    max_grad_norm: float = 1e3  # global norm at which gradients are clipped
-    target_rate: float = 0.01  # how far the target moves to the online network, 1: copy
     priority_exponent: float = 0.9  # 0: uniform, 1: in proportion
     importance_exponent: float = 0.6  # grows to 1, which undoes the priorities' bias
     priority_mix: float = 0.9  # share of a sequence's greatest error, rest: of the mean
-    total_steps: int = cfg.static(500_000)  # environment steps, all environments
-    num_envs: int = cfg.static(10)
     rollout_length: int = cfg.static(2)  # steps per environment and iteration
-    num_updates: int = cfg.static(1)  # gradient steps per iteration
     batch_size: int = cfg.static(32)  # sequences
-    capacity: int = cfg.static(100_000)  # steps in the replay
     burn_in: int = cfg.static(10)  # steps that only bring the memory up to date
     sequence_length: int = cfg.static(20)  # steps after them, which are learned from
-    n_step: int = cfg.static(3)  # rewards before the bootstrap
     priority: str = cfg.static("td_error")  # or "uniform", "grad_norm"
-    sampler: str = cfg.static("replay")  # or "large_batch": scored afresh
-    large_batch_factor: int = cfg.static(4)  # large batch over batch size
-    warmup_steps: int = cfg.static(10_000)  # stored before the first update
-    target_period: int = cfg.static(1)  # gradient steps between target updates
     hidden_sizes: tuple[int, ...] = cfg.static((64,))  # before the memory
     memory_size: int = cfg.static(64)  # units of the LSTM
-    activation: str = cfg.static("relu")
-    anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
 
     def validate(self) -> None:
         """Raise ValueError naming a field out of range, its value and the range."""
-        q_learner.validate(self)
-        q_learner.validate_epsilon(self)
+        super().validate()
         cfg.check_range(self, "priority_mix", low=0.0, high=1.0)
         cfg.check_count(self, "sequence_length", "memory_size")
         cfg.check_count(self, "burn_in", low=0)
@@ -198,7 +180,7 @@ def memory(config: Config, num_envs: int) -> jax.Array:
     return jnp.zeros((num_envs, 2 * config.memory_size), jnp.float32)
 
 
-def init(spec: Spec, config: Config, key: jax.Array) -> State:
+def init(spec: Spec, config: Config, key: Key) -> State:
     """Fresh network and optimiser, an empty replay with room for memories."""
     fresh = memory(config, config.num_envs)
     net = network(spec, config)
@@ -211,7 +193,7 @@ def act(
     state: State,
     memory: Memory,
     obs: Obs,
-    key: jax.Array,
+    key: Key,
     explore: bool,
 ) -> tuple[jax.Array, Memory, Extras]:
     """Epsilon-greedy, with an epsilon of its own in evaluation."""
@@ -221,13 +203,13 @@ def act(
 
 
 def update(
-    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: Key
 ) -> tuple[State, Metrics]:
     """Learn from sequences of the replay."""
     del rollout  # the replay holds it already
 
     def loss(
-        params: Params, bootstrap_params: Params, sequence: Rollout, key: jax.Array
+        params: Params, bootstrap_params: Params, sequence: Rollout, key: Key
     ) -> tuple[jax.Array, jax.Array]:
         del key  # nothing is drawn
         errors = td_errors(

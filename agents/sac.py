@@ -6,7 +6,7 @@ Discrete actions: Christodoulou (2019), https://arxiv.org/abs/1910.07207.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +18,30 @@ from rljax.learners import actor_critic
 from rljax.learners.actor_critic import Keyed
 from rljax.networks import distributions
 from rljax.replay import priority
-from rljax.types import Agent, Discrete, Metrics, Obs, OptState, Params, Rollout, Spec
+from rljax.types import Agent, Discrete, Key, Metrics, Obs, OptState, Params, Spec
 
-_SMALL: dict[str, Any] = dict(learning_rate=1e-3, batch_size=128, hidden_sizes=(64, 64))
 PRESETS: dict[str, cfg.Preset] = {
     "CartPole-v1": cfg.Preset(
-        _SMALL
-        | dict(total_steps=500_000, num_envs=16, anneal=True)
-        | dict(target_rate=0.01, target_entropy_ratio=0.3)
+        dict(
+            learning_rate=1e-3,
+            batch_size=128,
+            hidden_sizes=(64, 64),
+            total_steps=500_000,
+            num_envs=16,
+            anneal=True,
+            target_rate=0.01,
+            target_entropy_ratio=0.3,
+        )
     ),
     "Pendulum-v1": cfg.Preset(
-        _SMALL | dict(total_steps=20_000, capacity=20_000, warmup_steps=500)
+        dict(
+            learning_rate=1e-3,
+            batch_size=128,
+            hidden_sizes=(64, 64),
+            total_steps=20_000,
+            capacity=20_000,
+            warmup_steps=500,
+        )
     ),
 }
 
@@ -73,21 +86,13 @@ class Config:
         cfg.check_range(self, "target_entropy_ratio", low=0.0, high=1.0)
 
 
-class OptStates(NamedTuple):
-    """Of Adam, one for each network."""
-
-    actor: OptState
-    critic: OptState
-    temperature: OptState
-
-
 class State(NamedTuple):
     """What the agent learns, stores and counts."""
 
     actor: Params
     critic: Params  # two in one
     log_temperature: jax.Array  # []
-    opt_states: OptStates
+    opt_states: dict[str, OptState]  # of Adam, for each network
     target_critic: Params  # an older copy
     replay: replay.Replay
     step: jax.Array  # [] int32, rollouts learned from
@@ -101,12 +106,11 @@ def make(spec: Spec) -> Agent:
     """
     if not isinstance(spec.action, Discrete):
         distributions.check_bounded("sac", spec)
-    return Agent(
-        init=functools.partial(init, spec),
-        memory=functools.partial(actor_critic.memory, spec),
-        act=functools.partial(actor_critic.act, spec),
-        observe=actor_critic.observe,
-        update=functools.partial(update, spec),
+    return actor_critic.make(
+        spec,
+        functools.partial(init, spec),
+        functools.partial(learn, spec),
+        times=lambda config: config.num_updates,
     )
 
 
@@ -116,12 +120,7 @@ def critic(spec: Spec, config: Config) -> Network:
 
 
 def td_errors(
-    spec: Spec,
-    config: Config,
-    params: Params,
-    *,
-    bootstrap: State,
-    transition: Keyed,
+    spec: Spec, config: Config, params: Params, transition: Keyed, *, bootstrap: State
 ) -> jax.Array:
     """Temporal-difference errors of one transition, `[2]`, one of each critic.
 
@@ -159,13 +158,7 @@ def td_errors(
 
 
 def actor_loss(
-    spec: Spec,
-    config: Config,
-    params: Params,
-    obs: Obs,
-    key: jax.Array,
-    *,
-    bootstrap: State,
+    spec: Spec, config: Config, params: Params, obs: Obs, key: Key, *, bootstrap: State
 ) -> tuple[jax.Array, jax.Array]:
     """Loss of the policy in one state, `[]`, and minus its entropy, or an estimate.
 
@@ -195,99 +188,68 @@ def target_entropy(spec: Spec, config: Config) -> jax.Array:
     return jnp.sum(config.target_entropy + jnp.log(half))
 
 
-def init(spec: Spec, config: Config, key: jax.Array) -> State:
+def init(spec: Spec, config: Config, key: Key) -> State:
     """Fresh networks and optimisers, an empty replay."""
-    actor_key, critic_key = jax.random.split(key)
-    inputs = actor_critic.example(spec)
-    actor_params = actor(spec, config).init(actor_key, inputs[0])
-    critic_params = critic(spec, config).init(critic_key, *inputs)
-    log_temperature = jnp.log(config.temperature)
+    networks = actor_critic.init_networks(
+        spec, actor(spec, config), critic(spec, config), key
+    )
+    networks["log_temperature"] = jnp.log(config.temperature)
     return State(
-        actor=actor_params,
-        critic=critic_params,
-        log_temperature=log_temperature,
-        opt_states=OptStates(
-            actor=actor_critic.init_optimizer(config, actor_params),
-            critic=actor_critic.init_optimizer(config, critic_params),
-            temperature=actor_critic.init_optimizer(config, log_temperature),
-        ),
-        target_critic=jax.tree.map(jnp.copy, critic_params),  # donatable
+        **networks,
+        opt_states=actor_critic.init_optimizers(config, networks),
+        target_critic=jax.tree.map(jnp.copy, networks["critic"]),  # donatable
         replay=actor_critic.init_replay(spec, config),
         step=jnp.zeros((), jnp.int32),
     )
 
 
-def update(
-    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
-) -> tuple[State, Metrics]:
-    """Learn from samples of the replay."""
-    del rollout  # the replay holds it already
-    step = functools.partial(learn, spec, config)
-    return actor_critic.learn(step, config, state, key=key, times=config.num_updates)
-
-
 def learn(
-    spec: Spec, config: Config, progress: jax.Array, state: State, key: jax.Array
+    spec: Spec, config: Config, progress: jax.Array, state: State, key: Key
 ) -> tuple[State, Metrics]:
     """One gradient step of everything, from the same batch and the same parameters."""
-    sample_key, actor_key = jax.random.split(key)
-
-    def critic_loss(params: Params, transition: Keyed) -> tuple[jax.Array, jax.Array]:
-        errors = td_errors(spec, config, params, bootstrap=state, transition=transition)
-        return actor_critic.critic_loss(errors)
-
-    batch = actor_critic.sample(
+    found = actor_critic.gradients(
         config,
-        state.replay,
-        sample_key,
+        state,
+        key,
         progress=progress,
-        loss=critic_loss,
-        params=state.critic,
-    )
-    new = priority.gradient(config, critic_loss, state.critic, batch=batch)
-    actor_grads, value, log_prob = actor_critic.policy_gradient(
-        functools.partial(actor_loss, spec, config, bootstrap=state),
-        state.actor,
-        batch,
-        actor_key,
+        td_errors=functools.partial(td_errors, spec, config, bootstrap=state),
+        actor_loss=functools.partial(actor_loss, spec, config, bootstrap=state),
     )
 
     def temperature_loss(log_temperature: jax.Array) -> jax.Array:
         values = losses.sac_temperature_loss(
             log_temperature=log_temperature,
-            log_prob_t=log_prob,
+            log_prob_t=found.more,
             target_entropy=target_entropy(spec, config),
             stop="none",
         )
-        return jnp.mean(batch.weights * values)
+        return jnp.mean(found.batch.weights * values)
 
-    adam_step = functools.partial(actor_critic.adam_step, config, progress)
-    old = state.opt_states
-    actor_params, actor_opt = adam_step(
-        state.actor, grads=actor_grads, opt_state=old.actor
+    networks, opt_states = actor_critic.adam_step(
+        config,
+        progress,
+        {
+            "actor": state.actor,
+            "critic": state.critic,
+            "log_temperature": state.log_temperature,
+        },
+        grads={
+            "actor": found.actor,
+            "critic": found.critic.mean,
+            "log_temperature": jax.grad(temperature_loss)(state.log_temperature),
+        },
+        opt_states=state.opt_states,
     )
-    critic_params, critic_opt = adam_step(
-        state.critic, grads=new.mean, opt_state=old.critic
-    )
-    log_temperature, temperature_opt = adam_step(
-        state.log_temperature,
-        grads=jax.grad(temperature_loss)(state.log_temperature),
-        opt_state=old.temperature,
-    )
-    new_state = State(
-        actor=actor_params,
-        critic=critic_params,
-        log_temperature=log_temperature,
-        opt_states=OptStates(
-            actor=actor_opt, critic=critic_opt, temperature=temperature_opt
-        ),
-        target_critic=actor_critic.follow(config, critic_params, state.target_critic),
-        replay=priority.store(state.replay, batch, new.priorities),
-        step=state.step,
+    target = actor_critic.follow(config, networks["critic"], state.target_critic)
+    new_state = state._replace(
+        **networks,
+        opt_states=opt_states,
+        target_critic=target,
+        replay=priority.store(state.replay, found.batch, found.critic.priorities),
     )
     return new_state, {
-        "critic_loss": new.losses.mean(),
-        "actor_loss": value,
-        "entropy": -log_prob.mean(),
-        "temperature": jnp.exp(log_temperature),
+        "critic_loss": found.critic.losses.mean(),
+        "actor_loss": found.actor_loss,
+        "entropy": -found.more.mean(),
+        "temperature": jnp.exp(new_state.log_temperature),
     }

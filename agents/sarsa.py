@@ -22,7 +22,7 @@ from rljax import losses
 from rljax.learners import fresh_q_learner, on_policy, optimizers, q_learner
 from rljax.learners.fresh_q_learner import FreshQState as State
 from rljax.networks import distributions, layers
-from rljax.types import Agent, Metrics, Params, Rollout, Spec, Transition
+from rljax.types import Agent, Key, Metrics, Params, Rollout, Spec, Transition
 
 PRESETS: dict[str, cfg.Preset] = {}
 _UNKNOWN = -1  # the next action is not taken yet, or the episode ended
@@ -84,7 +84,7 @@ def td_error(
     transition: Transition,
     next_action: jax.Array,
     epsilon: jax.Array,
-    key: jax.Array,
+    key: Key,
 ) -> jax.Array:
     """Temporal-difference error of one transition, `[]`.
 
@@ -117,7 +117,7 @@ def td_error(
 
 
 def update(
-    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: Key
 ) -> tuple[State, Metrics]:
     """One gradient step on the rollout."""
     epsilon = q_learner.epsilon(config, state.step, explore=True)
@@ -136,7 +136,7 @@ def update(
     def loss(flat: jax.Array) -> jax.Array:
         params = unravel(flat)
 
-        def error(step: Transition, action: jax.Array, key: jax.Array) -> jax.Array:
+        def error(step: Transition, action: jax.Array, key: Key) -> jax.Array:
             return td_error(
                 spec,
                 config,

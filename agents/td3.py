@@ -23,23 +23,36 @@ from rljax.types import (
     Agent,
     Box,
     Extras,
+    Key,
     Memory,
     Metrics,
     Obs,
     OptState,
     Params,
-    Rollout,
     Spec,
 )
 
-_SMALL: dict[str, Any] = dict(batch_size=128, hidden_sizes=(64, 64))
-_LONG = _SMALL | dict(total_steps=50_000, capacity=50_000, warmup_steps=5_000)
-_BRIEF = _SMALL | dict(total_steps=20_000, capacity=20_000, warmup_steps=500)
 PRESETS: dict[str, cfg.Preset] = {
     "MountainCarContinuous-v0": cfg.Preset(
-        _LONG | dict(noise_damping=0.1, exploration_fraction=0.5)
+        dict(
+            batch_size=128,
+            hidden_sizes=(64, 64),
+            total_steps=50_000,
+            capacity=50_000,
+            warmup_steps=5_000,
+            noise_damping=0.1,
+            exploration_fraction=0.5,
+        )
     ),
-    "Pendulum-v1": cfg.Preset(_BRIEF),
+    "Pendulum-v1": cfg.Preset(
+        dict(
+            batch_size=128,
+            hidden_sizes=(64, 64),
+            total_steps=20_000,
+            capacity=20_000,
+            warmup_steps=500,
+        )
+    ),
 }
 
 
@@ -94,19 +107,12 @@ class Config:
             )
 
 
-class OptStates(NamedTuple):
-    """Of Adam, one for each network."""
-
-    actor: OptState
-    critic: OptState
-
-
 class State(NamedTuple):
     """What the agent learns, stores and counts."""
 
     actor: Params
     critic: Params  # two in one, or one
-    opt_states: OptStates
+    opt_states: dict[str, OptState]  # of Adam, for each network
     target_actor: Params  # an older copy
     target_critic: Params  # likewise
     replay: replay.Replay
@@ -120,13 +126,13 @@ def make(spec: Spec) -> Agent:
       ValueError: the actions are not continuous, or a bound is infinite.
     """
     box(spec)
-    return Agent(
-        init=functools.partial(init, spec),
-        memory=functools.partial(actor_critic.memory, spec),
-        act=functools.partial(act, spec),
-        observe=actor_critic.observe,
-        update=functools.partial(update, spec),
+    agent = actor_critic.make(
+        spec,
+        functools.partial(init, spec),
+        functools.partial(learn, spec),
+        times=lambda config: config.num_updates // config.policy_delay,
     )
+    return agent._replace(act=functools.partial(act, spec))
 
 
 def box(spec: Spec) -> Box:
@@ -151,12 +157,7 @@ def critic(spec: Spec, config: Config) -> Network:
 
 
 def td_errors(
-    spec: Spec,
-    config: Config,
-    params: Params,
-    *,
-    bootstrap: State,
-    transition: Keyed,
+    spec: Spec, config: Config, params: Params, transition: Keyed, *, bootstrap: State
 ) -> jax.Array:
     """Temporal-difference errors of one transition, `[C]`, one of each critic.
 
@@ -186,13 +187,7 @@ def td_errors(
 
 
 def actor_loss(
-    spec: Spec,
-    config: Config,
-    params: Params,
-    obs: Obs,
-    key: jax.Array,
-    *,
-    bootstrap: State,
+    spec: Spec, config: Config, params: Params, obs: Obs, key: Key, *, bootstrap: State
 ) -> tuple[jax.Array, jax.Array]:
     """Loss of the policy in one state, `[]`, and its action's value.
 
@@ -208,22 +203,17 @@ def actor_loss(
     return losses.dpg_loss(apply(params, obs), dqda, stop="none"), q
 
 
-def init(spec: Spec, config: Config, key: jax.Array) -> State:
+def init(spec: Spec, config: Config, key: Key) -> State:
     """Fresh networks and optimisers, an empty replay."""
-    actor_key, critic_key = jax.random.split(key)
-    inputs = actor_critic.example(spec)
-    actor_params = actor(spec, config).init(actor_key, inputs[0])
-    critic_params = critic(spec, config).init(critic_key, *inputs)
-    targets = jax.tree.map(jnp.copy, (actor_params, critic_params))  # donatable
+    networks = actor_critic.init_networks(
+        spec, actor(spec, config), critic(spec, config), key
+    )
+    targets = jax.tree.map(jnp.copy, networks)  # buffers of their own: donatable
     return State(
-        actor=actor_params,
-        critic=critic_params,
-        opt_states=OptStates(
-            actor=actor_critic.init_optimizer(config, actor_params),
-            critic=actor_critic.init_optimizer(config, critic_params),
-        ),
-        target_actor=targets[0],
-        target_critic=targets[1],
+        **networks,
+        opt_states=actor_critic.init_optimizers(config, networks),
+        target_actor=targets["actor"],
+        target_critic=targets["critic"],
         replay=actor_critic.init_replay(spec, config),
         step=jnp.zeros((), jnp.int32),
     )
@@ -235,7 +225,7 @@ def act(
     state: State,
     memory: Memory,
     obs: Obs,
-    key: jax.Array,
+    key: Key,
     explore: bool,
 ) -> tuple[jax.Array, Memory, Extras]:
     """The policy's action, with noise to explore."""
@@ -251,58 +241,47 @@ def act(
     return action.reshape(-1, *box(spec).shape), memory, ()
 
 
-def update(
-    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
-) -> tuple[State, Metrics]:
-    """Learn from samples of the replay."""
-    del rollout  # the replay holds it already
-    step = functools.partial(learn, spec, config)
-    times = config.num_updates // config.policy_delay
-    return actor_critic.learn(step, config, state, key=key, times=times)
-
-
 def learn(
-    spec: Spec, config: Config, progress: jax.Array, state: State, key: jax.Array
+    spec: Spec, config: Config, progress: jax.Array, state: State, key: Key
 ) -> tuple[State, Metrics]:
     """Steps of the critics, then one of the actor and the targets."""
     actor_key, key = jax.random.split(key)
+    adam_step = functools.partial(actor_critic.adam_step, config, progress)
 
-    def critic_loss(params: Params, transition: Keyed) -> tuple[jax.Array, jax.Array]:
-        errors = td_errors(spec, config, params, bootstrap=state, transition=transition)
-        return actor_critic.critic_loss(errors)
-
-    def critic_step(carry: Any, key: jax.Array) -> Any:
-        params, opt_state, buffer = carry
-        batch = actor_critic.sample(
-            config, buffer, key, progress=progress, loss=critic_loss, params=params
+    def critic_step(carry: Any, key: Key) -> Any:
+        critic, opt_states, buffer = carry
+        batch, new = actor_critic.critic_gradient(
+            config,
+            buffer,
+            key,
+            progress=progress,
+            td_errors=functools.partial(td_errors, spec, config, bootstrap=state),
+            params=critic["critic"],
         )
-        new = priority.gradient(config, critic_loss, params, batch=batch)
-        params, opt_state = actor_critic.adam_step(
-            config, progress, params, grads=new.mean, opt_state=opt_state
+        critic, opt_states = adam_step(
+            critic, grads={"critic": new.mean}, opt_states=opt_states
         )
         buffer = priority.store(buffer, batch, new.priorities)
-        unused = batch.examples._replace(key=())  # the keys are used up
-        batch = batch._replace(examples=unused)
-        return (params, opt_state, buffer), (batch, new.losses)
+        unkeyed = batch.examples._replace(key=())  # the keys are used up
+        seen = batch._replace(examples=unkeyed)
+        return (critic, opt_states, buffer), (seen, new.losses)
 
-    start = (state.critic, state.opt_states.critic, state.replay)
+    start = ({"critic": state.critic}, state.opt_states, state.replay)
     keys = jax.random.split(key, config.policy_delay)
     end, (batches, values) = jax.lax.scan(critic_step, start, keys)
-    critic_params, critic_opt, buffer = end
-    learned = state._replace(critic=critic_params, replay=buffer)
-    grads, _, q = actor_critic.policy_gradient(
-        functools.partial(actor_loss, spec, config, bootstrap=learned),
-        state.actor,
-        jax.tree.map(lambda x: x[-1], batches),
-        actor_key,
+    critic, opt_states, buffer = end
+    learned = state._replace(**critic, replay=buffer)
+    batch = jax.tree.map(lambda x: x[-1], batches)
+    loss = functools.partial(actor_loss, spec, config, bootstrap=learned)
+    grads, _, q = actor_critic.policy_gradient(loss, state.actor, batch, actor_key)
+    actor, opt_states = adam_step(
+        {"actor": state.actor}, grads={"actor": grads}, opt_states=opt_states
     )
-    actor_params, actor_opt = actor_critic.adam_step(
-        config, progress, state.actor, grads=grads, opt_state=state.opt_states.actor
-    )
+    follow = functools.partial(actor_critic.follow, config)
     new_state = learned._replace(
-        actor=actor_params,
-        opt_states=OptStates(actor=actor_opt, critic=critic_opt),
-        target_actor=actor_critic.follow(config, actor_params, state.target_actor),
-        target_critic=actor_critic.follow(config, critic_params, state.target_critic),
+        **actor,
+        opt_states=opt_states,
+        target_actor=follow(actor["actor"], state.target_actor),
+        target_critic=follow(learned.critic, state.target_critic),
     )
     return new_state, {"critic_loss": values.mean(), "value": q.mean()}

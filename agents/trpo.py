@@ -17,7 +17,7 @@ from rljax import config as cfg
 from rljax.autodiff import fisher_vp, natural_gradient
 from rljax.learners import on_policy, optimizers
 from rljax.learners.on_policy import Minibatch
-from rljax.types import Agent, Leaf, Metrics, OptState, Params, Rollout, Spec
+from rljax.types import Agent, Key, Leaf, Metrics, OptState, Params, Rollout, Spec
 
 PRESETS: dict[str, cfg.Preset] = {
     "Pendulum-v1": cfg.Preset(
@@ -87,7 +87,7 @@ def make(spec: Spec) -> Agent:
     return agent._replace(init=functools.partial(init, spec))
 
 
-def init(spec: Spec, config: Config, key: jax.Array) -> State:
+def init(spec: Spec, config: Config, key: Key) -> State:
     """Fresh networks, and an optimiser for the critic."""
     state = on_policy.init(spec, config, key)
     return State(
@@ -108,12 +108,7 @@ def surrogate(
 
 
 def natural_step(
-    spec: Spec,
-    config: Config,
-    params: Params,
-    *,
-    batch: Minibatch,
-    max_kl: Leaf,
+    spec: Spec, config: Config, params: Params, *, batch: Minibatch, max_kl: Leaf
 ) -> Params:
     """The step along the natural gradient to the edge of the trust region.
 
@@ -184,7 +179,7 @@ def line_search(
 
 
 def update(
-    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: Key
 ) -> tuple[State, Metrics]:
     """One natural-gradient step of the policy, several of the critic."""
     progress = optimizers.progress(config, state.step)

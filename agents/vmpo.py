@@ -14,14 +14,16 @@ from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
 from rljax import losses
-from rljax.learners import on_policy, optimizers
+from rljax.learners import duals, on_policy, optimizers
+from rljax.learners.duals import Duals
 from rljax.learners.on_policy import Minibatch
-from rljax.losses import LagrangePenalty, MpoOutputs
+from rljax.losses import MpoOutputs
 from rljax.networks import distributions
 from rljax.types import (
     Agent,
     Discrete,
     Extras,
+    Key,
     Memory,
     Metrics,
     Obs,
@@ -32,15 +34,6 @@ from rljax.types import (
 )
 
 PRESETS: dict[str, cfg.Preset] = {}
-_POSITIVE = (
-    "epsilon",
-    "epsilon_policy",
-    "epsilon_mean",
-    "epsilon_stddev",
-    "dual_learning_rate",
-    "temperature",
-    "multiplier",
-)
 
 
 @jax.tree_util.register_dataclass
@@ -77,18 +70,13 @@ class Config:
         on_policy.validate(self)
         on_policy.validate_minibatches(self)
         cfg.check_range(self, "lambda_", low=0.0, high=1.0)
-        for name in _POSITIVE:
+        for name in ("epsilon", "epsilon_policy", "epsilon_mean", "epsilon_stddev"):
+            cfg.check_range(self, name, low=0.0, open_low=True)
+        for name in ("dual_learning_rate", "temperature", "multiplier"):
             cfg.check_range(self, name, low=0.0, open_low=True)
         cfg.check_count(self, "target_period")
         least = 1.0 / (self.num_envs * self.rollout_length)  # one example
         cfg.check_range(self, "top_fraction", low=least, high=1.0)
-
-
-class Duals(NamedTuple):
-    """Logarithms of the dual variables, one for each bound."""
-
-    temperature: jax.Array  # []
-    multipliers: tuple[jax.Array, ...]  # [] of the policy; or of mean and stddev
 
 
 class State(NamedTuple):
@@ -117,32 +105,23 @@ def parts(
     config: Config,
     params: Params,
     *,
-    duals: Duals,
+    variables: Duals,
     target_params: Params,
     batch: Minibatch,
 ) -> tuple[MpoOutputs, tuple[jax.Array, ...]]:
     """The losses' parts and the divergences, `[B]`; eq. 3 to 5.
 
-    The policy's gradient is that in `params` alone, the dual variables' that in `duals`
-    alone: nothing is stopped, and meta-gradients pass.
+    The policy's gradient is that in `params` alone, the dual variables' that in
+    `variables`    alone: nothing is stopped, and meta-gradients pass.
     """
     network = on_policy.actor(spec, config)
     policy, old = (network.apply(p, batch.obs) for p in (params, target_params))
     kls = distributions.divergences(old, policy)
-    bounds = (config.epsilon_policy,)
-    if len(kls) == 2:
-        bounds = (config.epsilon_mean, config.epsilon_stddev)
-    constraints = [
-        (kl, LagrangePenalty(alpha=alpha, epsilon=bound))
-        for kl, alpha, bound in zip(kls, duals.multipliers, bounds, strict=True)
-    ]
     _, out = losses.vmpo_loss(
         sample_log_probs=policy.log_prob(batch.action),
         advantages=batch.advantage,
-        temperature_constraint=LagrangePenalty(
-            alpha=duals.temperature, epsilon=config.epsilon
-        ),
-        kl_constraints=constraints,
+        temperature_constraint=duals.temperature(config, variables),
+        kl_constraints=duals.constraints(config, variables, kls),
         projection_operator=jnp.exp,
         top_k_fraction=config.top_fraction,
         stop="none",
@@ -150,12 +129,11 @@ def parts(
     return out, kls
 
 
-def init(spec: Spec, config: Config, key: jax.Array) -> State:
+def init(spec: Spec, config: Config, key: Key) -> State:
     """Fresh networks, dual variables and optimisers."""
     state = on_policy.init(spec, config, key)
-    number = 1 if isinstance(spec.action, Discrete) else 2
-    multipliers = tuple(jnp.log(config.multiplier) for _ in range(number))
-    duals = Duals(temperature=jnp.log(config.temperature), multipliers=multipliers)
+    discrete = isinstance(spec.action, Discrete)
+    variables = duals.init(config, shapes=((),) if discrete else ((), ()))
     optimizer = optimizers.clipped_adam(config, on_policy.EPS)
     return State(
         actor=state.actor,
@@ -164,8 +142,8 @@ def init(spec: Spec, config: Config, key: jax.Array) -> State:
         critic_opt=state.critic_opt,
         step=state.step,
         target_actor=jax.tree.map(jnp.copy, state.actor),  # donatable
-        duals=duals,
-        dual_opt=optimizer.init(ravel_pytree(duals)[0]),
+        duals=variables,
+        dual_opt=optimizer.init(ravel_pytree(variables)[0]),
     )
 
 
@@ -175,7 +153,7 @@ def act(
     state: State,
     memory: Memory,
     obs: Obs,
-    key: jax.Array,
+    key: Key,
     explore: bool,
 ) -> tuple[jax.Array, Memory, Extras]:
     """Sample the target policy, or take the learner's mode."""
@@ -185,7 +163,7 @@ def act(
 
 
 def update(
-    spec: Spec, config: Config, state: State, rollout: Rollout, key: jax.Array
+    spec: Spec, config: Config, state: State, rollout: Rollout, key: Key
 ) -> tuple[State, Metrics]:
     """One step of policy and dual variables on one rollout, several of the critic."""
     batch = on_policy.prepare(
@@ -196,18 +174,18 @@ def update(
     )
 
     def actor_loss(params: Params) -> tuple[jax.Array, Metrics]:
-        out, kls = of_parts(params, duals=state.duals)
+        out, kls = of_parts(params, variables=state.duals)
         metrics = {
             "policy_loss": out.policy_loss.mean(),
             "kl": jnp.asarray(sum(kl.mean() for kl in kls)),
         }
         return jnp.mean(out.policy_loss + out.kl_loss), metrics
 
-    def dual_loss(duals: Duals) -> tuple[jax.Array, Metrics]:
-        out, _ = of_parts(state.actor, duals=duals)
+    def dual_loss(variables: Duals) -> tuple[jax.Array, Metrics]:
+        out, _ = of_parts(state.actor, variables=variables)
         return out.temperature_loss + out.alpha_loss.mean(), {
-            "temperature": jnp.exp(duals.temperature),
-            "multiplier": jnp.exp(duals.multipliers[0]),
+            "temperature": jnp.exp(variables.temperature),
+            "multiplier": jnp.exp(variables.multipliers[0]),
         }
 
     progress = optimizers.progress(config, state.step)
@@ -216,7 +194,7 @@ def update(
         config, rate, actor_loss, params=state.actor, opt_state=state.actor_opt
     )
     dual_rate = optimizers.annealed(config, progress, config.dual_learning_rate)
-    duals, dual_opt, more = on_policy.adam_step(
+    variables, dual_opt, more = on_policy.adam_step(
         config, dual_rate, dual_loss, params=state.duals, opt_state=state.dual_opt
     )
     critic, critic_opt, last = on_policy.fit_epochs(
@@ -237,7 +215,7 @@ def update(
         critic_opt=critic_opt,
         step=count,
         target_actor=optax.periodic_update(actor, state.target_actor, count, period),
-        duals=duals,
+        duals=variables,
         dual_opt=dual_opt,
     )
     return new_state, metrics | more | last

@@ -9,7 +9,19 @@ from typing import Any, Protocol
 
 import jax
 
-from rljax.types import EnvState, Noise, Obs, OptState, Params, Spec, TimeStep
+from rljax.types import (
+    AgentConfig,
+    AgentState,
+    EnvState,
+    Key,
+    Metrics,
+    Noise,
+    Obs,
+    OptState,
+    Params,
+    Spec,
+    TimeStep,
+)
 
 
 class RunConfig(Protocol):
@@ -268,6 +280,10 @@ class HasReplay(Protocol):
     def _replace(self, **changes: Any) -> Any: ...
 
 
+class LearningState(HasActor, HasCritic, HasReplay, Protocol):
+    """A state with a policy, critics and a replay."""
+
+
 class ActorCriticState(HasActor, HasCritic, Protocol):
     """Of agents with an actor and a critic, each with Adam over one flat vector."""
 
@@ -278,6 +294,17 @@ class ActorCriticState(HasActor, HasCritic, Protocol):
     @property
     def step(self) -> jax.Array: ...  # [] int32, rollouts learned from
     def _replace(self, **changes: Any) -> Any: ...
+
+
+class LearnFn(Protocol):
+    """Take the gradient steps that belong together; the key is consumed.
+
+    `progress` of training goes from 0 to 1.
+    """
+
+    def __call__(
+        self, config: AgentConfig, progress: jax.Array, state: AgentState, key: Key, /
+    ) -> tuple[AgentState, Metrics]: ...
 
 
 class BatchedEnv(Protocol):

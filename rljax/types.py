@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 Params = Any  # a tree of floating arrays, of a network
+Key = jax.Array  # [] typed key; who is given one consumes it
 OptState = Any  # of an optax optimiser
 Metrics = dict[str, jax.Array]  # scalar arrays by name
 AgentConfig = Any  # a registered dataclass; `contracts` has what is asked of it
@@ -105,7 +106,7 @@ class Rollout(NamedTuple):
 class InitFn(Protocol):
     """Make the state of a fresh agent; the key is consumed."""
 
-    def __call__(self, config: AgentConfig, key: jax.Array, /) -> AgentState: ...
+    def __call__(self, config: AgentConfig, key: Key, /) -> AgentState: ...
 
 
 class MemoryFn(Protocol):
@@ -126,7 +127,7 @@ class ActFn(Protocol):
         state: AgentState,
         memory: Memory,
         obs: Obs,
-        key: jax.Array,
+        key: Key,
         /,
         explore: bool,
     ) -> tuple[jax.Array, Memory, Extras]: ...
@@ -148,7 +149,7 @@ class UpdateFn(Protocol):
         config: AgentConfig,
         state: AgentState,
         rollout: Rollout,
-        key: jax.Array,
+        key: Key,
         /,
     ) -> tuple[AgentState, Metrics]: ...
 
@@ -190,7 +191,7 @@ class TrainState(NamedTuple):
     env: EnvState
     obs: Obs  # [N, ...]
     memory: Memory  # [N, ...]
-    key: jax.Array  # [] typed key
+    key: Key
     # [] int32, environment steps taken, all N counted, at most 2^31 - 1: longer runs
     # are counted on the host
     step: jax.Array

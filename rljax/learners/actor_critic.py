@@ -4,8 +4,8 @@ The networks and the losses set the agents apart.
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,13 @@ from rljax.contracts import (
     DampedConfig,
     HasActor,
     HasReplay,
+    LearnFn,
+    LearningState,
     Network,
     NetworkConfig,
     OptimizerConfig,
     ReplayAgentConfig,
     ReplayConfig,
-    RunConfig,
     TargetRateConfig,
 )
 from rljax.learners import exploration, optimizers
@@ -31,14 +32,16 @@ from rljax.networks import distributions, layers
 from rljax.replay import Windows, priority
 from rljax.replay.priority import ReplayBatch
 from rljax.types import (
+    Agent,
     AgentConfig,
     Discrete,
     Extras,
+    InitFn,
+    Key,
     Leaf,
     Memory,
     Metrics,
     Obs,
-    OptState,
     Params,
     Rollout,
     Spec,
@@ -55,8 +58,43 @@ class Keyed(NamedTuple):
     key: jax.Array  # [] typed key
 
 
-# (params, transition) -> (loss [], absolute TD error [])
-CriticLoss = Callable[[Params, Keyed], tuple[jax.Array, jax.Array]]
+Networks = dict[str, Params]  # by name, as their fields in the agent's state
+# (params, transition) -> TD errors [C], one of each critic
+TdErrors = Callable[[Params, Keyed], jax.Array]
+CriticLoss = priority.ScoredLoss[Keyed]
+# (params, observation, key) -> (loss [], anything)
+ActorLoss = Callable[[Params, Obs, jax.Array], tuple[jax.Array, More]]
+
+
+def make(
+    spec: Spec, init: InitFn, learn: LearnFn, *, times: Callable[[AgentConfig], int]
+) -> Agent:
+    """Make an agent that learns from samples of its replay.
+
+    Args:
+      spec: of the environments.
+      init: the agent's.
+      learn: called `times` for each rollout.
+      times: `config -> int`.
+    """
+
+    def update(
+        config: AgentConfig, state: HasReplay, rollout: Rollout, key: Key
+    ) -> tuple[HasReplay, Metrics]:
+        del rollout  # the replay holds it already
+        progress = optimizers.progress(config, state.step)
+        step = functools.partial(learn, config, progress)
+        state, metrics = jax.lax.scan(step, state, jax.random.split(key, times(config)))
+        state = state._replace(step=cfg.next_count(state.step))
+        return state, jax.tree.map(jnp.mean, metrics)
+
+    return Agent(
+        init=init,
+        memory=functools.partial(memory, spec),
+        act=functools.partial(act, spec),
+        observe=observe,
+        update=update,
+    )
 
 
 def validate(config: ReplayAgentConfig) -> None:
@@ -132,7 +170,7 @@ def memory(spec: Spec, config: AgentConfig, num_envs: int) -> Memory:
     return jnp.zeros((num_envs, size), jnp.float32) if size else ()
 
 
-def next_noise(config: DampedConfig, memory: jax.Array, key: jax.Array) -> jax.Array:
+def next_noise(config: DampedConfig, memory: jax.Array, key: Key) -> jax.Array:
     """The noise of the next step `[N, D]`, in the long run standard normal.
 
     The smaller `config.noise_damping`, the longer it keeps its direction; at 1 the
@@ -155,7 +193,7 @@ def act(
     state: HasActor,
     memory: Memory,
     obs: Obs,
-    key: jax.Array,
+    key: Key,
     explore: bool,
 ) -> tuple[jax.Array, Memory, Extras]:
     """Sample the policy, or take its mode (continuous: its mean before the tanh).
@@ -189,39 +227,10 @@ def observe(config: AgentConfig, state: S, rollout: Rollout) -> S:
     return state._replace(replay=replay.add(state.replay, rollout))
 
 
-def learn(
-    step: Callable[[jax.Array, S, jax.Array], tuple[S, Metrics]],
-    config: RunConfig,
-    state: S,
-    *,
-    key: jax.Array,
-    times: int,
-) -> tuple[S, Metrics]:
-    """Learn from samples of the replay.
-
-    Args:
-      step: `(progress, state, key) -> (state, metrics)`, `progress` of training from
-        0 to 1.
-      config: the agent's.
-      state: the agent's, with a `replay` and the number of rollouts learned from,
-        `step`.
-      key: `[]` typed key, consumed here.
-      times: number of calls of `step`.
-
-    Returns:
-      The new state, and the mean of the metrics.
-    """
-    progress = optimizers.progress(config, state.step)
-    one = functools.partial(step, progress)
-    state, metrics = jax.lax.scan(one, state, jax.random.split(key, times))
-    state = state._replace(step=cfg.next_count(state.step))
-    return state, jax.tree.map(jnp.mean, metrics)
-
-
 def sample(
     config: ReplayConfig,
     buffer: replay.Replay,
-    key: jax.Array,
+    key: Key,
     *,
     progress: jax.Array,
     loss: CriticLoss,
@@ -243,23 +252,89 @@ def sample(
     return batch._replace(examples=Keyed(window=batch.examples, key=keys))
 
 
-def critic_loss(errors: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Loss of one transition, whose priority is the mean absolute TD error.
+def critic_loss(td_errors: TdErrors) -> CriticLoss:
+    """The loss of one transition, with the mean absolute TD error as its score."""
+
+    def loss(params: Params, transition: Keyed) -> tuple[jax.Array, jax.Array]:
+        errors = td_errors(params, transition)
+        return optax.l2_loss(errors).sum(), jnp.abs(errors).mean()
+
+    return loss
+
+
+def critic_gradient(
+    config: ReplayConfig,
+    buffer: replay.Replay,
+    key: Key,
+    *,
+    progress: jax.Array,
+    td_errors: TdErrors,
+    params: Params,
+) -> tuple[ReplayBatch[Keyed], priority.Gradient]:
+    """Sample transitions, and take the critics' gradient on them.
 
     Args:
-      errors: `[C]` TD errors, one of each critic.
+      config: the agent's.
+      buffer: its replay, not empty.
+      key: `[]` typed key, consumed here.
+      progress: `[]` of training, from 0 to 1.
+      td_errors: of one transition, `[C]`.
+      params: the critics'.
 
     Returns:
-      Half the sum of squares and the mean size, `[]` each.
+      The transitions, and the gradient with new priorities.
     """
-    return optax.l2_loss(errors).sum(), jnp.abs(errors).mean()
+    loss = critic_loss(td_errors)
+    batch = sample(config, buffer, key, progress=progress, loss=loss, params=params)
+    return batch, priority.gradient(config, loss, params, batch=batch)
+
+
+class Gradients(NamedTuple, Generic[More]):
+    """Of critics and actor, from the same transitions and the same parameters."""
+
+    batch: ReplayBatch[Keyed]
+    critic: priority.Gradient
+    actor: Params
+    actor_loss: jax.Array  # [] mean
+    more: More  # [B, ...] of each transition, beside the actor's loss
+
+
+def gradients(
+    config: ReplayConfig,
+    state: LearningState,
+    key: Key,
+    *,
+    progress: jax.Array,
+    td_errors: TdErrors,
+    actor_loss: ActorLoss[More],
+) -> Gradients[More]:
+    """Sample transitions, and take both gradients on them.
+
+    Args:
+      config: the agent's.
+      state: the agent's.
+      key: `[]` typed key, consumed here.
+      progress: `[]` of training, from 0 to 1.
+      td_errors: of one transition, `[C]`.
+      actor_loss: as in `policy_gradient`.
+    """
+    sample_key, actor_key = jax.random.split(key)
+    batch, critic = critic_gradient(
+        config,
+        state.replay,
+        sample_key,
+        progress=progress,
+        td_errors=td_errors,
+        params=state.critic,
+    )
+    actor, value, more = policy_gradient(actor_loss, state.actor, batch, actor_key)
+    return Gradients(
+        batch=batch, critic=critic, actor=actor, actor_loss=value, more=more
+    )
 
 
 def policy_gradient(
-    loss: Callable[[Params, Obs, jax.Array], tuple[jax.Array, More]],
-    params: Params,
-    batch: ReplayBatch[Keyed],
-    key: jax.Array,
+    loss: ActorLoss[More], params: Params, batch: ReplayBatch[Keyed], key: Key
 ) -> tuple[Params, jax.Array, More]:
     """Gradient of an actor's weighted mean loss.
 
@@ -283,39 +358,55 @@ def policy_gradient(
     return grads, value, more
 
 
-def init_optimizer(config: OptimizerConfig, params: Params) -> OptState:
-    """Adam's state for one network."""
-    return optimizers.clipped_adam(config).init(params)
+def init_networks(spec: Spec, actor: Network, critic: Network, key: Key) -> Networks:
+    """Fresh parameters of an actor and of critics, by name."""
+    actor_key, critic_key = jax.random.split(key)
+    inputs = example(spec)
+    return {
+        "actor": actor.init(actor_key, inputs[0]),
+        "critic": critic.init(critic_key, *inputs),
+    }
+
+
+def init_optimizers(config: OptimizerConfig, networks: Networks) -> Networks:
+    """Adam's state for each network."""
+    optimizer = optimizers.clipped_adam(config)
+    return {name: optimizer.init(params) for name, params in networks.items()}
 
 
 def adam_step(
     config: OptimizerConfig,
     progress: jax.Array,
-    params: Params,
+    networks: Networks,
     *,
-    grads: Params,
-    opt_state: OptState,
-    start_rate: Leaf | None = None,
-) -> tuple[Params, OptState]:
-    """One step of Adam for one network.
+    grads: Networks,
+    opt_states: Networks,
+    rates: Mapping[str, Leaf] | None = None,
+) -> tuple[Networks, Networks]:
+    """One step of Adam for each network.
 
     Args:
       config: the agent's.
       progress: `[]` of training, from 0 to 1.
-      params: the network's.
-      grads: as `params`.
-      opt_state: Adam's.
-      start_rate: the network's learning rate at the start; None: the config's.
+      networks: to move.
+      grads: of the same names.
+      opt_states: of the same names, as returned by `init_optimizers`; others stay.
+      rates: learning rates at the start, where they are not the config's.
 
     Returns:
-      The new parameters, and Adam's new state.
+      The new networks, and all of Adam's states.
     """
+    optimizer = optimizers.clipped_adam(config)
+    rates = rates or {}
+    new, opt_states = dict(networks), dict(opt_states)
     # Not one vector, as small networks have: XLA joins arrays on CPU by masked loads
     # beyond the short ones, which take milliseconds where no memory is mapped there.
-    start = config.learning_rate if start_rate is None else start_rate
-    rate = optimizers.annealed(config, progress, start)
-    updates, opt_state = optimizers.clipped_adam(config).update(grads, opt_state)
-    return optax.tree.add_scale(params, -rate, updates), opt_state
+    for name, params in networks.items():
+        start = rates.get(name, config.learning_rate)
+        rate = optimizers.annealed(config, progress, start)
+        updates, opt_states[name] = optimizer.update(grads[name], opt_states[name])
+        new[name] = optax.tree.add_scale(params, -rate, updates)
+    return new, opt_states
 
 
 def follow(config: TargetRateConfig, params: Params, target_params: Params) -> Params:

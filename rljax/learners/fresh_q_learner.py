@@ -18,6 +18,7 @@ from rljax.networks import distributions
 from rljax.types import (
     Agent,
     Extras,
+    Key,
     Memory,
     Obs,
     OptState,
@@ -64,7 +65,7 @@ def network(spec: Spec, config: FreshQConfig) -> Network:
     )
 
 
-def init(spec: Spec, config: FreshQConfig, key: jax.Array) -> FreshQState:
+def init(spec: Spec, config: FreshQConfig, key: Key) -> FreshQState:
     """Fresh network and optimiser."""
     obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
     params = network(spec, config).init(key, obs)
@@ -88,7 +89,7 @@ def act(
     state: FreshQState,
     memory: Memory,
     obs: Obs,
-    key: jax.Array,
+    key: Key,
     explore: bool,
 ) -> tuple[jax.Array, Memory, Extras]:
     """Act epsilon-greedily; evaluation has an epsilon of its own."""

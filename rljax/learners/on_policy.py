@@ -29,6 +29,7 @@ from rljax.contracts import (
     LearnerConfig,
     Network,
     OnPolicyConfig,
+    OptimizerConfig,
     PolicyGradientConfig,
     PolicyLossConfig,
     RolloutEpochsConfig,
@@ -36,9 +37,11 @@ from rljax.contracts import (
 )
 from rljax.learners import optimizers
 from rljax.networks import distributions, layers
+from rljax.running.sharding import side_by_side
 from rljax.types import (
     Agent,
     Extras,
+    Key,
     Leaf,
     Memory,
     Metrics,
@@ -60,6 +63,9 @@ S = TypeVar("S", bound=ActorCriticState)
 FlatLoss = Callable[[jax.Array, jax.Array, Examples], tuple[jax.Array, Metrics]]
 # (parameters, minibatch) -> (loss [], metrics)
 MinibatchLoss = Callable[[Params, Examples], tuple[jax.Array, Metrics]]
+# (parameters, the same as data, minibatch) -> (loss [], metrics)
+SemiLoss = Callable[[Params, Params, Examples], tuple[jax.Array, Metrics]]
+GoingOn = Callable[[Metrics], jax.Array]  # metrics of a step -> [] bool
 # what `fit` carries: the parameters as one flat vector, the optimiser's state
 Fitted = tuple[jax.Array, OptState]
 
@@ -144,19 +150,29 @@ def critic(spec: Spec, config: EncoderConfig) -> Network:
     )
 
 
-def init(spec: Spec, config: OnPolicyConfig, key: jax.Array) -> OnPolicyState:
+def init_network(
+    config: ClipConfig, network: Network, key: Key, *inputs: Any
+) -> tuple[Params, OptState]:
+    """Fresh parameters for such inputs, and Adam's state over them as one vector."""
+    params = network.init(key, *inputs)
+    optimizer = optimizers.clipped_adam(config, EPS)
+    return params, optimizer.init(ravel_pytree(params)[0])
+
+
+def init(spec: Spec, config: OnPolicyConfig, key: Key) -> OnPolicyState:
     """Fresh networks and optimisers; ValueError if the config lacks a field."""
     cfg.check_contract("on_policy", config, OnPolicyConfig)
     actor_key, critic_key = jax.random.split(key)
     obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
-    actor_params = actor(spec, config).init(actor_key, obs)
-    critic_params = critic(spec, config).init(critic_key, obs)
-    optimizer = optimizers.clipped_adam(config, EPS)
+    actor_params, actor_opt = init_network(config, actor(spec, config), actor_key, obs)
+    critic_params, critic_opt = init_network(
+        config, critic(spec, config), critic_key, obs
+    )
     return OnPolicyState(
         actor=actor_params,
         critic=critic_params,
-        actor_opt=optimizer.init(ravel_pytree(actor_params)[0]),
-        critic_opt=optimizer.init(ravel_pytree(critic_params)[0]),
+        actor_opt=actor_opt,
+        critic_opt=critic_opt,
         step=jnp.zeros((), jnp.int32),
     )
 
@@ -167,7 +183,7 @@ def act(
     state: HasActor,
     memory: Memory,
     obs: Obs,
-    key: jax.Array,
+    key: Key,
     explore: bool,
 ) -> tuple[jax.Array, Memory, Extras]:
     """Sample the policy, with the log-probability; or take its mode."""
@@ -238,12 +254,7 @@ def flatten(batch: Tree) -> Tree:
 
 
 def advantages(
-    spec: Spec,
-    config: ValueConfig,
-    params: Params,
-    *,
-    rollout: Rollout,
-    lambda_: Leaf,
+    spec: Spec, config: ValueConfig, params: Params, *, rollout: Rollout, lambda_: Leaf
 ) -> tuple[jax.Array, jax.Array]:
     """Generalised advantages of a rollout and the values of its observations, `[T, N]`.
 
@@ -376,7 +387,7 @@ def fit(
     index: jax.Array,
     optimizer: optax.GradientTransformation,
     rate: Leaf,
-    going_on: Callable[[Metrics], jax.Array] | None = None,
+    going_on: GoingOn | None = None,
 ) -> tuple[Fitted, Metrics]:
     """Steps along the gradients of a loss, each of a part of a batch.
 
@@ -420,6 +431,65 @@ def fit(
     return carry[0], jax.tree.map(mean, metrics) | {"steps_taken": taken.mean()}
 
 
+def minibatches(config: EpochsConfig, key: Key, size: int) -> jax.Array:
+    """Indices of shuffled minibatches, `[num_epochs * num_minibatches, size / num]`.
+
+    Args:
+      config: the agent's, with the fields of `validate_minibatches`.
+      key: `[]` typed key, consumed here.
+      size: of the batch, B.
+    """
+    index = prng.permutations(key, config.num_epochs, size)
+    return index.reshape(config.num_epochs * config.num_minibatches, -1)
+
+
+def fit_minibatches(
+    config: ClipConfig,
+    rate: Leaf,
+    loss: SemiLoss[Examples],
+    *,
+    params: Params,
+    opt_state: OptState,
+    batch: Examples,
+    index: jax.Array,
+    going_on: GoingOn | None = None,
+    adam_epsilon: float = EPS,
+) -> tuple[Params, OptState, Metrics]:
+    """Steps of Adam along the semi-gradients of a loss, each of a minibatch.
+
+    Args:
+      config: the agent's.
+      rate: `[]` learning rate.
+      loss: `(params, the same as data, minibatch) -> (loss [], metrics)`.
+      params: where to start.
+      opt_state: the optimiser's, over the parameters as one flat vector.
+      batch: tree of `[B, ...]`.
+      index: as returned by `minibatches`.
+      going_on: as in `fit`.
+      adam_epsilon: of Adam.
+
+    Returns:
+      The new parameters, the optimiser's new state, the metrics' means.
+    """
+    flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
+
+    def of_flat(
+        flat: jax.Array, fixed: jax.Array, batch: Examples
+    ) -> tuple[jax.Array, Metrics]:
+        return loss(unravel(flat), unravel(fixed), batch)
+
+    (flat, opt_state), metrics = fit(
+        of_flat,
+        (flat, opt_state),
+        batch,
+        index=index,
+        optimizer=optimizers.clipped_adam(config, adam_epsilon),
+        rate=rate,
+        going_on=going_on,
+    )
+    return unravel(flat), opt_state, metrics
+
+
 def fit_epochs(
     config: EpochsConfig,
     rate: Leaf,
@@ -428,7 +498,8 @@ def fit_epochs(
     params: Params,
     opt_state: OptState,
     batch: Examples,
-    key: jax.Array,
+    key: Key,
+    adam_epsilon: float = EPS,
 ) -> tuple[Params, OptState, Metrics]:
     """Steps of Adam along the gradients of a loss: several epochs of minibatches.
 
@@ -440,30 +511,69 @@ def fit_epochs(
       opt_state: the optimiser's, over the parameters as one flat vector.
       batch: tree of `[B, ...]`.
       key: `[]` typed key, consumed here.
+      adam_epsilon: of Adam.
 
     Returns:
       The new parameters, the optimiser's new state, the metrics' means.
     """
     cfg.check_contract("on_policy.fit_epochs", config, EpochsConfig)
-    size = len(jax.tree.leaves(batch)[0])
-    index = prng.permutations(key, config.num_epochs, size)
-    index = index.reshape(config.num_epochs * config.num_minibatches, -1)
-    flat, unravel = ravel_pytree(params)  # one vector: one kernel in Adam
-
-    def of_flat(
-        flat: jax.Array, _: jax.Array, batch: Examples
-    ) -> tuple[jax.Array, Metrics]:
-        return loss(unravel(flat), batch)
-
-    (flat, opt_state), metrics = fit(
-        of_flat,
-        (flat, opt_state),
-        batch,
-        index=index,
-        optimizer=optimizers.clipped_adam(config, EPS),
-        rate=rate,
+    return fit_minibatches(
+        config,
+        rate,
+        lambda params, _, batch: loss(params, batch),
+        params=params,
+        opt_state=opt_state,
+        batch=batch,
+        index=minibatches(config, key, len(jax.tree.leaves(batch)[0])),
+        adam_epsilon=adam_epsilon,
     )
-    return unravel(flat), opt_state, metrics
+
+
+def fit_both(
+    config: OptimizerConfig,
+    state: S,
+    batch: Examples,
+    *,
+    index: jax.Array,
+    actor_loss: SemiLoss[Examples],
+    critic_loss: SemiLoss[Examples],
+    going_on: GoingOn | None = None,
+) -> tuple[S, Metrics]:
+    """Steps of Adam for an actor and for a critic on the same minibatches.
+
+    Args:
+      config: the agent's.
+      state: the agent's.
+      batch: tree of `[B, ...]`.
+      index: as returned by `minibatches`.
+      actor_loss: as in `fit_minibatches`.
+      critic_loss: likewise.
+      going_on: of the actor's steps, as in `fit`.
+
+    Returns:
+      The new state, and both losses' metrics.
+    """
+    progress = optimizers.progress(config, state.step)
+    rate = optimizers.annealed(config, progress, config.learning_rate)
+    fit_one = functools.partial(fit_minibatches, config, rate, batch=batch, index=index)
+    # Two loops, not one: each network stays in cache, of its own core if there are two.
+    (actor, actor_opt, metrics), (critic, critic_opt, more) = side_by_side(
+        lambda: fit_one(
+            actor_loss,
+            params=state.actor,
+            opt_state=state.actor_opt,
+            going_on=going_on,
+        ),
+        lambda: fit_one(critic_loss, params=state.critic, opt_state=state.critic_opt),
+    )
+    new_state = state._replace(
+        actor=actor,
+        critic=critic,
+        actor_opt=actor_opt,
+        critic_opt=critic_opt,
+        step=cfg.next_count(state.step),
+    )
+    return new_state, metrics | more
 
 
 def adam_step(

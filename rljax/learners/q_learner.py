@@ -5,6 +5,7 @@ and the loss of one transition. Noise in the weights, returns of several steps,
 exploration, priorities and targets are the same for all of them.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from rljax.types import (
     AgentConfig,
     Discrete,
     Extras,
+    Key,
     Memory,
     Metrics,
     Obs,
@@ -38,6 +40,43 @@ from rljax.types import (
 TransitionLoss = Callable[[Params, Params, Any, jax.Array], tuple[jax.Array, jax.Array]]
 Outputs = Callable[..., jax.Array]  # of a network: (observation, *inputs) -> outputs
 Keys = tuple[jax.Array, jax.Array]  # [] typed key for the network, and for the target
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QLearnerConfig:
+    """Hyperparameters that Q-learners share; each adds its own."""
+
+    learning_rate: float = 5e-4  # of Adam
+    gamma: float = 0.99  # discount, cut at termination
+    epsilon_start: float = 1.0  # chance of a uniform action at first
+    epsilon_end: float = 0.02  # and after `exploration_fraction`
+    exploration_fraction: float = 0.5  # of total_steps, over which epsilon falls
+    epsilon_eval: float = 0.0  # in evaluation
+    max_grad_norm: float = 1e3  # global norm at which gradients are clipped
+    target_rate: float = 0.01  # how far the target moves to the online network, 1: copy
+    priority_exponent: float = 0.6  # 0: uniform, 1: in proportion
+    importance_exponent: float = 0.4  # grows to 1, which undoes the priorities' bias
+    total_steps: int = cfg.static(500_000)  # environment steps, all environments
+    num_envs: int = cfg.static(10)
+    rollout_length: int = cfg.static(1)  # steps per environment and iteration
+    num_updates: int = cfg.static(1)  # gradient steps per iteration
+    batch_size: int = cfg.static(128)
+    capacity: int = cfg.static(100_000)  # transitions in the replay
+    n_step: int = cfg.static(3)  # rewards before the bootstrap
+    priority: str = cfg.static("uniform")  # or "td_error", "grad_norm"
+    sampler: str = cfg.static("replay")  # or "large_batch": scored afresh
+    large_batch_factor: int = cfg.static(4)  # large batch over batch size
+    warmup_steps: int = cfg.static(10_000)  # stored before the first update
+    target_period: int = cfg.static(1)  # gradient steps between target updates
+    hidden_sizes: tuple[int, ...] = cfg.static((128, 128))
+    activation: str = cfg.static("relu")
+    anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
+
+    def validate(self) -> None:
+        """Raise ValueError naming a field out of range, its value and the range."""
+        validate(self)
+        validate_epsilon(self)
 
 
 class QState(NamedTuple):
@@ -95,7 +134,7 @@ def make(name: str, spec: Spec, head: Head) -> Agent:
     """
     check_discrete(name, spec)
 
-    def init_agent(config: AgentConfig, key: jax.Array) -> QState:
+    def init_agent(config: AgentConfig, key: Key) -> QState:
         network, inputs = head.network(spec, config), head.inputs(config)
         return init(spec, config, network, key=key, inputs=inputs)
 
@@ -161,7 +200,7 @@ def init(
     config: QConfig,
     network: Network,
     *,
-    key: jax.Array,
+    key: Key,
     inputs: tuple[jax.Array, ...] = (),
     memory: Memory = (),
 ) -> QState:
@@ -204,7 +243,7 @@ def explore_values(
     *,
     state: QState,
     obs: Obs,
-    key: jax.Array,
+    key: Key,
     explore: bool,
 ) -> tuple[jax.Array, jax.Array | float, jax.Array]:
     """Action values to act by, the chance of a uniform action, and a key to draw it.
@@ -227,7 +266,7 @@ def act(
     state: QState,
     memory: Memory,
     obs: Obs,
-    key: jax.Array,
+    key: Key,
     explore: bool,
 ) -> tuple[jax.Array, Memory, Extras]:
     """Act epsilon-greedily, or by noisy weights."""
@@ -249,7 +288,7 @@ def transition_loss(head: Head, spec: Spec, config: AgentConfig) -> TransitionLo
     apply = head.network(spec, config).apply
 
     def loss(
-        params: Params, bootstrap_params: Params, window: Windows, key: jax.Array
+        params: Params, bootstrap_params: Params, window: Windows, key: Key
     ) -> tuple[jax.Array, jax.Array]:
         key, target_key = jax.random.split(key)
         factored = config.priority == "grad_norm"
@@ -276,7 +315,7 @@ def update(
     config: AgentConfig,
     state: QState,
     rollout: Rollout,
-    key: jax.Array,
+    key: Key,
 ) -> tuple[QState, Metrics]:
     """Learn from samples of the replay."""
     del rollout  # the replay holds it already
@@ -288,7 +327,7 @@ def learn(
     config: QConfig,
     state: QState,
     *,
-    key: jax.Array,
+    key: Key,
     length: int | None = None,
 ) -> tuple[QState, Metrics]:
     """Learn from samples of the replay.
@@ -311,7 +350,7 @@ def learn(
     optimizer = optimizers.clipped_adam(config)
     rate = optimizers.annealed(config, progress, config.learning_rate)
 
-    def step(carry: Any, key: jax.Array) -> tuple[Any, Metrics]:
+    def step(carry: Any, key: Key) -> tuple[Any, Metrics]:
         flat, target_flat, opt_state, buffer, count = carry
         sample_key, loss_key = jax.random.split(key)
 

@@ -24,7 +24,15 @@ apg = agents.get("apg")
 KEY = jax.random.key(9)
 CONFIG = apg.Config(gamma=0.9, hidden_sizes=(8,), activation="tanh")
 # The horizon's return, and its gradient in the actor.
-gradient = jax.jit(jax.value_and_grad(apg.horizon_return, 2), static_argnums=0)
+
+
+def horizon_return(spec, config, params, bootstrap, rollout):
+    return apg.horizon_return(
+        spec, config, params, bootstrap=bootstrap, rollout=rollout
+    )
+
+
+gradient = jax.jit(jax.value_and_grad(horizon_return, 2), static_argnums=0)
 init = jax.jit(apg.init, static_argnums=0)
 targets = jax.jit(apg.targets, static_argnums=0)
 only_apg = pytest.mark.parametrize("case", ["apg"], indirect=True)
@@ -175,7 +183,7 @@ def test_apg_gradient_has_far_less_variance_than_the_score_function():
 
     def pathwise(params, key):
         rollout = play(state._replace(actor=params), key, num_envs=1)
-        grad = jax.grad(apg.horizon_return, 2)
+        grad = jax.grad(horizon_return, 2)
         return grad(env.spec, CONFIG, params, state, rollout)
 
     def score(params, key):
@@ -214,7 +222,10 @@ def test_apg_gradient_has_far_less_variance_than_the_score_function():
 @only_apg
 def test_apg_acts_as_it_simulates(case, state):
     rollout = play(case.env, case.config, state, jax.random.key(0))
-    policy = functools.partial(apg.policy, case.spec, case.config, state.actor)
+
+    def policy(obs, noise):
+        return apg.policy(case.spec, case.config, state.actor, obs=obs, noise=noise)
+
     same = jax.jit(lambda rollout: simulate(rollout, policy))(rollout)
     chex.assert_trees_all_close(same[:6], rollout[:6], rtol=1e-5, atol=1e-5)
     assert np.std(rollout.action) > 0.5

@@ -40,7 +40,9 @@ def test_awr_loss_by_hand(kind):
     def found(params):
         policy = net.apply(params, obs)
         action = policy.sample(seed=jax.random.key(2))
-        batch = on_policy.Batch(obs, action, log_prob=adv, advantage=adv, target=adv)
+        batch = on_policy.Minibatch(
+            obs=obs, action=action, log_prob=adv, advantage=adv, target=adv
+        )
         out = awr.policy_loss(spec, config, params, batch)
         continuous = kind == "continuous"
         seen = (policy.mean(), policy.stddev()) if continuous else (policy.probs,)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rljax import agents, envs
+from rljax.learners import q_learner
 from rljax.replay import Windows
 from rljax.running import train
 
@@ -55,8 +56,8 @@ def losses_and_gradients(params, bootstrap_params, windows, double):
     config = dataclasses.replace(CONFIG, double=double)
 
     def total(params, bootstrap_params):
-        fn = functools.partial(c51.loss, SPEC, config, params, bootstrap_params)
-        found = jax.vmap(lambda window: fn(window, jax.random.key(0)))(windows)
+        loss, key = q_learner.transition_loss(c51.HEAD, SPEC, config), jax.random.key(0)
+        found = jax.vmap(lambda x: loss(params, bootstrap_params, x, key))(windows)
         return found[0].sum(), found
 
     grads, found = jax.grad(total, (0, 1), has_aux=True)(params, bootstrap_params)

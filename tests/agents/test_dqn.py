@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rljax import agents, envs
+from rljax.learners import q_learner as learner
 from rljax.networks import layers
 from rljax.replay import Windows
 from rljax.running import train
@@ -44,14 +45,24 @@ def q_learner():
     return dqn, spec, config, params, other, batch
 
 
+def signed_error(spec, config):
+    """The function `(params, bootstrap_params, window, key)` of a TD error."""
+    dqn = agents.get("dqn")
+
+    def loss(config, online, target, step, keys):
+        del keys
+        return dqn.td_error(config, online, target, step)
+
+    return learner.transition_loss(dqn.HEAD._replace(loss=loss), spec, config)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def errors_and_gradients(spec, config, params, bootstrap_params, batch):
     """Errors, and gradients of their sum in both parameters."""
-    td_error, key = agents.get("dqn").td_error, jax.random.key(0)
+    error, key = signed_error(spec, config), jax.random.key(0)
 
     def total(params, bootstrap_params):
-        args = (spec, config, params, bootstrap_params)
-        found = jax.vmap(lambda window: td_error(*args, window, key))(batch)
+        found = jax.vmap(lambda x: error(params, bootstrap_params, x, key))(batch)
         return found.sum(), found
 
     grads, found = jax.grad(total, (0, 1), has_aux=True)(params, bootstrap_params)
@@ -288,13 +299,8 @@ def test_dqn_noise_by_hand(q_learner):
         q, q_next = net.apply(params_, window.obs), net.apply(params_, window.next_obs)
         target_q = net.apply(target_params, window.next_obs)
         errors = {
-            double: dqn.td_error(
-                spec,
-                dataclasses.replace(config, double=double),
-                params,
-                params,
-                window,
-                key,
+            double: signed_error(spec, dataclasses.replace(config, double=double))(
+                params, params, window, key
             )
             for double in (False, True)
         }

@@ -61,7 +61,7 @@ def test_impala_whose_actors_do_not_lag_is_a2c(case, update, state, rollout):
     shared = {name: getattr(config, name) for name in fields if hasattr(config, name)}
     key = jax.random.key(0)
     want, _ = jax.jit(a2c.make(case.spec).update)(
-        a2c.Config(**shared), on_policy.State(*state[:5]), rollout, key
+        a2c.Config(**shared), on_policy.OnPolicyState(*state[:5]), rollout, key
     )
     new, _ = update(config, state, rollout, key)
     # Adam magnifies the rounding of gradients near 0.

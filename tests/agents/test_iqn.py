@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rljax import agents, envs, networks
+from rljax.learners import q_learner
 from rljax.replay import Windows
 from rljax.running import train
 
@@ -61,9 +62,8 @@ def losses_and_gradients(params, bootstrap_params, windows):
     """With given fractions; gradients of the losses' sum in both parameters."""
 
     def total(params, bootstrap_params):
-        args = (SPEC, CONFIG, params, bootstrap_params)
-        fn = functools.partial(iqn.quantile_loss, *args)
-        found = jax.vmap(lambda window: fn(window, jax.random.key(0)))(windows)
+        loss, key = q_learner.transition_loss(iqn.HEAD, SPEC, CONFIG), jax.random.key(0)
+        found, _ = jax.vmap(lambda x: loss(params, bootstrap_params, x, key))(windows)
         return found.sum(), found
 
     grads, found = jax.grad(total, (0, 1), has_aux=True)(params, bootstrap_params)
@@ -162,7 +162,7 @@ def test_iqn_draws_afresh_for_prediction_and_target(problem, monkeypatch):
             return jnp.linspace(0.1, 0.9, num)
 
         monkeypatch.setattr(iqn, "random_fractions", fractions)
-        iqn.quantile_loss(SPEC, CONFIG, params, other, window, key)
+        q_learner.transition_loss(iqn.HEAD, SPEC, CONFIG)(params, other, window, key)
         return drawn
 
     drawn = keys(jax.random.key(0)) + keys(jax.random.key(1))
@@ -174,7 +174,7 @@ def test_iqn_acts_by_the_mean(problem):
     state = init(CONFIG, jax.random.key(0))
     want = by_hand(params, windows.obs, (0.1, 0.3, 0.5, 0.7, 0.9)).mean(1).argmax(1)
     assert 0 < want.sum() < 16
-    act = jax.jit(functools.partial(iqn.act, SPEC), static_argnums=5)
+    act = jax.jit(iqn.make(SPEC).act, static_argnums=5)
     action, *_ = act(CONFIG, state, (), windows.obs, jax.random.key(0), False)
     np.testing.assert_array_equal(action, want)
 

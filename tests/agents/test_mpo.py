@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rljax import agents, envs
+from rljax.learners.actor_critic import Keyed
 from rljax.networks import distributions
 from rljax.replay import Windows
 from rljax.types import Box
@@ -105,7 +106,10 @@ def errors_and_gradients(spec, config, params, bootstrap, window):
     def total(params, target_critic, target_actor):
         targets = dict(target_critic=target_critic, target_actor=target_actor)
         state = bootstrap._replace(**targets)
-        found = mpo.td_errors(spec, config, params, state, window, KEY)
+        transition = Keyed(window=window, key=KEY)
+        found = mpo.td_errors(
+            spec, config, params, bootstrap=state, transition=transition
+        )
         return found.sum(), found
 
     args = (params, bootstrap.target_critic, bootstrap.target_actor)
@@ -125,7 +129,7 @@ class ActorLoss(NamedTuple):
 def actor_loss(spec, config, params, obs, bootstrap):
     def loss(target_critic, duals):
         state = bootstrap._replace(target_critic=target_critic, duals=duals)
-        return mpo.actor_loss(spec, config, params, obs, KEY, state)
+        return mpo.actor_loss(spec, config, params, obs, KEY, bootstrap=state)
 
     args = (bootstrap.target_critic, bootstrap.duals)
     (value, evidence), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(*args)

@@ -11,6 +11,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from rljax import agents, envs
+from rljax.learners import fresh_q_learner
 
 from .. import compiled
 from ..agent_case import N, T, parameters
@@ -33,13 +34,13 @@ def gradient(case):
 
 def batch_of(case, rollout, target):
     obs, action = np.reshape(rollout.obs, (T * N, -1)), np.ravel(rollout.action)
-    return case.module.Batch(obs=obs, action=action, target=np.ravel(target))
+    return case.module.Targets(obs=obs, action=action, target=np.ravel(target))
 
 
 @only_pqn
 def test_pqn_targets_by_hand(case, targets, state, rollout):
     config = dataclasses.replace(case.config, gamma=GAMMA, lambda_=LAMBDA)
-    net = case.module.network(case.spec, config)
+    net = fresh_q_learner.network(case.spec, config)
     v_t = np.array(compiled.apply(net, state.params, rollout.next_obs)).max(axis=-1)
     assert v_t.shape == (T, N)
     want = np.zeros((T + 1, N))
@@ -80,7 +81,7 @@ def test_pqn_targets_are_differentiable(case, targets, state, rollout):
 
 @only_pqn
 def test_pqn_loss_by_hand(case, gradient, state, rollout):
-    net = case.module.network(case.spec, case.config)
+    net = fresh_q_learner.network(case.spec, case.config)
     batch = batch_of(case, rollout, compiled.normal(0, T, N))
     q = np.array(compiled.apply(net, state.params, rollout.obs)).reshape(T * N, -1)
     want = 0.5 * ((q[np.arange(T * N), batch.action] - batch.target) ** 2).mean()
@@ -130,7 +131,7 @@ def test_pqn_explores_less_and_less(case, state):
     config = dataclasses.replace(case.config, **changes)
     obs = np.tile(np.float32([1, 0, 0, 0]), (20_000, 1))
     act = jax.jit(case.agent.act, static_argnums=5)
-    net = case.module.network(case.spec, config)
+    net = fresh_q_learner.network(case.spec, config)
     greedy = np.array(compiled.apply(net, state.params, obs[0])).argmax()
     end = int(config.exploration_fraction * 40)
     for step, epsilon in ((0, 0.8), (end // 2, 0.5), (end, 0.2), (2 * end, 0.2)):

@@ -95,7 +95,7 @@ def of_state_from_memory(module, spec, config, state, memory, obs, action):
 
 
 def of_actions(module, spec, config, state, memory, obs, action):
-    return module.network(spec, config).apply(state.params, obs)
+    return module.make(spec).q_values(config, state, obs)
 
 
 def of_actions_from_memory(module, spec, config, state, memory, obs, action):
@@ -103,23 +103,9 @@ def of_actions_from_memory(module, spec, config, state, memory, obs, action):
     return losses.SIGNED_HYPERBOLIC_PAIR.apply_inv(q)
 
 
-def of_atoms(module, *args):
-    return module.means(args[1], of_actions(module, *args))
-
-
 def of_best_atoms(*args):
     """Noise that explores fades, and with it what is known of other actions."""
-    return of_atoms(*args).max(axis=-1)
-
-
-def of_quantiles(*args):
-    return of_actions(*args).mean(axis=-1)
-
-
-def of_any_quantiles(module, spec, config, state, memory, obs, action):
-    fractions = module.policy_fractions(config)
-    z = module.network(spec, config).apply(state.params, obs, fractions)
-    return z.mean(axis=-2)
+    return of_actions(*args).max(axis=-1)
 
 
 def of_critics(module, spec, config, state, memory, obs, action):
@@ -168,10 +154,10 @@ ROWS = {
     "a2c": Row(of_state, FRESH),
     "apg": Row(of_state_to_apg, FRESH),
     "awr": Row(of_state, EPOCHS | SHORT | dict(sequence_length=8, capacity=512)),
-    "c51": Row(of_atoms, UNIFORM | SHORT | ATOMS),
+    "c51": Row(of_actions, UNIFORM | SHORT | ATOMS),
     "dqn": Row(of_actions, UNIFORM),
     "impala": Row(of_state, FRESH),
-    "iqn": Row(of_any_quantiles, UNIFORM | SHORT | FEW),
+    "iqn": Row(of_actions, UNIFORM | SHORT | FEW),
     "mpo": Row(of_critics, REPLAY),
     "ppo": Row(of_state, EPOCHS),
     # At a cut it bootstraps from a longer memory than any it learns from.
@@ -183,7 +169,7 @@ ROWS = {
         seeds=1,
     ),
     "pqn": Row(of_actions, EPOCHS | dict(epsilon_end=1.0)),
-    "qrdqn": Row(of_quantiles, UNIFORM | SHORT | dict(num_quantiles=8)),
+    "qrdqn": Row(of_actions, UNIFORM | SHORT | dict(num_quantiles=8)),
     "r2d2": Row(
         of_actions_from_memory,
         REPLAY | RECURRENT | dict(epsilon_end=0.3),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rljax import agents, envs
+from rljax.learners import q_learner
 from rljax.replay import Windows
 from rljax.running import train
 
@@ -48,8 +49,11 @@ def losses_and_gradients(params, bootstrap_params, windows, double, huber_kappa)
     config = dataclasses.replace(CONFIG, double=double, huber_kappa=huber_kappa)
 
     def total(params, bootstrap_params):
-        fn = functools.partial(qrdqn.loss, SPEC, config, params, bootstrap_params)
-        found = jax.vmap(lambda window: fn(window, jax.random.key(0)))(windows)
+        loss, key = (
+            q_learner.transition_loss(qrdqn.HEAD, SPEC, config),
+            jax.random.key(0),
+        )
+        found = jax.vmap(lambda x: loss(params, bootstrap_params, x, key))(windows)
         return found[0].sum(), found
 
     grads, found = jax.grad(total, (0, 1), has_aux=True)(params, bootstrap_params)

@@ -156,8 +156,10 @@ def test_r2d2_priorities_equal_a_loop(two_networks, kind):
     new, _ = jax.jit(AGENT.update)(config, state, rollouts[-1], jax.random.key(2))
 
     def loss(params, sequence):
-        args = (SPEC, config, params, target_params, sequence)
-        return optax.l2_loss(r2d2.td_errors(*args)).mean()
+        errors = r2d2.td_errors(
+            SPEC, config, params, bootstrap_params=target_params, sequence=sequence
+        )
+        return optax.l2_loss(errors).mean()
 
     norm = jax.jit(lambda *args: optax.tree.norm(jax.grad(loss)(*args)))
     want = np.zeros((ROWS, N))
@@ -186,8 +188,9 @@ def test_r2d2_gradient_is_the_semi_gradient_after_the_burn_in(two_networks):
     )
 
     def total_error(params, bootstrap_params):
-        args = (SPEC, CONFIG, params, bootstrap_params, seen)
-        return r2d2.td_errors(*args).sum()
+        return r2d2.td_errors(
+            SPEC, CONFIG, params, bootstrap_params=bootstrap_params, sequence=seen
+        ).sum()
 
     memory = np.array(memories)[-1]
 
@@ -217,7 +220,9 @@ def test_r2d2_target_keeps_its_derivative_through_the_burn_in(two_networks, x64)
 
     def total_error(size):
         moved = jax.tree.map(lambda x, d: x + size * d, other, step)
-        return r2d2.td_errors(SPEC, CONFIG, params, moved, seen).sum()
+        return r2d2.td_errors(
+            SPEC, CONFIG, params, bootstrap_params=moved, sequence=seen
+        ).sum()
 
     fn = jax.jit(jax.vmap(jax.value_and_grad(total_error)))
     (_, above, below), slopes = (np.array(x) for x in fn(np.array([0, 1e-5, -1e-5])))
@@ -237,7 +242,12 @@ def test_r2d2_remembers_in_replay_what_it_did_in_acting():
         _, rollout, _ = unroll(
             agent.act, env, config, ts, memory=agent.memory, key=key, length=12
         )
-        of_one = functools.partial(r2d2.action_values, env.spec, config, params, params)
+
+        def of_one(sequence):
+            return r2d2.action_values(
+                env.spec, config, params, burn_in_params=params, sequence=sequence
+            )
+
         q, next_q = jax.vmap(of_one, in_axes=1, out_axes=1)(rollout)
         return rollout, q, next_q, net.apply(params, rollout.obs, rollout.memory)[0]
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from rljax import agents, envs, replay
+from rljax.learners import q_learner
 from rljax.networks import layers
 from rljax.replay import Windows
 from rljax.running import train
 
 from .. import compiled, probe_envs
 
-rainbow = agents.get("rainbow")
+rainbow, c51 = agents.get("rainbow"), agents.get("c51")
 SPEC = envs.make("CartPole-v1").spec
 CONFIG = rainbow.Config(
     gamma=0.9, hidden_sizes=(8,), num_atoms=5, value_min=-1.0, value_max=3.0
@@ -29,7 +30,7 @@ KEY = jax.random.key(5)
 @pytest.fixture(scope="module")
 def problem():
     """Two sets of parameters and some transitions."""
-    net = rainbow.network(SPEC, CONFIG)
+    net = c51.network(SPEC, CONFIG)
     params, other = (
         compiled.init(net, jax.random.key(seed), np.zeros((1, 4), np.float32))
         for seed in (0, 1)
@@ -52,8 +53,8 @@ def softmax(x):
 
 
 def cross_entropies(spec, config, params, bootstrap_params, windows, key):
-    args = (spec, config, params, bootstrap_params)
-    return jax.vmap(lambda w: rainbow.cross_entropy(*args, w, key))(windows)
+    loss = q_learner.transition_loss(c51.HEAD, spec, config)
+    return jax.vmap(lambda w: loss(params, bootstrap_params, w, key)[0])(windows)
 
 
 @jax.jit
@@ -72,7 +73,7 @@ def losses_and_gradients(params, bootstrap_params, windows):
 def logits(params, key, obs):
     """With the noise that the loss draws from `key`."""
     noisy = layers.with_noise(params, key)
-    return rainbow.network(SPEC, CONFIG).apply(noisy, obs)
+    return c51.network(SPEC, CONFIG).apply(noisy, obs)
 
 
 def targets(params, other, windows):
@@ -125,7 +126,7 @@ def test_rainbow_explores_by_noise_alone(problem):
     agent = rainbow.make(SPEC)
     state = jax.jit(agent.init)(CONFIG, jax.random.key(0))._replace(params=params)
     act = functools.partial(agent.act, CONFIG, state, ())
-    q = np.array(compiled.apply(rainbow.network(SPEC, CONFIG), params, windows.obs))
+    q = np.array(compiled.apply(c51.network(SPEC, CONFIG), params, windows.obs))
     want = (softmax(q) @ Z).argmax(1)
     same = np.stack([windows.obs[0]] * 50)
     keys = jax.random.split(KEY, 50)
@@ -182,7 +183,7 @@ def test_rainbow_finds_the_distributions():
     )
     fn = jax.jit(functools.partial(train.train, rainbow.make(env.spec)))
     ts, _ = fn(env, config, jax.random.key(0))
-    net = rainbow.network(env.spec, config)
+    net = c51.network(env.spec, config)
     out = np.array(compiled.apply(net, ts.agent.params, np.eye(2)))
     probs, z = softmax(out), np.array(rainbow.atoms(config))
     for time, action in ((0, 0), (0, 1), (1, 0)):  # noise fades where it costs

@@ -10,6 +10,7 @@ import pytest
 
 from rljax import agents, envs
 from rljax.learners import actor_critic
+from rljax.learners.actor_critic import Keyed
 from rljax.replay import Windows
 from rljax.types import Box
 
@@ -76,7 +77,10 @@ def errors_and_gradients(spec, config, params, bootstrap, window):
 
     def total(params, target_critic, actor):
         state = bootstrap._replace(target_critic=target_critic, actor=actor)
-        found = sac.td_errors(spec, config, params, state, window, KEY)
+        transition = Keyed(window=window, key=KEY)
+        found = sac.td_errors(
+            spec, config, params, bootstrap=state, transition=transition
+        )
         return found.sum(), found
 
     args = (params, bootstrap.target_critic, bootstrap.actor)

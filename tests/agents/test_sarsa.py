@@ -11,6 +11,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from rljax import agents, envs
+from rljax.learners import fresh_q_learner
 from rljax.running import train
 from rljax.types import Transition
 
@@ -33,10 +34,20 @@ def transitions(rollout):
 
 
 def errors(spec, config, params, bootstrap_params, rollout, next_action):
-    fn = functools.partial(sarsa.td_error, spec, config, params, bootstrap_params)
+    def error(row, action, key):
+        return sarsa.td_error(
+            spec,
+            config,
+            params,
+            bootstrap_params=bootstrap_params,
+            transition=row,
+            next_action=action,
+            epsilon=EPSILON,
+            key=key,
+        )
+
     keys = jax.random.split(jax.random.key(0), T * N)
-    rows, next_action = transitions(rollout), next_action.ravel()
-    return jax.vmap(fn, (0, 0, None, 0))(rows, next_action, EPSILON, keys)
+    return jax.vmap(error)(transitions(rollout), next_action.ravel(), keys)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -61,7 +72,7 @@ def other(case):
 @pytest.mark.parametrize("expected", [False, True])
 def test_sarsa_td_error_by_hand(case, state, rollout, other, expected):
     config = dataclasses.replace(case.config, gamma=0.9, expected=expected)
-    net = case.module.network(case.spec, config)
+    net = fresh_q_learner.network(case.spec, config)
     q = np.array(compiled.apply(net, state.params, rollout.obs)).reshape(-1, 2)
     q_next = np.array(compiled.apply(net, other, rollout.next_obs)).reshape(-1, 2)
     rows, next_action = np.arange(T * N), np.arange(T * N) % 2
@@ -79,7 +90,7 @@ def test_sarsa_td_error_by_hand(case, state, rollout, other, expected):
 @only_sarsa
 def test_sarsa_draws_the_next_action_that_is_not_known(case, state, rollout):
     """Over many keys with the policy's odds, in the true successor."""
-    net = case.module.network(case.spec, case.config)
+    net = fresh_q_learner.network(case.spec, case.config)
     row = jax.tree.map(lambda x: np.array(x)[0, 1], transitions_by_step(rollout))
     assert not row.terminated
     q, q_t = (
@@ -88,8 +99,14 @@ def test_sarsa_draws_the_next_action_that_is_not_known(case, state, rollout):
     td_error = functools.partial(case.module.td_error, case.spec, case.config)
 
     def next_value(key, next_action):
-        args = (state.params, state.params, row, next_action, EPSILON, key)
-        error = td_error(*args)
+        error = td_error(
+            state.params,
+            bootstrap_params=state.params,
+            transition=row,
+            next_action=next_action,
+            epsilon=EPSILON,
+            key=key,
+        )
         return (error + q[row.action] - row.reward) / case.config.gamma
 
     keys = jax.random.split(jax.random.key(0), 5_000)
@@ -125,7 +142,7 @@ def test_sarsa_gradient_is_the_semi_gradient(case, state, rollout, expected):
     @jax.jit
     @jax.grad
     def minus_q(params):
-        q = case.module.network(case.spec, config).apply(params, rollout.obs)
+        q = fresh_q_learner.network(case.spec, config).apply(params, rollout.obs)
         return -jnp.take_along_axis(q, rollout.action[..., None], axis=-1).sum()
 
     chex.assert_trees_all_close(semi, minus_q(state.params), rtol=1e-4, atol=1e-5)
@@ -185,6 +202,8 @@ def test_sarsa_finds_the_values_of_the_policy_it_follows(rollout_length, expecte
     )
     fn = jax.jit(functools.partial(train.train, sarsa.make(env.spec)))
     ts, _ = fn(env, config, jax.random.key(0))
-    q = compiled.apply(sarsa.network(env.spec, config), ts.agent.params, np.eye(2))
+    q = compiled.apply(
+        fresh_q_learner.network(env.spec, config), ts.agent.params, np.eye(2)
+    )
     want = [[0.75, 1.75], [1.75, 0.75]]  # v is 3/2 at both places
     np.testing.assert_allclose(q, want, atol=0.05)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rljax import agents, envs
+from rljax.learners.actor_critic import Keyed
 from rljax.replay import Windows
 from rljax.running import train
 from rljax.types import Box
@@ -58,7 +59,10 @@ def errors_and_gradients(spec, config, params, bootstrap, window):
     def total(params, target_critic, target_actor):
         targets = dict(target_critic=target_critic, target_actor=target_actor)
         state = bootstrap._replace(**targets)
-        found = td3.td_errors(spec, config, params, state, window, KEY)
+        transition = Keyed(window=window, key=KEY)
+        found = td3.td_errors(
+            spec, config, params, bootstrap=state, transition=transition
+        )
         return found.sum(), found
 
     args = (params, bootstrap.target_critic, bootstrap.target_actor)
@@ -129,7 +133,7 @@ def test_td3_policy_gradient_ascends_the_first_value(spec, window):
     apply = td3.actor(spec, CONFIG).apply
 
     def loss(params):
-        return td3.actor_loss(spec, CONFIG, params, window.obs, KEY, state)[0]
+        return td3.actor_loss(spec, CONFIG, params, window.obs, KEY, bootstrap=state)[0]
 
     def minus_q(params):
         action = apply(params, window.obs)

@@ -26,7 +26,7 @@ def problem(case, state, rollout):
     spec, config = case.spec, case.config
     rollout = freshly_acted(spec, config, state, rollout)
     prepare = jax.jit(functools.partial(on_policy.prepare, spec, config))
-    batch = jax.tree.map(np.array, prepare(state, rollout, 0.95))
+    batch = jax.tree.map(np.array, prepare(state, rollout=rollout, lambda_=0.95))
     return case.module, spec, config, state.actor, batch
 
 
@@ -40,13 +40,15 @@ def freshly_acted(spec, config, state, rollout):
 @functools.partial(jax.jit, static_argnums=0)
 def natural_step(spec, config, params, batch):
     natural_step = agents.get("trpo").natural_step
-    return natural_step(spec, config, params, batch, config.max_kl)
+    return natural_step(spec, config, params, batch=batch, max_kl=config.max_kl)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def line_search(spec, config, params, step, batch):
     line_search = agents.get("trpo").line_search
-    return line_search(spec, config, params, step, batch, config.max_kl)
+    return line_search(
+        spec, config, params, step=step, batch=batch, max_kl=config.max_kl
+    )
 
 
 def divergence(spec, config, old, new, batch):

@@ -74,8 +74,16 @@ def test_vmpo_parts_by_hand(kind):
     def parts(params, duals, target_actor):
         policy, old = (network.apply(p, obs) for p in (params, target_actor))
         action = old.sample(seed=jax.random.key(2))
-        batch = on_policy.Batch(obs, action, old.log_prob(action), adv, adv)
-        out, kls = vmpo.parts(spec, config, params, duals, target_actor, batch)
+        batch = on_policy.Minibatch(
+            obs=obs,
+            action=action,
+            log_prob=old.log_prob(action),
+            advantage=adv,
+            target=adv,
+        )
+        out, kls = vmpo.parts(
+            spec, config, params, duals=duals, target_params=target_actor, batch=batch
+        )
         actor_loss = jnp.mean(out.policy_loss + out.kl_loss)
         dual_loss = out.temperature_loss + out.alpha_loss.mean()
         seen = [
@@ -107,7 +115,9 @@ def test_vmpo_steps_along_the_gradients_by_hand(case, update, state, rollout):
 
     @jax.jit
     def stepped(state, rollout):
-        batch = on_policy.prepare(spec, config, state, rollout, config.lambda_)
+        batch = on_policy.prepare(
+            spec, config, state, rollout=rollout, lambda_=config.lambda_
+        )
         old = network.apply(state.target_actor, batch.obs)
 
         def both(params, duals):
@@ -139,7 +149,7 @@ def test_vmpo_weights_diverge_by_the_bound_in_the_end(case, update, state, rollo
         case.config, learning_rate=1e-12, dual_learning_rate=0.1, anneal=False
     )
     prepare = jax.jit(functools.partial(on_policy.prepare, case.spec, config))
-    batch = prepare(state, rollout, config.lambda_)
+    batch = prepare(state, rollout=rollout, lambda_=config.lambda_)
     for _ in range(200):
         state, _ = update(config, state, rollout, jax.random.key(0))
     temperature = np.exp(state.duals.temperature)

@@ -12,6 +12,7 @@ import pytest
 
 from rljax import agents, envs, replay
 from rljax.learners import actor_critic
+from rljax.learners.actor_critic import Keyed
 from rljax.running import train
 
 from .. import compiled, probe_envs
@@ -57,7 +58,13 @@ def scores_and_draws(case, learner):
     @jax.jit
     def found(state, key):
         def loss(params, window):
-            errors = module.td_errors(case.spec, config, params, state, window, KEY)
+            errors = module.td_errors(
+                case.spec,
+                config,
+                params,
+                bootstrap=state,
+                transition=Keyed(window, KEY),
+            )
             return 0.5 * jnp.sum(errors**2), jnp.mean(jnp.abs(errors))
 
         first, second = jax.random.split(jax.random.split(key, 1)[0])
@@ -129,10 +136,12 @@ def test_steps_along_the_weighted_gradient(case, learner, scores_and_draws, roll
     assert np.ptp(batch.weights) > 0.2
 
     def loss(params, obs):
-        return module.actor_loss(spec, config, params, obs, KEY, seen)
+        return module.actor_loss(spec, config, params, obs, KEY, bootstrap=seen)
 
     def critic_loss(params, window):
-        errors = module.td_errors(spec, config, params, state, window, KEY)
+        errors = module.td_errors(
+            spec, config, params, bootstrap=state, transition=Keyed(window, KEY)
+        )
         return 0.5 * jnp.sum(errors**2)
 
     def dual_loss(duals, evidence):
@@ -154,7 +163,7 @@ def test_steps_along_the_weighted_gradient(case, learner, scores_and_draws, roll
     weights = np.array(batch.weights)
     want = jax.tree.map(
         lambda x: np.tensordot(weights, np.array(x), 1) / len(weights),
-        gradients(batch.windows[0]),
+        gradients(batch.examples.window),
     )
     for opt_state, mean in zip(new.opt_states, want, strict=True):
         moment = compiled.scaled(opt_state[1].mu, 10)  # Adam's, a tenth at first

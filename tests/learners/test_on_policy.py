@@ -110,8 +110,15 @@ def test_fit_takes_no_step_after_one_refused():
     def fit(index):
         optimizer = optax.identity()
         start = (jnp.zeros(1), optimizer.init(jnp.zeros(1)))
-        allowed = functools.partial(on_policy.fit, loss, optimizer, 1.0, start)
-        return allowed(batch, index, going_on=lambda metrics: metrics["x"] != 4.0)
+        return on_policy.fit(
+            loss,
+            start,
+            batch,
+            index=index,
+            optimizer=optimizer,
+            rate=1.0,
+            going_on=lambda metrics: metrics["x"] != 4.0,
+        )
 
     (flat, _), metrics = fit(index)
     np.testing.assert_allclose(flat, [-3.0])

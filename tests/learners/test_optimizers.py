@@ -323,7 +323,9 @@ def test_progress_is_a_share_also_beyond_int32(total_steps):
     shares = jax.jit(lambda step: optimizers.progress(config, step))(steps)
     np.testing.assert_allclose(shares, want, rtol=1e-6)
     assert shares.max() <= 1.0 and shares.dtype == np.float32
-    explore = jax.jit(lambda step: optimizers.exploration(config, step, 1.0, 0.02))
+    explore = jax.jit(
+        lambda step: optimizers.exploration(config, step, start=1.0, end=0.02)
+    )
     explored, share = explore(steps), np.minimum(5.0 * want, 1.0)
     np.testing.assert_allclose(explored, 1.0 - 0.98 * share, rtol=1e-5)
     assert explored.min() >= np.float32(0.02)  # rounding alone leads below

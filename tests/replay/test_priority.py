@@ -72,13 +72,15 @@ def test_the_weighted_gradient_is_unbiased_at_the_end(kind, sampler):
         buffer = update_priorities(buffer, np.arange(ROWS * N), norms)
 
     def estimate(key):
-        batch = priority.sample(config, buffer, key, jnp.ones(()), loss, W)
+        batch = priority.sample(
+            config, buffer, key, progress=jnp.ones(()), loss=loss, params=W
+        )
         scale = 1.0
         if buffer.tree is not None:  # undo the division by the greatest weight
             share = replay.sum_tree.values(buffer.tree, batch.index[0])
             share = share / replay.sum_tree.total(buffer.tree)
             scale = 1 / (ROWS * N * share * batch.weights[0])
-        return scale * priority.gradient(config, loss, W, batch).mean
+        return scale * priority.gradient(config, loss, W, batch=batch).mean
 
     found = jax.jit(jax.vmap(estimate))(jax.random.split(jax.random.key(0), 4000))
     found = np.array(found)
@@ -93,8 +95,10 @@ def test_priorities_by_hand(kind):
 
     @jax.jit
     def updated(key):
-        batch = priority.sample(config, buffer, key, jnp.zeros(()), loss, W)
-        found = priority.gradient(config, loss, W, batch).priorities
+        batch = priority.sample(
+            config, buffer, key, progress=jnp.zeros(()), loss=loss, params=W
+        )
+        found = priority.gradient(config, loss, W, batch=batch).priorities
         tree = priority.store(buffer, batch, found).tree
         return batch, found, replay.sum_tree.values(tree, batch.index)
 
@@ -102,7 +106,7 @@ def test_priorities_by_hand(kind):
     if kind == "grad_norm":
         scores = np.linalg.norm(all_gradients(buffer, W), axis=1)[batch.index]
     else:
-        scores = np.abs(batch.windows.reward[:, 0] - batch.windows.obs @ W)
+        scores = np.abs(batch.examples.reward[:, 0] - batch.examples.obs @ W)
     np.testing.assert_allclose(found, scores**0.6, rtol=1e-4)
     np.testing.assert_allclose(kept, found, rtol=1e-5)
 
@@ -116,7 +120,9 @@ def test_importance_weights_by_hand():
     @jax.jit
     def sample(progress):
         key = jax.random.key(0)
-        return priority.sample(config, buffer, key, progress, loss, W)
+        return priority.sample(
+            config, buffer, key, progress=progress, loss=loss, params=W
+        )
 
     for progress, beta in ((0.0, 0.4), (0.5, 0.7), (1.0, 1.0), (1.2, 1.0)):
         batch = jax.tree.map(np.array, sample(np.float32(progress)))
@@ -132,11 +138,15 @@ def test_weights_and_priorities_are_constants():
     @jax.jit
     def total(w):
         large_key, key = jax.random.split(jax.random.key(0))
-        batch = priority.sample(*large, large_key, jnp.zeros(()), loss, w)
+        batch = priority.sample(
+            *large, large_key, progress=jnp.zeros(()), loss=loss, params=w
+        )
         weights = jnp.sum(batch.weights**2)
         config, buffer = kept
-        batch = priority.sample(config, buffer, key, jnp.zeros(()), loss, w)
-        found = priority.gradient(config, loss, w, batch).priorities
+        batch = priority.sample(
+            config, buffer, key, progress=jnp.zeros(()), loss=loss, params=w
+        )
+        found = priority.gradient(config, loss, w, batch=batch).priorities
         return jnp.stack([weights, jnp.sum(found)])
 
     slopes = jax.jit(jax.jacobian(total))(W)
@@ -205,7 +215,9 @@ def test_a_large_batch_uses_each_key_once(strict_keys):
     config, buffer = filled("td_error", "large_batch")
 
     def sample(buffer, key):
-        return priority.sample(config, buffer, key, jnp.zeros(()), loss, W)
+        return priority.sample(
+            config, buffer, key, progress=jnp.zeros(()), loss=loss, params=W
+        )
 
     batch = jax.jit(sample)(buffer, jax.random.key(0))
     assert len(np.unique(batch.index)) > config.batch_size / 2

@@ -1,0 +1,79 @@
+"""Sequences of steps for networks with memory, with a burn-in of the stored memory.
+
+Kapturowski et al. (2019), https://openreview.net/forum?id=r1lyTjAqYX.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rljax.networks.recurrent import recall
+from rljax.types import Memory, Obs, Params
+
+
+class Past(NamedTuple):
+    """Steps that memories were made of; time-major."""
+
+    obs: Obs  # [T, N, ...]
+    ended: jax.Array  # [T, N] bool, whether the episode ended with the step
+    memory: Memory  # [T, N, ...] before the step, as when it was acted on
+
+
+class Seen(NamedTuple):
+    """Observations in a row; L is the sequence's length."""
+
+    obs: Obs  # [B, burn_in + L, ...]
+    start: jax.Array  # [B, burn_in + L] bool, whether an episode starts there
+    memory: Memory  # [B, ...] before the first
+
+
+def cut(x: jax.Array, stride: int, *, length: int) -> jax.Array:
+    """Cut `[T, N, ...]` into `[T' / stride * N, length, ...]`, one each `stride` steps.
+
+    Example:
+      >>> cut(jnp.arange(4)[:, None], 2, length=2).tolist()
+      [[0, 1], [2, 3]]
+    """
+    first = jnp.arange(0, len(x) - length + 1, stride)
+    x = jnp.moveaxis(x[first[:, None] + jnp.arange(length)], 2, 1)
+    return x.reshape(-1, *x.shape[2:])
+
+
+def split(steps: Past, past: Any, *, length: int, burn_in: int) -> tuple[Seen, Any]:
+    """A rollout as sequences, and its end, the past of the next rollout.
+
+    Args:
+      steps: the rollout's.
+      past: the last rollout's end, `[burn_in, N, ...]`; () without a burn-in.
+      length: L, which divides T.
+      burn_in: steps before each sequence that bring its memory up to date.
+    """
+    num_steps = len(steps.ended)
+    if burn_in:
+        steps = jax.tree.map(lambda *x: jnp.concatenate(x), past, steps)
+    # Where the very first step starts an episode, its memory is fresh already.
+    start = jnp.concatenate([jnp.zeros_like(steps.ended[:1]), steps.ended[:-1]])
+
+    def first(x: jax.Array) -> jax.Array:
+        return cut(x[:num_steps], length, length=1)[:, 0]
+
+    seen = Seen(
+        obs=cut(steps.obs, length, length=burn_in + length),
+        start=cut(start, length, length=burn_in + length),
+        memory=jax.tree.map(first, steps.memory),
+    )
+    end = jax.tree.map(lambda x: x[num_steps:], steps) if burn_in else ()
+    return seen, end
+
+
+def outputs(
+    net: Any, params: Params, seen: Seen, *, burn_in_params: Params, burn_in: int
+) -> Any:
+    """The outputs of a network for sequences, `[L, B, ...]`, after the burn-in."""
+    obs, start = (jnp.swapaxes(x, 0, 1) for x in (seen.obs, seen.start))
+    memory = recall(net, burn_in_params, obs[:burn_in], start[:burn_in], seen.memory)
+    found, _ = net.apply(
+        params, obs[burn_in:], start[burn_in:], memory, method="unroll"
+    )
+    return found
