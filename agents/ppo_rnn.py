@@ -15,7 +15,7 @@ import optax
 from rljax import config as cfg
 from rljax import networks
 from rljax.learners import on_policy, sequences
-from rljax.learners.sequences import Past, Seen
+from rljax.learners.sequences import Seen
 from rljax.networks import distributions
 from rljax.networks.recurrent import Recurrent
 from rljax.types import (
@@ -154,14 +154,12 @@ def init(spec: Spec, config: Config, key: Key) -> State:
     critic_params, critic_opt = on_policy.init_network(
         config, both.critic, critic_key, obs[:1], fresh.critic[:1]
     )
-    ended = jnp.ones(len(obs), bool)
-    past = [Past(obs=obs, ended=ended, memory=fresh)] * config.burn_in
     return State(
         actor=actor_params,
         critic=critic_params,
         actor_opt=actor_opt,
         critic_opt=critic_opt,
-        past=jax.tree.map(lambda *x: jnp.stack(x), *past) if past else (),
+        past=sequences.no_past(obs, fresh, length=config.burn_in),
         step=jnp.zeros((), jnp.int32),
     )
 
@@ -228,14 +226,9 @@ def prepare(
     adv = on_policy.from_values(
         config, rollout, value, v_t=next_value, lambda_=config.lambda_
     )
-    steps = Past(
-        obs=rollout.obs,
-        ended=rollout.terminated | rollout.truncated,
-        memory=rollout.memory,
-    )
     length = config.sequence_length
     seen, end = sequences.split(
-        steps, state.past, length=length, burn_in=config.burn_in
+        rollout, state.past, length=length, burn_in=config.burn_in
     )
     cut = functools.partial(sequences.cut, stride=length, length=length)
     batch = Sequences(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax.networks.recurrent import recall
-from rljax.types import Memory, Obs, Params
+from rljax.types import Memory, Obs, Params, Rollout
 
 
 class Past(NamedTuple):
@@ -40,16 +40,27 @@ def cut(x: jax.Array, stride: int, *, length: int) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])
 
 
-def split(steps: Past, past: Any, *, length: int, burn_in: int) -> tuple[Seen, Any]:
+def no_past(obs: Obs, memory: Memory, *, length: int) -> Past | tuple[()]:
+    """Steps of N episodes that have not started, `[length, N, ...]`; () if none."""
+    step = Past(obs=obs, ended=jnp.ones(len(obs), bool), memory=memory)
+    steps = [step] * length
+    return jax.tree.map(lambda *x: jnp.stack(x), *steps) if steps else ()
+
+
+def split(
+    rollout: Rollout, past: Any, *, length: int, burn_in: int
+) -> tuple[Seen, Any]:
     """A rollout as sequences, and its end, the past of the next rollout.
 
     Args:
-      steps: the rollout's.
+      rollout: `[T, N, ...]`.
       past: the last rollout's end, `[burn_in, N, ...]`; () without a burn-in.
       length: L, which divides T.
       burn_in: steps before each sequence that bring its memory up to date.
     """
-    num_steps = len(steps.ended)
+    ended = rollout.terminated | rollout.truncated
+    steps = Past(obs=rollout.obs, ended=ended, memory=rollout.memory)
+    num_steps = len(ended)
     if burn_in:
         steps = jax.tree.map(lambda *x: jnp.concatenate(x), past, steps)
     # Where the very first step starts an episode, its memory is fresh already.
