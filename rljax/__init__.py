@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # for editors; a test compares it with the folder
     from rljax import agents as agents
     from rljax import autodiff as autodiff
     from rljax import config as config
+    from rljax import contracts as contracts
     from rljax import envs as envs
     from rljax import learners as learners
     from rljax import losses as losses

@@ -1,12 +1,19 @@
 """The nouns of the package: spaces, transitions, rollouts, agents, train states."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
-Params = Any  # a tree of arrays
+Params = Any  # a tree of floating arrays, of a network
+OptState = Any  # of an optax optimiser
 Metrics = dict[str, jax.Array]  # scalar arrays by name
+AgentConfig = Any  # a registered dataclass; `contracts` has what is asked of it
+AgentState = Any  # of some agent: a NamedTuple
+Obs = Any  # [..., *obs_shape], what an environment shows
+Memory = Any  # tree of [N, ...], what an agent carries from step to step; () if nothing
+Extras = Any  # tree of [N, ...], what `act` returns beside the action; () if nothing
+EnvState = Any  # of N environments, a tree
+Noise = Any  # tree of [T, N, ...], the randomness of T steps; a row of it: of one step
 
 
 class Discrete(NamedTuple):
@@ -43,8 +50,8 @@ class Spec(NamedTuple):
     obs_shape: tuple[int, ...]
     obs_dtype: str  # numpy name: "float32", "bool", "uint8"
     action: Discrete | Box
-    # In so many steps in a row an environment is truncated at most once, by proof; 1
-    # where nothing is known. What follows every truncated step is then kept.
+    # At least this many steps lie between two truncations of an environment, by proof;
+    # 1 where nothing is known: what follows every truncated step is then kept.
     max_steps: int = 1
     differentiable: bool = False  # steps have derivatives in state and action
     reading: States | Levels | None = None  # of observations; None: as they come
@@ -53,84 +60,135 @@ class Spec(NamedTuple):
 class TimeStep(NamedTuple):
     """What a batch of N environments returns from one step."""
 
-    obs: Any  # [N, ...] to act on next: a new episode's first where one ended
+    obs: Obs  # [N, ...] to act on next: a new episode's first where one ended
     reward: jax.Array  # [N] float32
     terminated: jax.Array  # [N] bool, the task ended: no value beyond
     truncated: jax.Array  # [N] bool, the time limit cut the episode
-    next_obs: Any  # [N, ...] the true successor, also where the episode ended
+    next_obs: Obs  # [N, ...] the true successor, also where the episode ended
     info: dict[str, jax.Array]  # [N] each; may be empty, EpisodeStatistics adds two
 
 
 class Transition(NamedTuple):
     """One step of one environment; `[B, ...]` or `[T, N, ...]` when batched."""
 
-    obs: Any  # [...]
+    obs: Obs  # [...]
     action: jax.Array  # [] int32 or [*shape] float32
     reward: jax.Array  # [] float32
     terminated: jax.Array  # [] bool
     truncated: jax.Array  # [] bool
-    next_obs: Any  # [...] the true successor; from a replay only if not terminated
+    next_obs: Obs  # [...] the true successor; from a replay only if not terminated
 
 
 class Simulation(NamedTuple):
     """What a rollout's environments need to run once more: `rollout.simulate`."""
 
-    env: Any  # the batched environment, a pytree
-    state: Any  # [N, ...] of the environments at the start
-    noise: Any  # [T, N, ...] of `env.draw`
+    env: Any  # the BatchedEnv, a pytree
+    state: EnvState  # at the start
+    noise: Noise  # as returned by `env.draw`
 
 
 class Rollout(NamedTuple):
     """T steps of N environments, time-major."""
 
-    obs: Any  # [T, N, ...]
+    obs: Obs  # [T, N, ...]
     action: jax.Array  # [T, N] int32 or [T, N, *shape] float32
     reward: jax.Array  # [T, N] float32
     terminated: jax.Array  # [T, N] bool
     truncated: jax.Array  # [T, N] bool
-    next_obs: Any  # [T, N, ...] the true successor; from a replay as a Transition's
-    extras: Any  # [T, N, ...] whatever `act` returned beside the action
-    memory: Any  # [T, N, ...] the agent's memory before each action
+    next_obs: Obs  # [T, N, ...] the true successor; from a replay as a Transition's
+    extras: Extras  # [T, N, ...] whatever `act` returned beside the action
+    memory: Memory  # [T, N, ...] the agent's memory before each action
     simulation: Any = ()  # a Simulation, for agents that ask for it
 
 
-class Agent(NamedTuple):
-    """A learning rule as a value: a tuple of pure functions.
+class InitFn(Protocol):
+    """Make the state of a fresh agent; the key is consumed."""
 
-    init:    `(config, key) -> state`
-    memory:  `(config, num_envs) -> memory`, `()` for feed-forward agents
-    act:     `(config, state, memory, obs[N, ...], key, explore)
-             -> (action[N, ...], memory, extras)`
-    observe: `(config, state, rollout) -> state`, store only
-    update:  `(config, state, rollout, key) -> (state, metrics)`, of a state that has
-             observed the rollout
-    parts:   how many functions `update` gives to `sharding.side_by_side`
-    policy:  `(config, state, obs[..., *obs_shape]) -> distribution` over actions
-    q_values: `(config, state, obs) -> [..., A]`, the action values
-    value:   `(config, state, obs) -> [...]`, the state's value
-    simulates: whether `update` runs the environments again: its rollouts then have
-             their `simulation`
+    def __call__(self, config: AgentConfig, key: jax.Array, /) -> AgentState: ...
+
+
+class MemoryFn(Protocol):
+    """Make the memory of `num_envs` episodes that start."""
+
+    def __call__(self, config: AgentConfig, num_envs: int, /) -> Memory: ...
+
+
+class ActFn(Protocol):
+    """Choose an action `[N]` or `[N, *shape]` for each observation `[N, *obs_shape]`.
+
+    With `explore` as in training, else as in evaluation. The key is consumed.
     """
 
-    init: Callable[..., Any]
-    memory: Callable[..., Any]
-    act: Callable[..., tuple[jax.Array, Any, Any]]
-    observe: Callable[..., Any]
-    update: Callable[..., tuple[Any, Metrics]]
-    parts: int = 1
-    simulates: bool = False
-    policy: Callable[..., Any] | None = None
-    q_values: Callable[..., jax.Array] | None = None
-    value: Callable[..., jax.Array] | None = None
+    def __call__(
+        self,
+        config: AgentConfig,
+        state: AgentState,
+        memory: Memory,
+        obs: Obs,
+        key: jax.Array,
+        /,
+        explore: bool,
+    ) -> tuple[jax.Array, Memory, Extras]: ...
+
+
+class ObserveFn(Protocol):
+    """Store a rollout `[T, N, ...]`, and do nothing else."""
+
+    def __call__(
+        self, config: AgentConfig, state: AgentState, rollout: Rollout, /
+    ) -> AgentState: ...
+
+
+class UpdateFn(Protocol):
+    """Learn from a rollout that the state has observed; the key is consumed."""
+
+    def __call__(
+        self,
+        config: AgentConfig,
+        state: AgentState,
+        rollout: Rollout,
+        key: jax.Array,
+        /,
+    ) -> tuple[AgentState, Metrics]: ...
+
+
+class PolicyFn(Protocol):
+    """Return the distribution over actions at observations `[..., *obs_shape]`."""
+
+    def __call__(self, config: AgentConfig, state: AgentState, obs: Obs, /) -> Any: ...
+
+
+class ValuesFn(Protocol):
+    """Return values of observations `[..., *obs_shape]`: `[..., A]`, or `[...]`."""
+
+    def __call__(
+        self, config: AgentConfig, state: AgentState, obs: Obs, /
+    ) -> jax.Array: ...
+
+
+class Agent(NamedTuple):
+    """A learning rule as a value: a tuple of pure functions."""
+
+    init: InitFn
+    memory: MemoryFn
+    act: ActFn
+    observe: ObserveFn
+    update: UpdateFn
+    parts: int = 1  # how many functions `update` gives to `sharding.side_by_side`
+    simulates: bool = False  # `update` runs the environments again: `Simulation`
+    # For whom asks, say tuning; None where the agent has no such thing.
+    policy: PolicyFn | None = None
+    q_values: ValuesFn | None = None  # [..., A] of all actions
+    value: ValuesFn | None = None  # [...] of the state
 
 
 class TrainState(NamedTuple):
     """Everything a run needs to go on: save it, load it, continue bit for bit."""
 
-    agent: Any  # the agent's State
-    env: Any  # state of the N environments
-    obs: Any  # [N, ...]
-    memory: Any  # [N, ...]
+    agent: AgentState
+    env: EnvState
+    obs: Obs  # [N, ...]
+    memory: Memory  # [N, ...]
     key: jax.Array  # [] typed key
     # [] int32, environment steps taken, all N counted, at most 2^31 - 1: longer runs
     # are counted on the host

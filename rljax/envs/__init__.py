@@ -13,11 +13,11 @@ two_colors  an endless grid whose good and bad items swap
 wrappers    statistics, normalisation, memory, noise around a batch
 """
 
+from rljax.contracts import BatchedEnv
 from rljax.envs.batched import Env, Noise
 from rljax.envs.checking import check
 from rljax.envs.making import make, names, wrap
 from rljax.envs.wrappers import (
-    BatchedEnv,
     EpisodeStatistics,
     NormalizeObservations,
     NormalizeRewards,

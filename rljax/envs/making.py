@@ -9,12 +9,12 @@ import numpy as np
 from jax.core import Tracer
 
 from rljax.config import INT32_MAX, unknown
+from rljax.contracts import BatchedEnv
 from rljax.envs import boundary, spaces
 from rljax.envs._gymnax import gymnax, registration
 from rljax.envs.batched import Env
 from rljax.envs.two_colors import TwoColors
 from rljax.envs.wrappers import (
-    BatchedEnv,
     EpisodeStatistics,
     NormalizeObservations,
     NormalizeRewards,

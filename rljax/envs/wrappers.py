@@ -7,7 +7,7 @@ they are.
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,36 +18,6 @@ from rljax.types import Box, Discrete, Levels, Spec, TimeStep
 
 _CLIP = 10.0  # standard deviations, of what is normalised
 _EPS = 1e-8  # of a variance
-
-
-class BatchedEnv(Protocol):
-    """What rollouts need: N environments that reset themselves."""
-
-    @property
-    def spec(self) -> Spec:
-        """Observations and actions of one environment."""
-        ...
-
-    @property
-    def max_steps(self) -> Any:
-        """Time limit of an episode, in steps."""
-        ...
-
-    def reset(self, key: jax.Array, num_envs: int) -> tuple[Any, Any]:
-        """Return `(state, obs[N, ...])`."""
-        ...
-
-    def draw(self, key: jax.Array, length: int, num_envs: int) -> Any:
-        """Randomness of `length` steps, `[T, N, ...]`, drawn in bulk."""
-        ...
-
-    def step(self, noise: Any, state: Any, action: jax.Array) -> tuple[Any, TimeStep]:
-        """One step with one row of `draw`: `(state, TimeStep)`."""
-        ...
-
-    def for_evaluation(self, state: Any) -> "BatchedEnv":
-        """The same task with what training learned of it, and its true rewards."""
-        ...
 
 
 class Wrapper:

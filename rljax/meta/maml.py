@@ -28,7 +28,7 @@ from rljax.learners import on_policy, optimizers
 from rljax.meta import adapt, maml_loss
 from rljax.networks import distributions
 from rljax.running import rollout
-from rljax.types import Agent, Metrics, Params, Rollout, TrainState
+from rljax.types import Metrics, Params, Rollout, TrainState
 
 DrawTask = Callable[[jax.Array], Any]  # key to a batched environment
 
@@ -79,10 +79,24 @@ def play(
     def act(config: Any, params: Params, memory: Any, obs: Any, key: Any, explore: Any):
         return distributions.sample(network.apply(params, obs)[0], key), memory, ()
 
-    agent = Agent(None, lambda *_: (), act, None, None)  # pyright: ignore
-    params = jax.lax.stop_gradient(params)
-    start = TrainState(params, env_state, obs, (), key, jnp.zeros((), jnp.int32))
-    return rollout.unroll(agent, env, config, start, key, config.rollout_length)[1]
+    start = TrainState(
+        agent=jax.lax.stop_gradient(params),
+        env=env_state,
+        obs=obs,
+        memory=(),
+        key=key,
+        step=jnp.zeros((), jnp.int32),
+    )
+    _, played, _ = rollout.unroll(
+        act,
+        env,
+        config,
+        start,
+        memory=lambda config, num_envs: (),
+        key=key,
+        length=config.rollout_length,
+    )
+    return played
 
 
 def policy_loss(

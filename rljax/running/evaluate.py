@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from rljax import config as cfg
 from rljax import prng
 from rljax.config import as_arrays
-from rljax.envs.wrappers import BatchedEnv, with_statistics
+from rljax.contracts import BatchedEnv
+from rljax.envs.wrappers import with_statistics
 from rljax.types import Agent, TrainState
 
 

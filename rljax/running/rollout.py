@@ -8,46 +8,52 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from rljax.config import saturating_add
-from rljax.envs.wrappers import BatchedEnv, Statistics, where
-from rljax.types import Agent, Rollout, Simulation, TrainState
+from rljax.contracts import BatchedEnv
+from rljax.envs.wrappers import Statistics, where
+from rljax.types import ActFn, AgentConfig, MemoryFn, Rollout, Simulation, TrainState
 
 _CACHED = 2**16  # numbers; networks on CPU are slower on more of them at once
 _SMALL = 4096  # elements; copying larger arrays costs more than a kernel
 
 
 def unroll(
-    agent: Agent,
+    act: ActFn,
     env: BatchedEnv,
-    config: Any,
-    ts: TrainState,
+    config: AgentConfig,
+    train_state: TrainState,
+    *,
+    memory: MemoryFn,
     key: jax.Array,
     length: int,
+    simulates: bool = False,
 ) -> tuple[TrainState, Rollout, dict[str, jax.Array]]:
     """Act for `length` steps with exploration.
 
     Args:
-      agent: its `act` and `memory` are used.
+      act: the agent's.
       env: N environments.
       config: the agent's config.
-      ts: where to start; `ts.agent` is read, not changed.
-      key: `[]` typed key, consumed here; `ts.key` is left alone.
+      train_state: where to start; its `agent` is read, not changed.
+      memory: the agent's, for episodes that start.
+      key: `[]` typed key, consumed here; `train_state.key` is left alone.
       length: T.
+      simulates: keep what running the rollout again takes: `simulate`.
 
     Returns:
       The train state after T steps, the rollout `[T, N, ...]` and the environment's
-      `info` `[T, N]`. With `agent.simulates` the rollout can be run again: `simulate`.
+      `info` `[T, N]`.
     """
-    num_envs = ts.obs.shape[0]
+    num_envs = train_state.obs.shape[0]
     keys = jax.random.split(key, 1 + length)
     env_key, keys = keys[0], keys[1:]
     noises = env.draw(env_key, length, num_envs)
-    first_memory = agent.memory(config, num_envs)
+    first_memory = memory(config, num_envs)
 
     def step(carry: Any, inputs: Any) -> Any:
         env_state, obs, memory = carry
         key, noise = inputs
-        action, next_memory, extras = agent.act(
-            config, ts.agent, memory, obs, key, explore=True
+        action, next_memory, extras = act(
+            config, train_state.agent, memory, obs, key, explore=True
         )
         env_state, timestep = env.step(noise, env_state, action)
         done = timestep.terminated | timestep.truncated
@@ -64,24 +70,25 @@ def unroll(
         )
         return (env_state, timestep.obs, next_memory), (rollout, timestep.info)
 
-    pack, unpack = _packing((ts.env, ts.obs, ts.memory))
+    carry = (train_state.env, train_state.obs, train_state.memory)
+    pack, unpack = _packing(carry)
 
     def packed_step(packed: Any, inputs: Any) -> Any:
         carry, outputs = step(unpack(packed), inputs)
         return pack(carry), outputs
 
-    start = pack((ts.env, ts.obs, ts.memory))
-    end, (rollout, info) = jax.lax.scan(packed_step, start, (keys, noises))
-    env_state, obs, memory = unpack(end)
-    if agent.simulates:
-        rollout = rollout._replace(simulation=Simulation(env, ts.env, noises))
-    ts = ts._replace(
+    end, (rollout, info) = jax.lax.scan(packed_step, pack(carry), (keys, noises))
+    env_state, obs, last_memory = unpack(end)
+    if simulates:
+        simulation = Simulation(env=env, state=train_state.env, noise=noises)
+        rollout = rollout._replace(simulation=simulation)
+    train_state = train_state._replace(
         env=env_state,
         obs=obs,
-        memory=memory,
-        step=saturating_add(ts.step, length * num_envs),
+        memory=last_memory,
+        step=saturating_add(train_state.step, length * num_envs),
     )
-    return ts, rollout, info
+    return train_state, rollout, info
 
 
 def simulate(rollout: Rollout, policy: Callable[[Any, Any], jax.Array]) -> Rollout:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from rljax import config as cfg
 from rljax import prng
 from rljax.config import as_arrays
-from rljax.envs.wrappers import BatchedEnv, with_statistics
+from rljax.contracts import BatchedEnv
+from rljax.envs.wrappers import with_statistics
 from rljax.running.rollout import unroll
-from rljax.types import Agent, Metrics, TrainState
+from rljax.types import Agent, Metrics, Rollout, TrainState
 
 _MAX_ROWS = 1000  # of metrics that `train` returns, however long it runs
 
@@ -68,9 +69,7 @@ def init(agent: Agent, env: BatchedEnv, config: Any, key: jax.Array) -> TrainSta
 
     def warm_up(ts: TrainState, _: Any) -> tuple[TrainState, None]:
         key, rollout_key = jax.random.split(ts.key)
-        ts, rollout, _ = unroll(
-            agent, env, config, ts, rollout_key, config.rollout_length
-        )
+        ts, rollout, _ = _play(agent, env, config, ts, rollout_key)
         agent_state = agent.observe(config, ts.agent, rollout)
         return ts._replace(agent=agent_state, key=key), None
 
@@ -119,9 +118,7 @@ def run(
 
     def iteration(ts: TrainState, _: Any) -> tuple[TrainState, Metrics]:
         key, rollout_key, update_key = jax.random.split(ts.key, 3)
-        ts, rollout, info = unroll(
-            agent, env, config, ts, rollout_key, config.rollout_length
-        )
+        ts, rollout, info = _play(agent, env, config, ts, rollout_key)
         agent_state = agent.observe(config, ts.agent, rollout)
         agent_state, metrics = agent.update(config, agent_state, rollout, update_key)
         if not isinstance(metrics, dict):
@@ -153,6 +150,22 @@ def run(
     ts = ts._replace(key=prng.unrolled(ts.key))
     ts, metrics = jax.lax.scan(row, ts, None, iterations // log_every)
     return ts._replace(key=prng.plain(ts.key)), metrics
+
+
+def _play(
+    agent: Agent, env: BatchedEnv, config: Any, ts: TrainState, key: jax.Array
+) -> tuple[TrainState, Rollout, dict[str, jax.Array]]:
+    """One rollout of the agent."""
+    return unroll(
+        agent.act,
+        env,
+        config,
+        ts,
+        memory=agent.memory,
+        key=key,
+        length=config.rollout_length,
+        simulates=agent.simulates,
+    )
 
 
 def _sum_where(mask: jax.Array, x: jax.Array) -> jax.Array:

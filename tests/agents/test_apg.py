@@ -48,7 +48,16 @@ def played(env, config, state, key, length=8, num_envs=3):
     start, obs = env.reset(env_key, num_envs)
     zero = jnp.zeros((), jnp.int32)
     ts = train.TrainState(state, start, obs, (), jax.random.key(0), zero)
-    return unroll(agent, env, config, ts, key, length)[1]
+    return unroll(
+        agent.act,
+        env,
+        config,
+        ts,
+        memory=agent.memory,
+        simulates=agent.simulates,
+        key=key,
+        length=length,
+    )[1]
 
 
 play = jax.jit(played, static_argnames=("length", "num_envs"))

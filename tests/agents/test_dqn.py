@@ -225,7 +225,15 @@ def test_dqn_repeats_exploring_actions(case, state):
     def played(key):
         ts = train.init(agent, env, config, key)
         assert ts.agent.replay.steps.memory == ()
-        return unroll(agent, env, config, ts, jax.random.key(1), 40)[1]
+        return unroll(
+            agent.act,
+            env,
+            config,
+            ts,
+            memory=agent.memory,
+            key=jax.random.key(1),
+            length=40,
+        )[1]
 
     rollout = jax.tree.map(np.array, played(jax.random.key(0)))
     left = np.array(rollout.memory[..., 1])

@@ -181,7 +181,15 @@ def late_values(key, cap_ends):
         clip_value=False,  # which would take the critic long to reach 20
     )
     ts, metrics = train.train(agent, env, config, key)
-    _, rollout, info = unroll(agent, env, config, ts, jax.random.key(1), 100)
+    _, rollout, info = unroll(
+        agent.act,
+        env,
+        config,
+        ts,
+        memory=agent.memory,
+        key=jax.random.key(1),
+        length=100,
+    )
     value = on_policy.critic(env.spec, config).apply(ts.agent.critic, rollout.obs)
     value = value.mean(where=info["episode_length"] > 40)
     return value, metrics["episode_length"][-5:].mean()

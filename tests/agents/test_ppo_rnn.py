@@ -73,10 +73,26 @@ def acted():
         flat, unravel = ravel_pytree((ts.agent.actor, ts.agent.critic))
         actor, critic = unravel(flat + jax.random.normal(key, flat.shape))
         ts = ts._replace(agent=ts.agent._replace(actor=actor, critic=critic))
-        ts, first, _ = unroll(AGENT, ENV, CONFIG, ts, jax.random.key(1), T)
+        ts, first, _ = unroll(
+            AGENT.act,
+            ENV,
+            CONFIG,
+            ts,
+            memory=AGENT.memory,
+            key=jax.random.key(1),
+            length=T,
+        )
         _, past = ppo_rnn.prepare(ENV.spec, CONFIG, ts.agent, first)
         ts = ts._replace(agent=ts.agent._replace(past=past))
-        ts, second, _ = unroll(AGENT, ENV, CONFIG, ts, jax.random.key(2), T)
+        ts, second, _ = unroll(
+            AGENT.act,
+            ENV,
+            CONFIG,
+            ts,
+            memory=AGENT.memory,
+            key=jax.random.key(2),
+            length=T,
+        )
         return ts.agent, first, second
 
     state, first, second = jax.tree.map(np.array, rollouts(jax.random.key(0)))

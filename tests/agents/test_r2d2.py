@@ -234,7 +234,9 @@ def test_r2d2_remembers_in_replay_what_it_did_in_acting():
     def values(key):
         ts = train.init(agent, env, config, key)
         params = ts.agent.params
-        _, rollout, _ = unroll(agent, env, config, ts, key, 12)
+        _, rollout, _ = unroll(
+            agent.act, env, config, ts, memory=agent.memory, key=key, length=12
+        )
         of_one = functools.partial(r2d2.action_values, env.spec, config, params, params)
         q, next_q = jax.vmap(of_one, in_axes=1, out_axes=1)(rollout)
         return rollout, q, next_q, net.apply(params, rollout.obs, rollout.memory)[0]

@@ -297,7 +297,16 @@ def test_normalized_runs_have_derivatives():
         agent = scripted(
             lambda config, state, memory, obs, key, explore: (-obs * 0.1, memory, ())
         )._replace(simulates=True, memory=lambda config, num_envs: ())
-        old = rollout.unroll(agent, env, (), ts, jax.random.key(1), 6)[1]
+        old = rollout.unroll(
+            agent.act,
+            env,
+            (),
+            ts,
+            memory=agent.memory,
+            simulates=agent.simulates,
+            key=jax.random.key(1),
+            length=6,
+        )[1]
         new = rollout.simulate(old, lambda obs, extras: -obs * scale)
         return new.reward.sum(), (old, new)
 

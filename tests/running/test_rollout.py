@@ -85,7 +85,7 @@ def test_values_in_pieces_are_the_same(monkeypatch):
         return critic(obs)
 
     want = values_of(critic, rollout, 6)
-    monkeypatch.setattr("rljax.rollout._CACHED", 5 * N * 2)  # of 12 + 1 + 2 rows
+    monkeypatch.setattr("rljax.running.rollout._CACHED", 5 * N * 2)  # of 12 + 1 + 2 rows
     got = values_of(counting, rollout, 6)
     chex.assert_trees_all_close(got, want, rtol=1e-6)
     pieces = jax.default_backend() == "cpu"
@@ -150,7 +150,16 @@ def replayable(env, key):
     state, obs = env.reset(env_key, N)
     zero = jnp.zeros((), jnp.int32)
     ts = train.TrainState((), state, obs, (), jax.random.key(0), zero)
-    return unroll(agent, env, None, ts, key, T)[1]
+    return unroll(
+        agent.act,
+        env,
+        None,
+        ts,
+        memory=agent.memory,
+        simulates=agent.simulates,
+        key=key,
+        length=T,
+    )[1]
 
 
 @pytest.mark.parametrize("probe", [probe_envs.Slide, probe_envs.SlideOn])

@@ -521,9 +521,9 @@ def test_unroll():
     env_state, obs = env.reset(jax.random.key(0), 2)
     start = TrainState((), env_state, obs, agent.memory((), 2), (), jnp.int32(10))
     key = jax.random.key(1)
-    ts, rollout, info = jax.jit(lambda s, k: unroll(agent, env, (), s, k, 5))(
-        start, key
-    )
+    ts, rollout, info = jax.jit(
+        lambda s, k: unroll(agent.act, env, (), s, memory=agent.memory, key=k, length=5)
+    )(start, key)
     columns = {
         "obs": [0, 1, 2, 0, 1],
         "next_obs": [1, 2, 3, 1, 2],
@@ -546,7 +546,11 @@ def test_unroll_links_steps_and_draws_new_randomness():
     env, agent = envs.make("CartPole-v1"), scripted(random)
     env_state, obs = env.reset(jax.random.key(0), 2)
     ts = TrainState((), env_state, obs, agent.memory((), 2), (), jnp.int32(0))
-    play = jax.jit(lambda ts, key: unroll(agent, env, (), ts, key, 60)[1])
+    play = jax.jit(
+        lambda ts, key: unroll(
+            agent.act, env, (), ts, memory=agent.memory, key=key, length=60
+        )[1]
+    )
     first, second = play(ts, jax.random.key(1)), play(ts, jax.random.key(2))
     assert (first.action != second.action).any()
     done = first.terminated | first.truncated
