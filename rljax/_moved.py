@@ -15,6 +15,11 @@ MODULES = {
     "evaluate": "running.evaluate",
     "layers": "networks.layers",
     "logging": "running.logging",
+    "losses.noise": "learners.exploration",
+    "losses.off_policy": "losses.off_policy_returns",
+    "losses.policy": "losses.policy_gradient",
+    "losses.value": "losses.one_step",
+    "losses.value_sequences": "losses.multi_step",
     "maml": "meta.maml",
     "meta_envs": "envs.tasks",
     "observations": "networks.observations",
@@ -49,14 +54,14 @@ class _Finder(MetaPathFinder, Loader):
         path: Sequence[str] | None,
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
-        package, _, name = fullname.rpartition(".")
+        package, _, name = fullname.partition(".")
         if package == "rljax" and name in MODULES:
             return ModuleSpec(fullname, self)
         return None
 
     def exec_module(self, module: ModuleType) -> None:
         # The import system takes what stands here once this returns.
-        sys.modules[module.__name__] = load(module.__name__.rpartition(".")[2])
+        sys.modules[module.__name__] = load(module.__name__.partition(".")[2])
 
 
 def install() -> None:

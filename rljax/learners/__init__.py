@@ -1,6 +1,7 @@
 """Mechanics that agents share: losses, targets and the order of updates stay theirs.
 
 actor_critic  an actor and critics from a replay
+exploration   noise that is added to actions or to a prior
 on_policy     a policy and a value from fresh rollouts
 optimizers    Adam, clipping and schedules with derivatives where a gradient is 0
 q_learner     action values from a replay
@@ -12,6 +13,7 @@ from rljax._deferred import submodule
 
 if TYPE_CHECKING:  # for editors; a test compares it with the folder
     from rljax.learners import actor_critic as actor_critic
+    from rljax.learners import exploration as exploration
     from rljax.learners import on_policy as on_policy
     from rljax.learners import optimizers as optimizers
     from rljax.learners import q_learner as q_learner

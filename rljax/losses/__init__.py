@@ -1,15 +1,30 @@
-"""Losses, targets and estimators: un-batched functions from arrays to arrays."""
+"""Losses, targets and estimators: un-batched functions from arrays to arrays.
 
-from rljax.losses.actor_critic import (
-    dpg_loss,
-    expectile_loss,
-    sac_actor_loss,
-    sac_discrete_actor_loss,
-    sac_discrete_learning,
-    sac_learning,
-    sac_temperature_loss,
-    td3_learning,
-    td3_smoothed_action,
+basic                masked means, indexing, clipped gradients
+distributional       categorical and quantile distributions of returns
+gradient_td          TDC and GTD2
+iql                  the expectile loss of implicit Q-learning
+mpo                  MPO and V-MPO
+multi_step           temporal-difference errors of a trajectory: Q(lambda), Retrace
+off_policy_returns   returns of another policy's trajectory, with any trace
+one_step             temporal-difference errors of one transition: TD, Q-learning
+policy_gradient      policy gradients, PPO's losses, entropy, distillation
+popart               values in normalised units
+returns              advantages and returns of a trajectory: GAE, n steps, lambda
+sac                  critic, actor and temperature of soft actor-critics
+td3                  critic and actor of DPG and TD3
+transformed_returns  returns of values learned in a transformed space
+transforms           squashing functions and two-hot codes, with their inverses
+vtrace               errors and advantages corrected by importance ratios
+
+Noise for exploration, which rlax has among its losses, is in
+`rljax.learners.exploration`, and is found here too.
+"""
+
+from rljax.learners.exploration import (
+    add_dirichlet_noise,
+    add_gaussian_noise,
+    add_ornstein_uhlenbeck_noise,
 )
 from rljax.losses.basic import (
     batched_index,
@@ -30,6 +45,9 @@ from rljax.losses.distributional import (
 from rljax.losses.gradient_td import (
     gradient_td_loss,
 )
+from rljax.losses.iql import (
+    expectile_loss,
+)
 from rljax.losses.mpo import (
     LagrangePenalty,
     MpoOutputs,
@@ -39,16 +57,34 @@ from rljax.losses.mpo import (
     vmpo_compute_weights_and_temperature_loss,
     vmpo_loss,
 )
-from rljax.losses.noise import (
-    add_dirichlet_noise,
-    add_gaussian_noise,
-    add_ornstein_uhlenbeck_noise,
+from rljax.losses.multi_step import (
+    q_lambda,
+    retrace,
+    retrace_continuous,
+    sarsa_lambda,
+    td_lambda,
+    transformed_n_step_q_learning,
+    transformed_q_lambda,
+    transformed_retrace,
+    tree_backup,
 )
-from rljax.losses.off_policy import (
+from rljax.losses.off_policy_returns import (
     general_off_policy_returns_from_action_values,
     general_off_policy_returns_from_q_and_v,
 )
-from rljax.losses.policy import (
+from rljax.losses.one_step import (
+    double_q_learning,
+    expected_sarsa,
+    munchausen_q_learning,
+    persistent_q_learning,
+    q_learning,
+    qv_learning,
+    qv_max,
+    sarsa,
+    soft_q_learning,
+    td_learning,
+)
+from rljax.losses.policy_gradient import (
     awr_loss,
     clipped_surrogate_pg_loss,
     clipped_value_loss,
@@ -76,6 +112,18 @@ from rljax.losses.returns import (
     lambda_returns,
     n_step_bootstrapped_returns,
 )
+from rljax.losses.sac import (
+    sac_actor_loss,
+    sac_discrete_actor_loss,
+    sac_discrete_learning,
+    sac_learning,
+    sac_temperature_loss,
+)
+from rljax.losses.td3 import (
+    dpg_loss,
+    td3_learning,
+    td3_smoothed_action,
+)
 from rljax.losses.transformed_returns import (
     transformed_general_off_policy_returns_from_action_values,
     transformed_lambda_returns,
@@ -99,29 +147,6 @@ from rljax.losses.transforms import (
     transform_to_2hot,
     twohot_pair,
     unbiased_transform_pair,
-)
-from rljax.losses.value import (
-    double_q_learning,
-    expected_sarsa,
-    munchausen_q_learning,
-    persistent_q_learning,
-    q_learning,
-    qv_learning,
-    qv_max,
-    sarsa,
-    soft_q_learning,
-    td_learning,
-)
-from rljax.losses.value_sequences import (
-    q_lambda,
-    retrace,
-    retrace_continuous,
-    sarsa_lambda,
-    td_lambda,
-    transformed_n_step_q_learning,
-    transformed_q_lambda,
-    transformed_retrace,
-    tree_backup,
 )
 from rljax.losses.vtrace import (
     VTraceOutput,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.losses._common import checked, promoted
+from rljax._shapes import checked, promoted
 
 
 @checked("x[...] mask[...]:bool")

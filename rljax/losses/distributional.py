@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.losses._common import Stop, check_stop, checked, chosen, stop_if
+from rljax._shapes import checked
+from rljax.losses._common import Stop, check_stop, chosen, stop_if
 from rljax.losses.transforms import transform_to_2hot
 
 

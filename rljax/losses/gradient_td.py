@@ -4,7 +4,8 @@ from typing import Literal, get_args
 
 import jax
 
-from rljax.losses._common import Stop, check_stop, checked, stop_if
+from rljax._shapes import checked
+from rljax.losses._common import Stop, check_stop, stop_if
 
 Method = Literal["tdc", "gtd2"]
 

@@ -16,16 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.losses._common import (
-    AxisName,
-    Stop,
-    check_stop,
-    checked,
-    promoted,
-    stop_if,
-    unmasked,
-    weighted,
-)
+from rljax._shapes import checked, promoted
+from rljax.losses._common import AxisName, Stop, check_stop, stop_if, unmasked, weighted
 
 Projection = Callable[[jax.Array], jax.Array]
 

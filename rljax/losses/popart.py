@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.losses._common import AxisName, chosen, promoted
+from rljax._shapes import promoted
+from rljax.losses._common import AxisName, chosen
 from rljax.losses.basic import batched_index
 
 Params = Mapping[str, jax.Array]

@@ -3,8 +3,11 @@
 import jax
 from jax.typing import ArrayLike
 
-from rljax.losses._common import Stop, check_stop, checked, stop_if, unmasked
-from rljax.losses.off_policy import general_off_policy_returns_from_action_values
+from rljax._shapes import checked
+from rljax.losses._common import Stop, check_stop, stop_if, unmasked
+from rljax.losses.off_policy_returns import (
+    general_off_policy_returns_from_action_values,
+)
 from rljax.losses.returns import lambda_returns, n_step_bootstrapped_returns
 from rljax.losses.transforms import TxPair
 

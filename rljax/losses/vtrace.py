@@ -6,13 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.losses._common import (
-    Stop,
-    accumulate,
-    check_stop,
-    checked,
-    stop_if,
-)
+from rljax._shapes import checked
+from rljax.losses._common import Stop, accumulate, check_stop, stop_if
 
 
 @checked("r_t[T] discount_t[T] rho_tm1[T] lambda_[T]|[] v_tm1[T] v_t[T]")

@@ -1,9 +1,9 @@
-"""Transforms and other parts of losses: see test_losses.py."""
+"""Transforms of values: see test_losses.py."""
 
 import numpy as np
 import rlax
 
-from rljax.losses import basic, transforms
+from rljax.losses import transforms
 
 from .loss_case import Case
 
@@ -51,10 +51,6 @@ def from_2hot(probs, min_value, max_value, num_bins):
     )
 
 
-def rlax_clip_gradient(x, gradient_min, gradient_max):
-    return rlax.clip_gradient(x, gradient_min, gradient_max)  # by position only
-
-
 CASES = {
     "signed_logp1": elementwise(
         transforms.signed_logp1,
@@ -92,24 +88,5 @@ CASES = {
         oracle=from_2hot,
         rlax=rlax.transform_from_2hot,
         any_shape=("probs",),
-    ),
-    "batched_index": Case(
-        basic.batched_index,
-        {"values": "T,A:real", "indices": "T:action"},
-        always=("values",),
-        stops=False,
-        oracle=lambda values, indices: np.array(
-            [row[i] for row, i in zip(values, indices, strict=True)]
-        ),
-        rlax=rlax.batched_index,
-    ),
-    "clip_gradient": Case(
-        basic.clip_gradient,
-        {"x": "T:real", "gradient_min": ":hyper", "gradient_max": ":hyper"},
-        stops=False,
-        oracle=lambda x, gradient_min, gradient_max: x,
-        rlax=rlax_clip_gradient,
-        any_shape=("x",),
-        smooth=False,  # the clipped gradient is not the derivative
     ),
 }

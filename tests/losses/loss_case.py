@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import oracles
+
 SIZES = {"T": 6, "A": 3, "N": 5, "M": 4, "D": 2, "K": 7}
 
 
@@ -118,3 +120,20 @@ def jitted(fn: Callable[..., Any]) -> Callable[..., Any]:
 def leaf_sum(tree: Any) -> jax.Array:
     """Every element of the result with a cotangent of its own."""
     return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+@functools.cache
+def rollouts(seed, policy_seed=None, length=3):
+    """Every trajectory of an MDP from each state and action, with exact values."""
+    mdp = oracles.random_mdp(seed, num_states=3, num_actions=2)
+    policy = oracles.random_policy(seed, mdp)
+    behaviour = oracles.random_policy(policy_seed or seed, mdp)
+    v = oracles.policy_value(mdp, policy)
+    q = oracles.action_value(mdp, v)
+    rows = [
+        oracles.trajectories(mdp, behaviour, s, a, length)
+        for s, a in np.ndindex(q.shape)
+    ]
+    weights, states, actions = (np.stack(column) for column in zip(*rows, strict=True))
+    np.testing.assert_allclose(weights.sum(1), 1.0, 1e-12)
+    return mdp, policy, behaviour, v, q, weights, states, actions

@@ -25,7 +25,6 @@ from rljax.losses.transforms import transform_from_2hot
 from .cases_distributional import CASES, project, project_evenly, quiet, softmax
 from .loss_case import call, draw, split
 
-ACTIONS = [name for name, case in CASES.items() if "a_tm1" in case.args]
 LOGITS = [name for name, case in CASES.items() if "logits" in str(case.args)]
 QUANTILES = [name for name in CASES if name.startswith("quantile")]
 l2_project = jax.jit(categorical_l2_project)
@@ -391,12 +390,6 @@ def test_a_target_of_probability_zero_has_a_gradient():
     chex.assert_tree_all_finite(g)
     np.testing.assert_allclose(g["r_t"], -1.0, 1e-6)  # the logits of atoms 0 and 1
     assert np.isnan(g_theirs["r_t"])
-
-
-@pytest.mark.parametrize("name", ACTIONS)
-@pytest.mark.parametrize("action", [-1, 3])
-def test_an_action_out_of_range_is_nan(name, action):
-    assert np.isnan(jitted(name)(arrays(name) | {"a_tm1": np.int32(action)}))
 
 
 def test_termination_ignores_the_bootstrap():

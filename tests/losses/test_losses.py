@@ -24,22 +24,52 @@ from jax.extend.core import jaxprs_in_params
 from rljax import losses
 
 from . import (
+    cases_basic,
     cases_distributional,
+    cases_gradient_td,
+    cases_iql,
     cases_mpo,
-    cases_policy,
+    cases_multi_step,
+    cases_off_policy_returns,
+    cases_one_step,
+    cases_policy_gradient,
     cases_returns,
+    cases_sac,
+    cases_td3,
+    cases_transformed_returns,
     cases_transforms,
-    cases_value,
+    cases_vtrace,
 )
-from .loss_case import META, Case, call, draw, draw_numpy, kind, leaf_sum, shape, split
+from .loss_case import (
+    META,
+    SIZES,
+    Case,
+    call,
+    draw,
+    draw_numpy,
+    jitted,
+    kind,
+    leaf_sum,
+    shape,
+    split,
+)
 
 CASES: dict[str, Case] = {
     **cases_returns.CASES,
-    **cases_value.CASES,
+    **cases_off_policy_returns.CASES,
+    **cases_transformed_returns.CASES,
+    **cases_vtrace.CASES,
+    **cases_one_step.CASES,
+    **cases_multi_step.CASES,
+    **cases_gradient_td.CASES,
     **cases_distributional.CASES,
-    **cases_policy.CASES,
+    **cases_policy_gradient.CASES,
+    **cases_sac.CASES,
+    **cases_td3.CASES,
+    **cases_iql.CASES,
     **cases_mpo.CASES,
     **cases_transforms.CASES,
+    **cases_basic.CASES,
 }
 NOT_SWEPT = {  # tested in the files of their modules
     # Types and constants.
@@ -683,7 +713,71 @@ def test_checks_add_nothing_to_a_program(name):
     assert program == bare
 
 
+# Trajectories that are cut.
+
+
+def traces(case):
+    """The arguments that are 0 where a trajectory is cut."""
+    return [k for k in ("lambda_", "lambda_t", "c_t") if k in case.args]
+
+
+def split_by_trace(case):
+    """Yields arguments with a trace of 0 at a cut, and those of the two parts."""
+    steps = shape(case, "r_t")[0]
+    for cut in (1, 3, steps - 1):
+        x = draw_numpy(case)
+        for k in traces(case):
+            x[k][cut - 1] = 0.0
+
+        def part(start, stop, x=x):
+            """Arrays with one step less lack the part's last one."""
+            return {
+                k: v[start : stop - steps + len(v)] if v.ndim else v
+                for k, v in x.items()
+            }
+
+        yield x, (part(0, cut), part(cut, steps))
+
+
+def equal_joined(whole, parts):
+    for leaf, *each in zip(*map(jax.tree.leaves, (whole, *parts)), strict=True):
+        np.testing.assert_allclose(leaf, np.concatenate(each), 1e-10, 1e-12)
+
+
+@sweep(traces)
+def test_a_trace_of_zero_splits_the_trajectory(name, x64):
+    """In two parts, each by its definition."""
+    case = CASES[name]
+    for x, parts in split_by_trace(case):
+        whole = jitted(case.fn)(**x, **case.static)
+        equal_joined(whole, [case.oracle(**y, **case.static) for y in parts])
+
+
+@sweep(traces, fast={"tree_backup", "vtrace_td_error_and_advantage"})
+def test_parts_of_any_length(name, x64):
+    """As above, but the parts too are computed by the package, from 1 to 5 steps."""
+    case = CASES[name]
+    for x, parts in split_by_trace(case):
+        whole = jitted(case.fn)(**x, **case.static)
+        equal_joined(whole, [jitted(case.fn)(**y, **case.static) for y in parts])
+
+
 # Refusals.
+
+
+def actions(case):
+    return [k for k in case.args if kind(case, k) == "action"]
+
+
+@sweep(actions)
+def test_an_action_out_of_range_is_nan(name):
+    case = CASES[name]
+    for argument in actions(case):
+        for action in (-1, SIZES["A"], SIZES["A"] + 4):
+            x = draw_numpy(case)
+            x[argument][... if x[argument].ndim == 0 else 0] = action
+            out = jitted(case.fn)(**x, **case.static)
+            assert np.isnan(np.ravel(out)[0]), (argument, action)
 
 
 @sweep(lambda case: case.stops)

@@ -1,10 +1,6 @@
-"""Returns and V-trace: truncation, identities, and exact values of tabular MDPs."""
+"""Returns and advantages: truncation, identities, tabular MDPs."""
 
-import functools
-
-import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import rlax
@@ -13,9 +9,11 @@ from rljax import losses
 
 from .. import oracles
 from .cases_returns import CASES
-from .loss_case import SIZES, draw_numpy, jitted
+from .loss_case import SIZES, draw_numpy, jitted, rollouts
 
 T = SIZES["T"]
+
+
 ON_POLICY = ("generalized_advantage_estimation", "lambda_returns")
 
 
@@ -35,71 +33,6 @@ def test_gae_bootstraps_a_truncated_step_from_its_true_successor():
         r_t, discount_t, lambda_t, np.array([5.0, 0.0, 0.0])
     )
     np.testing.assert_allclose(wrong[0], -4.0, 1e-6)
-
-
-def test_vtrace_bootstraps_a_truncated_step_from_its_true_successor():
-    """The value acted in is 2, of the final observation 10, after the reset 1."""
-    v_tm1, v_t = np.array([2.0, 1.0]), np.array([10.0, 1.0])
-    args = (v_tm1, v_t, np.array([1.0, 0.1]), np.array([0.9, 0.9]), np.ones(2))
-    lambda_t = np.array([0.0, 1.0])
-    ours = jitted(losses.vtrace_td_error_and_advantage)(*args, lambda_t)
-    theirs = jitted(rlax.vtrace_td_error_and_advantage)(*args, lambda_t)
-    np.testing.assert_allclose(ours.pg_advantage, [8.0, 0.0], atol=1e-6)
-    np.testing.assert_allclose(theirs.pg_advantage[0], -0.1, 1e-5)
-    np.testing.assert_allclose(ours.errors, theirs.errors, atol=1e-6)
-
-
-SEQUENCES = (
-    *("n_step_bootstrapped_returns", "lambda_returns", "vtrace", "leaky_vtrace"),
-    *("generalized_advantage_estimation", "importance_corrected_td_errors"),
-    *("vtrace_td_error_and_advantage", "leaky_vtrace_td_error_and_advantage"),
-    *("transformed_lambda_returns", "transformed_n_step_returns"),
-    "general_off_policy_returns_from_action_values",
-    "transformed_general_off_policy_returns_from_action_values",
-)
-
-
-def split_by_lambda(case):
-    """Yields arguments with lambda 0 at a cut, and those of the two parts."""
-    for cut in (1, 3, T - 1):
-        x = draw_numpy(case)
-        argument = next(k for k in ("lambda_", "lambda_t", "c_t") if k in x)
-        x[argument][cut - 1] = 0.0
-        slices = slice(cut), slice(cut, None)
-        yield x, [{k: v[i] if v.ndim else v for k, v in x.items()} for i in slices]
-
-
-def equal_joined(whole, parts):
-    for leaf, *each in zip(*map(jax.tree.leaves, (whole, *parts)), strict=True):
-        np.testing.assert_allclose(leaf, np.concatenate(each), 1e-10, 1e-12)
-
-
-@pytest.mark.parametrize("name", SEQUENCES)
-def test_lambda_zero_at_a_cut_splits_the_trajectory(name, x64):
-    """In two parts, each by its definition."""
-    case = CASES[name]
-    for x, parts in split_by_lambda(case):
-        whole = jitted(case.fn)(**x, **case.static)
-        equal_joined(whole, [case.oracle(**y, **case.static) for y in parts])
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "vtrace_td_error_and_advantage",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in SEQUENCES
-            if name != "vtrace_td_error_and_advantage"
-        ),
-    ],
-)
-def test_parts_of_any_length(name, x64):
-    """As above, but the parts too are computed by the package, from 1 to 5 steps."""
-    case = CASES[name]
-    for x, parts in split_by_lambda(case):
-        whole = jitted(case.fn)(**x, **case.static)
-        equal_joined(whole, [jitted(case.fn)(**y, **case.static) for y in parts])
 
 
 # Identities.
@@ -176,129 +109,6 @@ def test_n_below_one(n):
         losses.n_step_bootstrapped_returns(**x, n=n)
 
 
-def test_on_policy_vtrace_is_gae(x64):
-    """Ratios of 1, whatever the clips; the advantage is one step of lambda-returns."""
-    x = draw_numpy(CASES["vtrace_td_error_and_advantage"])
-    x |= {"rho_tm1": np.ones(T), "clip_rho_threshold": 1.0}
-    x |= {"clip_pg_rho_threshold": 2.0, "lambda_": np.full(T, 0.7)}
-    x["v_t"] = np.append(x["v_tm1"][1:], x["v_t"][-1])
-    out = jitted(losses.vtrace_td_error_and_advantage)(**x)
-    adv_t = jitted(losses.generalized_advantage_estimation)(
-        x["r_t"], x["discount_t"], x["v_tm1"], x["v_t"], x["lambda_"]
-    )
-    np.testing.assert_allclose(out.errors, adv_t, 1e-12)
-    np.testing.assert_allclose(out.pg_advantage, adv_t, 1e-12)
-
-
-def test_leaky_vtrace_at_alpha_zero_is_importance_sampling(x64):
-    x = draw_numpy(CASES["leaky_vtrace"]) | {"alpha_": 0.0}
-    x["v_t"] = np.append(x["v_tm1"][1:], x["v_t"][-1])
-    names = ("r_t", "discount_t", "rho_tm1", "lambda_", "v_tm1", "v_t")
-    importance = jitted(losses.importance_corrected_td_errors)
-    expected = importance(*(x[name] for name in names))
-    np.testing.assert_allclose(jitted(losses.leaky_vtrace)(**x), expected, 1e-12)
-
-
-MASK = np.array([True, False, True, True, False, True])
-
-
-@pytest.mark.parametrize("stop", ["bootstrap", "target", "none"])
-def test_vtrace_sample_mask_leaves_steps_out(stop, x64):
-    """As if the others followed each other; all steps masked give no error."""
-    x, leaky_vtrace = draw_numpy(CASES["leaky_vtrace"]), jitted(losses.leaky_vtrace)
-    errors = leaky_vtrace(**x, stop=stop, sample_mask=MASK)
-    short = {k: v[MASK] if v.ndim else v for k, v in x.items()}
-    np.testing.assert_allclose(errors[MASK], leaky_vtrace(**short), 1e-12)
-    nothing = leaky_vtrace(**x, stop=stop, sample_mask=np.zeros(T, bool))
-    np.testing.assert_array_equal(nothing, 0.0)
-    rlax_errors = jitted(rlax.leaky_vtrace)(**x, sample_mask=MASK)
-    np.testing.assert_allclose(errors, rlax_errors, 1e-12)
-
-
-def test_sample_mask_reaches_the_advantages(x64):
-    x = draw_numpy(CASES["vtrace_td_error_and_advantage"])
-    x["v_t"] = np.append(x["v_tm1"][1:], x["v_t"][-1])
-    ours = jitted(losses.vtrace_td_error_and_advantage)(**x, sample_mask=MASK)
-    theirs = jitted(rlax.vtrace_td_error_and_advantage)(**x, sample_mask=MASK)
-    chex.assert_trees_all_close(tuple(ours), tuple(theirs))
-    whole = jitted(losses.vtrace_td_error_and_advantage)(**x)
-    assert not np.allclose(ours.pg_advantage, whole.pg_advantage)
-
-
-STOPS = ("bootstrap", "target", "none")
-
-
-@functools.cache
-def meta_gradients_of_the_transform(name):
-    """Returns the slopes of the three modes, and what they are in truth."""
-    case, rng = CASES[name], np.random.default_rng(3)
-    x = draw_numpy(case)
-    network = "q_t" if "q_t" in x else "v_t"
-    weights = rng.normal(size=(*x[network].shape, 3))
-    predict = rng.normal(size=(T, 3))
-
-    def outer(eps, stop):
-        pair = losses.TxPair(
-            lambda y: losses.signed_hyperbolic(y, eps),
-            lambda y: losses.signed_parabolic(y, eps),
-        )
-
-        def loss(p, boot):
-            static = dict(case.static) | {"tx_pair": pair}
-            target = case.fn(**x | {network: weights @ boot}, **static, stop=stop)
-            return jnp.mean((target - predict @ p) ** 2)
-
-        p = jnp.ones(3)
-        return jnp.sum(jnp.sin(p - 0.1 * jax.grad(loss)(p, p)))
-
-    @jax.jit
-    def evaluate(eps):
-        return [jax.value_and_grad(outer)(eps, stop) for stop in STOPS]
-
-    h = 1e-6
-    slopes = [float(slope) for _, slope in evaluate(0.1)]
-    up, down = (np.array([y for y, _ in evaluate(0.1 + d)]) for d in (h, -h))
-    return dict(
-        zip(STOPS, zip(slopes, (up - down) / (2 * h), strict=True), strict=True)
-    )
-
-
-@pytest.mark.parametrize("stop", STOPS)
-@pytest.mark.parametrize("name", [name for name in CASES if "transformed" in name])
-def test_meta_gradient_of_the_transform(name, stop, x64):
-    """Through one step: its parameters are tuned, unless the target is stopped."""
-    slope, expected = meta_gradients_of_the_transform(name)[stop]
-    assert abs(expected) > 1e-4
-    np.testing.assert_allclose(slope, 0.0 if stop == "target" else expected, 1e-5)
-
-
-@pytest.mark.parametrize("length", [T - 1, T + 1])
-def test_traces_are_one_shorter_than_rewards(length):
-    x = draw_numpy(CASES["general_off_policy_returns_from_q_and_v"])
-    x = x | dict.fromkeys(("q_t", "c_t"), np.ones(length, np.float32))
-    with pytest.raises(AssertionError, match=r"^v_t: expected the shape .*q_t\[K-1\]"):
-        losses.general_off_policy_returns_from_q_and_v(**x)
-
-
-@pytest.mark.parametrize("mask", [np.ones(T), np.ones(T - 1, bool)])
-def test_sample_mask_is_checked(mask):
-    with pytest.raises(AssertionError, match="sample_mask"):
-        losses.vtrace(**draw_numpy(CASES["vtrace"]), sample_mask=mask)
-
-
-def test_identity_pair_changes_nothing(x64):
-    for name in ("lambda_returns", "n_step_bootstrapped_returns"):
-        plain = CASES[name]
-        x = draw_numpy(plain)
-        transformed = getattr(
-            losses, "transformed_" + name.replace("bootstrapped_", "")
-        )
-        chex.assert_trees_all_equal(
-            jitted(transformed)(tx_pair=losses.IDENTITY_PAIR, **x, **plain.static),
-            jitted(plain.fn)(**x, **plain.static),
-        )
-
-
 # Exact values of tabular MDPs.
 
 
@@ -310,23 +120,6 @@ def test_oracles_known_value_gamma_gradient():
     expected = [101.4891, 101.4822, 101.3672, 101.7111, 101.6445, 101.4856]
     gradient = oracles.value_gamma_gradient(mdp, np.ones((6, 1)))
     np.testing.assert_allclose(gradient, expected, 1e-6)
-
-
-@functools.cache
-def rollouts(seed, policy_seed=None, length=3):
-    """Every trajectory of an MDP from each state and action, with exact values."""
-    mdp = oracles.random_mdp(seed, num_states=3, num_actions=2)
-    policy = oracles.random_policy(seed, mdp)
-    behaviour = oracles.random_policy(policy_seed or seed, mdp)
-    v = oracles.policy_value(mdp, policy)
-    q = oracles.action_value(mdp, v)
-    rows = [
-        oracles.trajectories(mdp, behaviour, s, a, length)
-        for s, a in np.ndindex(q.shape)
-    ]
-    weights, states, actions = (np.stack(column) for column in zip(*rows, strict=True))
-    np.testing.assert_allclose(weights.sum(1), 1.0, 1e-12)
-    return mdp, policy, behaviour, v, q, weights, states, actions
 
 
 @jax.jit
@@ -353,42 +146,6 @@ def test_expected_gae_is_the_advantage(lambda_, x64):
     )
     expected_adv = (q - v[:, None]).ravel()
     np.testing.assert_allclose((weights * adv).sum(1), expected_adv, 1e-10)
-    np.testing.assert_allclose((weights * g).sum(1), q.ravel(), 1e-10)
-
-
-@jax.jit
-def first_off_policy_returns(q_t, a_t, r_t, discount_t, c_t, pi_t):
-    """Returns of the first step of every row `[S * A, N, length]`."""
-
-    def first_return(q_t, a_t, r_t, c_t, pi_t):
-        return losses.general_off_policy_returns_from_action_values(
-            q_t, a_t, r_t, discount_t, c_t, pi_t
-        )[0]
-
-    return jax.vmap(jax.vmap(first_return))(q_t, a_t, r_t, c_t, pi_t)
-
-
-@pytest.mark.parametrize("trace", ["retrace", "importance", "tree backup", "q lambda"])
-def test_expected_off_policy_return_is_the_action_value(trace, x64):
-    """From another policy's trajectories, with the true values of this one."""
-    mdp, policy, mu, _, q, weights, states, actions = rollouts(2, policy_seed=5)
-    between = states[..., 1:-1], actions[..., 1:]
-    pi_a, mu_a = policy[between], mu[between]
-    c_t = {
-        "retrace": 0.9 * np.minimum(1.0, pi_a / mu_a),
-        "importance": pi_a / mu_a,
-        "tree backup": 0.9 * pi_a,
-        "q lambda": np.full_like(pi_a, 0.3),
-    }[trace]
-    last = np.zeros((*actions.shape[:-1], 1))  # neither an action nor a trace
-    g = first_off_policy_returns(
-        q_t=q[states[..., 1:]],
-        a_t=np.append(actions[..., 1:], last.astype(int), axis=-1),
-        r_t=mdp.r[states[..., :-1], actions],
-        discount_t=np.full(actions.shape[-1], mdp.gamma),
-        c_t=np.append(c_t, last, axis=-1),
-        pi_t=policy[states[..., 1:]],
-    )
     np.testing.assert_allclose((weights * g).sum(1), q.ravel(), 1e-10)
 
 

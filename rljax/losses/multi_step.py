@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.losses._common import Stop, check_stop, checked, chosen, stop_if
-from rljax.losses.off_policy import (
+from rljax._shapes import checked
+from rljax.losses._common import Stop, check_stop, chosen, stop_if
+from rljax.losses.off_policy_returns import (
     general_off_policy_returns_from_action_values,
     general_off_policy_returns_from_q_and_v,
 )

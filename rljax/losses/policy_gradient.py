@@ -4,14 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.losses._common import (
-    Stop,
-    check_stop,
-    checked,
-    chosen,
-    expectation,
-    stop_if,
-)
+from rljax._shapes import checked
+from rljax.losses._common import Stop, check_stop, chosen, expectation, stop_if
 
 
 @checked("logits_t[T,A] a_t[T]:int adv_t[T] w_t[T]|[]")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax.losses import (
+from rljax.learners.exploration import (
     add_dirichlet_noise,
     add_gaussian_noise,
     add_ornstein_uhlenbeck_noise,

@@ -1,10 +1,10 @@
-"""Noise for exploration, added to actions and to policies."""
+"""Exploration: noise that is added to actions or to a prior."""
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.losses._common import checked
+from rljax._shapes import checked
 
 
 @checked("action[...] stddev[...]|[]")
@@ -29,7 +29,7 @@ def add_gaussian_noise(
     Example:
       >>> import jax
       >>> import jax.numpy as jnp
-      >>> from rljax.losses import add_gaussian_noise
+      >>> from rljax.learners.exploration import add_gaussian_noise
       >>> action = jnp.array([1.0, -1.0])
       >>> add_gaussian_noise(jax.random.key(0), action, 0.1).shape
       (2,)
@@ -81,7 +81,7 @@ def add_ornstein_uhlenbeck_noise(
     Example:
       >>> import jax
       >>> import jax.numpy as jnp
-      >>> from rljax.losses import add_ornstein_uhlenbeck_noise
+      >>> from rljax.learners.exploration import add_ornstein_uhlenbeck_noise
       >>> action, noise_tm1 = jnp.array([1.0, -1.0]), jnp.array([0.5, 0.5])
       >>> noisy = add_ornstein_uhlenbeck_noise(
       ...     jax.random.key(0), action, noise_tm1, damping=0.5, stddev=0.0
@@ -127,7 +127,7 @@ def add_dirichlet_noise(
     Example:
       >>> import jax
       >>> import jax.numpy as jnp
-      >>> from rljax.losses import add_dirichlet_noise
+      >>> from rljax.learners.exploration import add_dirichlet_noise
       >>> prior = jnp.array([0.5, 0.25, 0.25])
       >>> add_dirichlet_noise(jax.random.key(0), prior, 0.3, 0.25).shape
       (3,)

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from rljax._shapes import checked
 from rljax.losses._common import (
     Stop,
     accumulate,
     check_stop,
-    checked,
     chosen,
     mean_value,
     stop_if,

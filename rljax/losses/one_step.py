@@ -4,15 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax.losses._common import (
-    Stop,
-    check_stop,
-    checked,
-    chosen,
-    mean_value,
-    stop_if,
-    weighted,
-)
+from rljax._shapes import checked
+from rljax.losses._common import Stop, check_stop, chosen, mean_value, stop_if, weighted
 
 
 @checked("v_tm1[] r_t[] discount_t[] v_t[]")

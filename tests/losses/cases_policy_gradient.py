@@ -1,4 +1,4 @@
-"""Policy losses and actor-critics: see test_losses.py."""
+"""Losses of policies: see test_losses.py."""
 
 import warnings
 
@@ -73,39 +73,14 @@ def awr(log_prob_t, adv_t, temperature, max_weight):
     return -min(np.exp(adv_t / temperature), max_weight) * log_prob_t
 
 
-def dpg(a_t, dqda_t, dqda_clipping):
-    norm = np.sqrt(sum(g**2 for g in dqda_t))
-    if norm > dqda_clipping:
-        dqda_t = [g * dqda_clipping / norm for g in dqda_t]
-    return -sum(a * g for a, g in zip(a_t, dqda_t, strict=True))
-
-
-def soft_value(logits, q, temperature):
-    return sum(
-        p * (q_a - temperature * np.log(p))
-        for p, q_a in zip(softmax(logits), q, strict=True)
-    )
-
-
-def sac(q_tm1, r_t, discount_t, q_t, log_prob_t, temperature):
-    return r_t + discount_t * (min(q_t) - temperature * log_prob_t) - q_tm1
-
-
-def sac_discrete(q_tm1, a_tm1, r_t, discount_t, q_t, logits_t, temperature):
-    least = [min(q_a) for q_a in q_t.T]
-    v_t = soft_value(logits_t, least, temperature)
-    return r_t + discount_t * v_t - q_tm1[a_tm1]
-
-
-def expectile(predictions, targets, expectile):
-    u = targets - predictions
-    return abs(expectile - (u < 0)) * u**2
-
-
 LOGITS, W = {"logits_t": "T,A:real"}, {"w_t": "T:hyper"}
+
+
 ALL_ACTIONS = LOGITS | {"q_t": "T,A:real"}
-TD = {"q_tm1": ":real", "r_t": ":real", "discount_t": ":discount"}
+
+
 TEMPERATURE = {"temperature": ":hyper"}
+
 
 CASES = {
     "policy_gradient_loss": Case(
@@ -226,88 +201,5 @@ CASES = {
         live=("adv_t", "temperature", "max_weight"),
         loss=True,
         oracle=each_step(awr),
-    ),
-    "dpg_loss": Case(
-        losses.dpg_loss,
-        {"a_t": "D:real", "dqda_t": "D:real", "dqda_clipping": ":hyper"},
-        always=("a_t",),
-        network=("dqda_t",),
-        live=("dqda_clipping",),
-        loss=True,
-        oracle=dpg,
-    ),
-    "sac_learning": Case(
-        losses.sac_learning,
-        TD | {"q_t": "M:real", "log_prob_t": ":log_probability"} | TEMPERATURE,
-        always=("q_tm1",),
-        network=("q_t", "log_prob_t"),
-        live=("r_t", "discount_t", "temperature"),
-        oracle=sac,
-        any_shape=("q_t",),
-    ),
-    "sac_actor_loss": Case(
-        losses.sac_actor_loss,
-        {"log_prob_t": "T:log_probability", "q_t": "T:real"} | TEMPERATURE,
-        always=("log_prob_t", "q_t", "temperature"),
-        stops=False,
-        loss=True,
-        oracle=each_step(
-            lambda log_prob_t, q_t, temperature: temperature * log_prob_t - q_t
-        ),
-    ),
-    "sac_discrete_learning": Case(
-        losses.sac_discrete_learning,
-        {
-            **{"q_tm1": "A:real", "a_tm1": ":action", "r_t": ":real"},
-            **{"discount_t": ":discount", "q_t": "M,A:real", "logits_t": "A:real"},
-            **TEMPERATURE,
-        },
-        always=("q_tm1",),
-        network=("q_t", "logits_t"),
-        live=("r_t", "discount_t", "temperature"),
-        oracle=sac_discrete,
-    ),
-    "sac_discrete_actor_loss": Case(
-        losses.sac_discrete_actor_loss,
-        {"logits_t": "A:real", "q_t": "A:real"} | TEMPERATURE,
-        always=("logits_t", "temperature"),
-        network=("q_t",),
-        loss=True,
-        oracle=lambda logits_t, q_t, temperature: (
-            -soft_value(logits_t, q_t, temperature)
-        ),
-    ),
-    "sac_temperature_loss": Case(
-        losses.sac_temperature_loss,
-        {
-            **{"log_temperature": ":real", "log_prob_t": "T:log_probability"},
-            **{"target_entropy": ":hyper"},
-        },
-        always=("log_temperature",),
-        network=("log_prob_t",),
-        live=("target_entropy",),
-        loss=True,
-        oracle=lambda log_temperature, log_prob_t, target_entropy: np.array(
-            [-np.exp(log_temperature) * (x + target_entropy) for x in log_prob_t]
-        ),
-        any_shape=("log_prob_t",),
-    ),
-    "td3_learning": Case(
-        losses.td3_learning,
-        TD | {"q_t": "M:real"},
-        always=("q_tm1",),
-        network=("q_t",),
-        live=("r_t", "discount_t"),
-        oracle=lambda q_tm1, r_t, discount_t, q_t: r_t + discount_t * min(q_t) - q_tm1,
-        any_shape=("q_t",),
-    ),
-    "expectile_loss": Case(
-        losses.expectile_loss,
-        {"predictions": "T:real", "targets": "T:real", "expectile": ":hyper"},
-        always=("predictions", "targets", "expectile"),
-        stops=False,
-        loss=True,
-        oracle=each_step(expectile),
-        rlax=rlax.expectile_loss,
     ),
 }

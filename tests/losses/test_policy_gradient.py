@@ -1,4 +1,4 @@
-"""Policy losses and actor-critics: exact policy gradients, properties, edges."""
+"""Losses of policies: exact policy gradients, properties, edges."""
 
 import functools
 
@@ -14,29 +14,27 @@ from rljax.losses import (
     awr_loss,
     clipped_surrogate_pg_loss,
     clipped_value_loss,
-    dpg_loss,
     entropy_loss,
-    expectile_loss,
     kl_penalty_loss,
     policy_distillation_loss,
     policy_gradient_loss,
     qpg_loss,
     rm_loss,
     rpg_loss,
-    sac_actor_loss,
     sac_discrete_actor_loss,
     sac_discrete_learning,
-    sac_learning,
-    sac_temperature_loss,
-    td3_smoothed_action,
 )
 
 from .. import oracles
-from .cases_policy import CASES, regrets, softmax
+from .cases_policy_gradient import CASES, regrets, softmax
 from .loss_case import SIZES, call, draw
 
 T, A = SIZES["T"], SIZES["A"]
+
+
 STOPS = ("bootstrap", "target", "none")
+
+
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}  # of one float32 computation to another
 
 
@@ -242,13 +240,6 @@ def test_derivative_of_the_policy_gradient_is_the_exact_hessian(x64):
     np.testing.assert_allclose(derivative, expected, 1e-8, 1e-10)
 
 
-def test_clipped_dpg_at_the_ends_of_float32():
-    loss, a_t = jax.jit(dpg_loss), np.float32([1.0, 2.0])
-    for scale in (1e20, 1e-25):
-        dqda_t = np.float32([3.0 * scale, 4.0 * scale])
-        np.testing.assert_allclose(loss(a_t, dqda_t, scale), -2.2 * scale, 1e-5)
-
-
 @pytest.mark.parametrize(
     "name, stop",
     [
@@ -283,8 +274,6 @@ def test_action_out_of_range_is_nan(action):
     np.testing.assert_array_equal(np.isnan(loss), np.arange(T) == 2)
     theirs = CASES["policy_gradient_loss"].rlax
     assert np.isinf(jax.jit(lambda x: theirs(**x))(x))
-    x = arrays("sac_discrete_learning") | {"a_tm1": np.int32(action)}
-    assert np.isnan(jitted("sac_discrete_learning")(x))
 
 
 # All-action losses.
@@ -505,232 +494,3 @@ def test_awr_between_cloning_and_nothing(x64):
     loss = jax.jit(awr_loss)
     np.testing.assert_allclose(loss(log_prob_t, adv_t, 1e9), -log_prob_t, 1e-8)
     assert np.all(loss(log_prob_t, -np.abs(adv_t) - 1.0, 1e-3) == 0.0)
-
-
-# Deterministic policy gradients.
-
-
-@pytest.mark.parametrize("clipping", [None, 0.5])
-def test_dpg_update_is_that_of_rlax(clipping):
-    """In the action, with the default of both; but ours has no second derivative."""
-    x = arrays("dpg_loss", batch=(1000,))
-
-    @jax.jit
-    @jax.vmap
-    def derivatives(a, dqda):
-        slopes = [
-            jax.grad(lambda a, f=f: jnp.sum(f(a, dqda, clipping)))(a)
-            for f in (dpg_loss, rlax.dpg_loss)
-        ]
-        return slopes, jax.hessian(lambda a: dpg_loss(a, dqda, clipping))(a)
-
-    (ours, theirs), hessian = derivatives(x["a_t"], x["dqda_t"])
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-    if clipping:
-        assert np.linalg.norm(ours, axis=1).max() < clipping * (1 + 1e-5)
-    np.testing.assert_array_equal(hessian, np.zeros_like(hessian))
-
-
-def test_dpg_through_a_critic_is_its_gradient(x64):
-    """d q(a(theta))/d theta; through two steps the critic is differentiated as well."""
-
-    def q(a):
-        return jnp.sin(a[0]) * a[1] - jnp.sum(a**2)
-
-    def actor(theta):
-        return jnp.tanh(theta)
-
-    def loss(theta, boot):
-        return dpg_loss(actor(theta), jax.grad(q)(actor(boot)), stop="none")
-
-    def step(theta):
-        return theta - 0.3 * jax.grad(loss)(theta, theta)
-
-    def true_step(theta):
-        return theta + 0.3 * jax.grad(lambda theta: q(actor(theta)))(theta)
-
-    @jax.jit
-    def once_and_twice(theta):
-        return [
-            (f(theta), jax.jacobian(lambda x, f=f: f(f(x)))(theta))
-            for f in (step, true_step)
-        ]
-
-    (once, twice), (true_once, true_twice) = once_and_twice(np.array([0.4, -0.8]))
-    np.testing.assert_allclose(once, true_once, 1e-12)
-    np.testing.assert_allclose(twice, true_twice, 1e-10)
-
-
-def test_dpg_clipping_leaves_small_gradients(x64):
-    """At 0, where the slope in them is -a_t, and at the threshold itself."""
-    a_t = np.array([1.0, -2.0])
-
-    def loss(dqda_t):
-        return dpg_loss(a_t, dqda_t, 0.5, stop="none")
-
-    @jax.jit
-    def derivatives(dqda_t):
-        return loss(dqda_t), jax.grad(loss)(dqda_t), jax.hessian(loss)(dqda_t)
-
-    value, slope, curvature = derivatives(np.zeros(2))
-    assert value == 0.0
-    np.testing.assert_allclose(slope, -a_t, 1e-12)
-    np.testing.assert_allclose(curvature, 0.0, atol=1e-12)
-    value, *_ = derivatives(np.array([0.3, 0.4]))
-    np.testing.assert_allclose(value, -a_t @ [0.3, 0.4], 1e-12)
-
-
-# Soft actor-critics.
-
-
-def test_soft_value_of_the_soft_greedy_policy(x64):
-    """pi = softmax(q / tau): tau log sum exp(q / tau), and no policy is better."""
-    x = arrays("sac_discrete_learning")
-    tau = 0.7
-    q = x["q_t"].min(axis=0)
-    x = x | {"logits_t": q / tau, "temperature": tau}
-    soft_max = tau * np.log(np.exp(q / tau).sum())
-    expected = x["r_t"] + x["discount_t"] * soft_max - x["q_tm1"][x["a_tm1"]]
-    error = jitted("sac_discrete_learning")(x)
-    np.testing.assert_allclose(error, expected, 1e-12)
-    actor = functools.partial(sac_discrete_actor_loss, q_t=q, temperature=tau)
-    value_and_grad = jax.jit(jax.value_and_grad(actor))
-    loss, slope = value_and_grad(q / tau)
-    np.testing.assert_allclose(loss, -soft_max, 1e-12)
-    np.testing.assert_allclose(slope, 0.0, atol=1e-12)
-    assert value_and_grad(q / tau + np.array([0.1, 0.0, 0.0]))[0] > -soft_max
-
-
-def test_discrete_actor_critic_is_the_expectation_of_the_sampled_one(x64):
-    x = arrays("sac_discrete_learning")
-    pi = softmax(x["logits_t"])
-    same = {k: x[k] for k in ("r_t", "discount_t", "temperature")}
-    x["q_t"] = np.repeat(x["q_t"][:1], len(x["q_t"]), axis=0)  # one critic
-
-    @jax.jit
-    def sampled(q_t, log_pi):
-        def error(q, log_prob):
-            q_tm1 = x["q_tm1"][x["a_tm1"]]
-            return sac_learning(q_tm1, q_t=q, log_prob_t=log_prob, **same)
-
-        errors = jax.vmap(error, in_axes=(1, 0))(q_t, log_pi)
-        return errors, sac_actor_loss(log_pi, q_t[0], x["temperature"])
-
-    errors, actor = sampled(x["q_t"], np.log(pi))
-    td = jitted("sac_discrete_learning")(x)
-    np.testing.assert_allclose(pi @ errors, td, 1e-12)
-    expected = jax.jit(sac_discrete_actor_loss)(
-        x["logits_t"], x["q_t"][0], x["temperature"]
-    )
-    np.testing.assert_allclose(pi @ actor, expected, 1e-12)
-
-
-def test_hard_actor_critic_is_td3(x64):
-    x = arrays("sac_learning") | {"temperature": 0.0}
-    hard = {k: x[k] for k in ("q_tm1", "r_t", "discount_t", "q_t")}
-    soft = jitted("sac_learning")(x)
-    np.testing.assert_allclose(soft, jitted("td3_learning")(hard), 1e-12)
-
-
-@pytest.mark.parametrize("name", ["sac_learning", "td3_learning"])
-def test_ensembles_have_an_axis(name):
-    for q_t in (np.float32(1.0), np.ones((2, 3), np.float32)):
-        x = arrays(name) | {"q_t": q_t}
-        with pytest.raises(AssertionError, match="q_t"):
-            call(CASES[name], x)
-
-
-def test_temperature_settles_where_the_entropy_is_at_its_target(x64):
-    """Of the policy softmax(q / tau), by gradient descent on the logarithm of tau."""
-    q, target = np.array([1.0, 0.3, -2.0]), 0.6
-
-    def minus_entropy(log_tau):
-        return entropy_loss(q[None] / jnp.exp(log_tau), 1.0)
-
-    def step(log_tau, _):
-        log_prob = minus_entropy(log_tau)
-        g = jax.grad(lambda x: sac_temperature_loss(x, log_prob, target)[0])(log_tau)
-        return log_tau - 0.5 * g, g
-
-    @jax.jit
-    def settle(log_tau):
-        log_tau, g = jax.lax.scan(step, log_tau, length=2000)
-        return -minus_entropy(log_tau), g[0]
-
-    for start in (-2.0, 2.0):  # entropy below the target, above it
-        entropy, g = settle(start)
-        assert g * start > 0
-        np.testing.assert_allclose(entropy, [target], 1e-8)
-
-
-# Target-policy smoothing.
-
-
-def test_smoothing_noise_is_clipped_and_so_is_the_action():
-    action = np.linspace(-1.0, 1.0, 1000, dtype=np.float32)
-    f = functools.partial(jax.jit(td3_smoothed_action), jax.random.key(0))
-    noise = np.asarray(f(action, 1.0, 0.25, -9.0, 9.0)) - action
-    np.testing.assert_allclose([noise.min(), noise.max()], [-0.25, 0.25], 1e-5)
-    assert np.mean(np.abs(noise) < 0.24) > 0.1
-    out = f(action, 1.0, 9.0, -0.5, np.full(1000, 0.75, np.float32))
-    np.testing.assert_array_equal([np.min(out), np.max(out)], [-0.5, 0.75])
-    np.testing.assert_array_equal(f(action, 0.0, 0.25, -1.0, 1.0), action)
-
-
-def test_smoothing_noise_is_gaussian():
-    def f(seed):
-        action = np.zeros(10_000, np.float32)
-        return smooth(jax.random.key(seed), action, 0.2, 9.0, -9.0, 9.0)
-
-    smooth = jax.jit(td3_smoothed_action)
-    noise = np.asarray(f(1))
-    np.testing.assert_allclose([noise.mean(), noise.std()], [0.0, 0.2], atol=5e-3)
-    assert not np.array_equal(noise, f(2))
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
-def test_smoothed_action_keeps_dtype_and_gradient(dtype, x64):
-    @jax.jit
-    @functools.partial(jax.grad, has_aux=True)
-    def slope(action):
-        key = jax.random.key(0)
-        out = td3_smoothed_action(key, action, 0.1, 0.2, -1.0, 1.0)
-        return jnp.sum(out), out
-
-    g, out = slope(np.array([0.0, 5.0], dtype))
-    assert out.dtype == dtype
-    np.testing.assert_array_equal(np.asarray(g, float), [1.0, 0.0])
-
-
-@pytest.mark.parametrize("argument", range(5))
-def test_smoothing_refuses_wrong_shapes(argument):
-    args = [np.zeros(3, np.float32), 0.1, 0.2, -1.0, 1.0]
-    wrong = np.zeros((3, 3), np.float32) if argument else np.zeros(3, np.int32)
-    args[argument] = wrong
-    with pytest.raises(AssertionError, match="action.*stddev.*noise_clip.*minimum"):
-        td3_smoothed_action(jax.random.key(0), *args)
-
-
-# Expectiles.
-
-
-@pytest.mark.parametrize("expectile", [0.1, 0.5, 0.9])
-def test_expectile_loss_is_least_at_the_expectile(expectile, x64):
-    """Of two points (1 - e) a + e b; of a sample the mean for e = 1/2."""
-
-    def loss(prediction, targets):
-        predictions = jnp.broadcast_to(prediction, targets.shape)
-        return jnp.sum(expectile_loss(predictions, targets, expectile))
-
-    @jax.jit
-    def derivatives(prediction, targets):
-        return [f(prediction, targets) for f in (slope, jax.grad(slope))]
-
-    slope, (a, b) = jax.grad(loss), (-1.0, 3.0)
-    least = (1 - expectile) * a + expectile * b
-    g, curvature = derivatives(least, np.array([a, b]))
-    np.testing.assert_allclose(g, 0.0, atol=1e-12)
-    assert curvature > 0
-    targets = arrays("expectile_loss")["targets"]
-    g, _ = derivatives(targets.mean(), targets)
-    np.testing.assert_allclose(np.sign(np.round(g, 12)), np.sign(0.5 - expectile))

@@ -1,4 +1,4 @@
-"""Temporal-difference errors and gradient TD: see test_losses.py."""
+"""Multi-step temporal-difference errors: see test_losses.py."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import rlax
 from rljax import losses
 
 from .. import oracles
+from .cases_one_step import LIVE
 from .loss_case import Case
 
 TX = {"tx_pair": losses.SIGNED_LOGP1_PAIR}
@@ -29,35 +30,6 @@ def at(q, a):
 
 def expected(pi, q):
     return np.array([sum(p * x) for p, x in zip(pi, q, strict=True)])
-
-
-def soft_policy(q, temperature):
-    p = np.exp(q / temperature)
-    return p / p.sum()
-
-
-def soft_value(q, temperature):
-    """Expected value plus entropy, as Vieillard et al. (2020) write it."""
-    pi = soft_policy(q, temperature)
-    return sum(p * (x - temperature * np.log(p)) for p, x in zip(pi, q, strict=True))
-
-
-def munchausen(
-    r_t,
-    discount_t,
-    q_t,
-    target_q_tm1,
-    entropy_temperature,
-    munchausen_coefficient,
-    clip_value_min,
-    a_tm1,
-    q_tm1,
-):
-    log_pi = np.log(soft_policy(target_q_tm1, entropy_temperature)[a_tm1])
-    bonus = min(max(entropy_temperature * log_pi, clip_value_min), 0.0)
-    target = r_t + munchausen_coefficient * bonus
-    target += discount_t * soft_value(q_t, entropy_temperature)
-    return target - q_tm1[a_tm1]
 
 
 def corrected(r, discount, v, q, c):
@@ -95,17 +67,6 @@ def tree_backup(q_tm1, a_tm1, r_t, discount_t, q_t, a_t, pi_t, lambda_):
     return g - at(q_tm1, a_tm1)
 
 
-def gradient_td_loss(
-    v_tm1, r_t, discount_t, v_t, h_tm1, target_v_tm1, target_v_t, target_h_tm1, method
-):
-    td = r_t + discount_t * target_v_t - target_v_tm1
-    rules = {  # minus the inner product of the outputs and their update
-        "tdc": -td * v_tm1 + discount_t * target_h_tm1 * v_t,
-        "gtd2": -target_h_tm1 * (v_tm1 - discount_t * v_t),
-    }
-    return rules[method] + 0.5 * (td - h_tm1) ** 2
-
-
 def rlax_tree_backup(q_tm1, a_tm1, r_t, discount_t, q_t, a_t, pi_t, lambda_, **flag):
     c_t = lambda_ * jax.vmap(lambda p, a: p[a])(pi_t, a_t)
     target = rlax.general_off_policy_returns_from_action_values(
@@ -114,15 +75,12 @@ def rlax_tree_backup(q_tm1, a_tm1, r_t, discount_t, q_t, a_t, pi_t, lambda_, **f
     return target - jax.vmap(lambda q, a: q[a])(q_tm1, a_tm1)
 
 
-STEP_V = {"v_tm1": ":real", "r_t": ":real", "discount_t": ":discount"}
-STEP_Q = {
-    **{"q_tm1": "A:real", "a_tm1": ":action"},
-    **{"r_t": ":real", "discount_t": ":discount"},
-}
 SEQUENCE_Q = {
     **{"q_tm1": "T,A:real", "a_tm1": "T:action"},
     **{"r_t": "T:real", "discount_t": "T:discount"},
 }
+
+
 RETRACE = {
     **{"q_tm1": "T,A:real", "q_t": "T,A:real"},
     **{"a_tm1": "T:action", "a_t": "T:action"},
@@ -130,130 +88,12 @@ RETRACE = {
     **{"pi_t": "T,A:simplex", "mu_t": "T:probability"},
     **{"lambda_": "T:lambda", "eps": ":hyper"},
 }
+
+
 LAMBDA = {"lambda_": "T:lambda"}
-LIVE = ("r_t", "discount_t")
+
 
 CASES = {
-    "td_learning": Case(
-        losses.td_learning,
-        STEP_V | {"v_t": ":real"},
-        always=("v_tm1",),
-        network=("v_t",),
-        live=LIVE,
-        oracle=lambda v_tm1, r_t, discount_t, v_t: r_t + discount_t * v_t - v_tm1,
-        rlax=rlax.td_learning,
-        rlax_stops=True,
-    ),
-    "q_learning": Case(
-        losses.q_learning,
-        STEP_Q | {"q_t": "A:real"},
-        always=("q_tm1",),
-        network=("q_t",),
-        live=LIVE,
-        oracle=lambda q_tm1, a_tm1, r_t, discount_t, q_t: (
-            r_t + discount_t * max(q_t) - q_tm1[a_tm1]
-        ),
-        rlax=rlax.q_learning,
-        rlax_stops=True,
-    ),
-    "double_q_learning": Case(
-        losses.double_q_learning,
-        STEP_Q | {"q_t_value": "A:real", "q_t_selector": "A:real"},
-        always=("q_tm1",),
-        network=("q_t_value",),
-        live=LIVE,
-        oracle=lambda q_tm1, a_tm1, r_t, discount_t, q_t_value, q_t_selector: (
-            r_t + discount_t * q_t_value[np.argmax(q_t_selector)] - q_tm1[a_tm1]
-        ),
-        rlax=rlax.double_q_learning,
-        rlax_stops=True,
-    ),
-    "sarsa": Case(
-        losses.sarsa,
-        STEP_Q | {"q_t": "A:real", "a_t": ":action"},
-        always=("q_tm1",),
-        network=("q_t",),
-        live=LIVE,
-        oracle=lambda q_tm1, a_tm1, r_t, discount_t, q_t, a_t: (
-            r_t + discount_t * q_t[a_t] - q_tm1[a_tm1]
-        ),
-        rlax=rlax.sarsa,
-        rlax_stops=True,
-    ),
-    "expected_sarsa": Case(
-        losses.expected_sarsa,
-        STEP_Q | {"q_t": "A:real", "probs_a_t": "A:simplex"},
-        always=("q_tm1",),
-        network=("q_t", "probs_a_t"),
-        live=LIVE,
-        oracle=lambda q_tm1, a_tm1, r_t, discount_t, q_t, probs_a_t: (
-            r_t + discount_t * sum(probs_a_t * q_t) - q_tm1[a_tm1]
-        ),
-        rlax=rlax.expected_sarsa,
-        rlax_stops=True,
-    ),
-    "persistent_q_learning": Case(
-        losses.persistent_q_learning,
-        # A kind of value whose greatest is not always that of the action drawn.
-        STEP_Q | {"q_t": "A:log_probability", "action_gap_scale": ":hyper"},
-        always=("q_tm1",),
-        network=("q_t",),
-        live=(*LIVE, "action_gap_scale"),
-        oracle=lambda q_tm1, a_tm1, r_t, discount_t, q_t, action_gap_scale: (
-            r_t
-            + discount_t * (max(q_t) - action_gap_scale * (max(q_t) - q_t[a_tm1]))
-            - q_tm1[a_tm1]
-        ),
-        rlax=rlax.persistent_q_learning,
-        rlax_stops=True,
-    ),
-    "soft_q_learning": Case(
-        losses.soft_q_learning,
-        STEP_Q | {"q_t": "A:real", "entropy_temperature": ":hyper"},
-        always=("q_tm1",),
-        network=("q_t",),
-        live=(*LIVE, "entropy_temperature"),
-        oracle=lambda q_tm1, a_tm1, r_t, discount_t, q_t, entropy_temperature: (
-            r_t + discount_t * soft_value(q_t, entropy_temperature) - q_tm1[a_tm1]
-        ),
-    ),
-    "munchausen_q_learning": Case(
-        losses.munchausen_q_learning,
-        {
-            **STEP_Q,
-            **{"q_t": "A:real", "target_q_tm1": "A:real"},
-            **{"entropy_temperature": ":hyper", "munchausen_coefficient": ":hyper"},
-        },
-        always=("q_tm1",),
-        network=("q_t", "target_q_tm1"),
-        live=(*LIVE, "entropy_temperature", "munchausen_coefficient"),
-        static={"clip_value_min": -1.0},
-        oracle=munchausen,
-    ),
-    "qv_learning": Case(
-        losses.qv_learning,
-        STEP_Q | {"v_t": ":real"},
-        always=("q_tm1",),
-        network=("v_t",),
-        live=LIVE,
-        oracle=lambda q_tm1, a_tm1, r_t, discount_t, v_t: (
-            r_t + discount_t * v_t - q_tm1[a_tm1]
-        ),
-        rlax=rlax.qv_learning,
-        rlax_stops=True,
-        any_shape=("q_tm1",),
-    ),
-    "qv_max": Case(
-        losses.qv_max,
-        STEP_V | {"q_t": "A:real"},
-        always=("v_tm1",),
-        network=("q_t",),
-        live=LIVE,
-        oracle=lambda v_tm1, r_t, discount_t, q_t: r_t + discount_t * max(q_t) - v_tm1,
-        rlax=rlax.qv_max,
-        rlax_stops=True,
-        any_shape=("q_t",),
-    ),
     "td_lambda": Case(
         losses.td_lambda,
         {
@@ -393,19 +233,5 @@ CASES = {
         rlax=lambda lambda_t, **x: rlax.transformed_n_step_q_learning(**x),
         rlax_input=lambda x: x | {"lambda_t": jnp.ones_like(x["lambda_t"])},
         rlax_stops=True,
-    ),
-    "gradient_td_loss": Case(
-        losses.gradient_td_loss,
-        {
-            **STEP_V,
-            **{"v_t": ":real", "h_tm1": ":real", "target_v_tm1": ":real"},
-            **{"target_v_t": ":real", "target_h_tm1": ":real"},
-        },
-        always=("v_tm1", "v_t", "h_tm1"),
-        network=("target_v_tm1", "target_v_t", "target_h_tm1"),
-        live=LIVE,
-        static={"method": "tdc"},
-        loss=True,
-        oracle=gradient_td_loss,
     ),
 }
