@@ -45,7 +45,6 @@ from rljax.types import (
 
 _AT_ONCE = 512  # observations by two networks: of a whole rollout it takes much memory
 
-
 PredictFn = Callable[[Params, OuterBatch], jax.Array]  # the critic's values [B]
 
 
@@ -121,35 +120,6 @@ def _of_states(
         opt_state = optimizers.clipped_adam(own).init(flat)
         return OuterCritic(params=params, target_params=(), opt_state=opt_state)
 
-    def prepare(
-        config: TunedConfig,
-        state: AgentState,
-        critic: OuterCritic,
-        *,
-        rollout: Rollout,
-        key: jax.Array,
-    ) -> OuterBatch:
-        del key  # nothing is drawn
-        if inner:
-            judge = functools.partial(_shown(value), config, state)
-        else:
-            network = on_policy.critic(spec, critic_config(settings, config))
-            judge = functools.partial(network.apply, critic.params)
-        v_tm1, v_t = values(judge, rollout, max_steps=spec.max_steps)
-        discount, lambda_ = on_policy.cut(
-            settings.outer_gamma, settings.outer_lambda, rollout=rollout
-        )
-        gae = jax.vmap(losses.generalized_advantage_estimation, in_axes=1, out_axes=1)
-        adv = gae(rollout.reward, discount, v_tm1, v_t, lambda_)
-        batch = OuterBatch(
-            obs=rollout.obs,
-            action=rollout.action,
-            log_prob=rollout.extras,
-            advantage=adv,
-            target=adv + v_tm1,
-        )
-        return jax.lax.stop_gradient(on_policy.flatten(batch))
-
     def update(
         config: TunedConfig,
         critic: OuterCritic,
@@ -169,8 +139,46 @@ def _of_states(
         return _fit(own, critic, data, rate=rate, predict=predict, key=key)
 
     return Objective(
-        init=init, prepare=prepare, loss=loss, distance=distance, update=update
+        init=init,
+        prepare=functools.partial(_along_rollout, value, spec, settings),
+        loss=loss,
+        distance=distance,
+        update=update,
     )
+
+
+def _along_rollout(
+    value: ValuesFn | None,
+    spec: Spec,
+    settings: Settings,
+    config: TunedConfig,
+    state: AgentState,
+    critic: OuterCritic,
+    *,
+    rollout: Rollout,
+    key: jax.Array,
+) -> OuterBatch:
+    """Data of every step of a rollout, with lambda returns as targets."""
+    del key  # nothing is drawn
+    if settings.outer_critic == "inner":
+        judge = functools.partial(_shown(value), config, state)
+    else:
+        network = on_policy.critic(spec, critic_config(settings, config))
+        judge = functools.partial(network.apply, critic.params)
+    v_tm1, v_t = values(judge, rollout, max_steps=spec.max_steps)
+    discount, lambda_ = on_policy.cut(
+        settings.outer_gamma, settings.outer_lambda, rollout=rollout
+    )
+    gae = jax.vmap(losses.generalized_advantage_estimation, in_axes=1, out_axes=1)
+    adv = gae(rollout.reward, discount, v_tm1, v_t, lambda_)
+    batch = OuterBatch(
+        obs=rollout.obs,
+        action=rollout.action,
+        log_prob=rollout.extras,
+        advantage=adv,
+        target=adv + v_tm1,
+    )
+    return jax.lax.stop_gradient(on_policy.flatten(batch))
 
 
 def _rate(settings: Settings, config: CriticConfig, progress: jax.Array) -> jax.Array:
@@ -304,38 +312,6 @@ def _of_actions(q_values: ValuesFn, spec: Spec, settings: Settings) -> Objective
             opt_state=optimizers.clipped_adam(own).init(flat),
         )
 
-    def prepare(
-        config: TunedConfig,
-        state: AgentState,
-        critic: OuterCritic,
-        *,
-        rollout: Rollout,
-        key: jax.Array,
-    ) -> OuterBatch:
-        seen = on_policy.flatten(rollout._replace(simulation=()))
-        if holds_replay(state):
-            size = cast(ReplayConfig, config).batch_size  # `tuning.init` looked
-            seen = replay.sample(state.replay, key, batch_size=size).windows
-            seen = seen._replace(reward=seen.reward[:, 0])
-        own = critic_config(settings, config)
-
-        def judge(obs: Obs) -> jax.Array:
-            """The critic's value `[]` of the action that the agent would take."""
-            action = q_values(config, state, obs[None]).argmax(axis=-1)
-            q = _applied(network(own), critic.target_params, obs[None])
-            return losses.batched_index(q, action)[0]
-
-        v_t = jax.lax.map(judge, seen.next_obs, batch_size=_AT_ONCE)
-        discount = settings.outer_gamma * (1.0 - seen.terminated)
-        batch = OuterBatch(
-            obs=seen.obs,
-            action=seen.action,
-            log_prob=(),
-            advantage=(),
-            target=seen.reward + discount * v_t,
-        )
-        return jax.lax.stop_gradient(batch)
-
     def loss(config: TunedConfig, state: AgentState, data: OuterBatch) -> jax.Array:
         q = q_values(config, state, data.obs)
         chosen = losses.batched_index(q, data.action)
@@ -368,8 +344,49 @@ def _of_actions(q_values: ValuesFn, spec: Spec, settings: Settings) -> Objective
         return new._replace(target_params=moved), metrics
 
     return Objective(
-        init=init, prepare=prepare, loss=loss, distance=distance, update=update
+        init=init,
+        prepare=functools.partial(_of_choices, q_values, spec, settings),
+        loss=loss,
+        distance=distance,
+        update=update,
     )
+
+
+def _of_choices(
+    q_values: ValuesFn,
+    spec: Spec,
+    settings: Settings,
+    config: TunedConfig,
+    state: AgentState,
+    critic: OuterCritic,
+    *,
+    rollout: Rollout,
+    key: jax.Array,
+) -> OuterBatch:
+    """Data of a rollout's steps, or of a replay's, with one-step targets."""
+    seen = on_policy.flatten(rollout._replace(simulation=()))
+    if holds_replay(state):
+        size = cast(ReplayConfig, config).batch_size  # `tuning.init` looked
+        seen = replay.sample(state.replay, key, batch_size=size).windows
+        seen = seen._replace(reward=seen.reward[:, 0])
+    network = _q_network(spec, critic_config(settings, config))
+
+    def judge(obs: Obs) -> jax.Array:
+        """The critic's value `[]` of the action that the agent would take."""
+        action = q_values(config, state, obs[None]).argmax(axis=-1)
+        q = _applied(network, critic.target_params, obs[None])
+        return losses.batched_index(q, action)[0]
+
+    v_t = jax.lax.map(judge, seen.next_obs, batch_size=_AT_ONCE)
+    discount = settings.outer_gamma * (1.0 - seen.terminated)
+    batch = OuterBatch(
+        obs=seen.obs,
+        action=seen.action,
+        log_prob=(),
+        advantage=(),
+        target=seen.reward + discount * v_t,
+    )
+    return jax.lax.stop_gradient(batch)
 
 
 def _applied(network: nn.Module, params: Params, obs: Obs) -> jax.Array:

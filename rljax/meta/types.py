@@ -100,15 +100,15 @@ class OuterBatch(NamedTuple):
 
 
 class InitCriticFn(Protocol):
-    """Make a fresh outer critic; the key is consumed."""
+    """Start of an outer critic."""
 
     def __call__(self, config: TunedConfig, key: jax.Array) -> OuterCritic:
-        """Make it."""
+        """Make fresh parameters and optimiser; the key is consumed."""
         ...
 
 
 class PrepareFn(Protocol):
-    """Make the data of the outer loss, of the newest rollout: constant afterwards."""
+    """Data of the outer loss, from the newest rollout; losses take them as constant."""
 
     def __call__(
         self,
@@ -119,22 +119,22 @@ class PrepareFn(Protocol):
         rollout: Rollout,
         key: jax.Array,
     ) -> OuterBatch:
-        """Make them; the key is consumed."""
+        """Make the data; the key is consumed."""
         ...
 
 
 class OuterLossFn(Protocol):
-    """Score an agent's state, `[]`: the lower, the better."""
+    """Score of an agent's state: the lower, the better."""
 
     def __call__(
         self, config: TunedConfig, state: AgentState, data: OuterBatch
     ) -> jax.Array:
-        """Score it."""
+        """Score the state, `[]`."""
         ...
 
 
 class DistanceFn(Protocol):
-    """Measure `[]` how differently an agent behaves in two states."""
+    """Difference of an agent's behaviour between two states."""
 
     def __call__(
         self,
@@ -144,12 +144,12 @@ class DistanceFn(Protocol):
         *,
         data: OuterBatch,
     ) -> jax.Array:
-        """Measure it."""
+        """Measure the difference, `[]`."""
         ...
 
 
 class UpdateCriticFn(Protocol):
-    """Fit the outer critic to data; the key is consumed."""
+    """Training of an outer critic."""
 
     def __call__(
         self,
@@ -160,7 +160,7 @@ class UpdateCriticFn(Protocol):
         progress: jax.Array,  # [] share of the training that is over
         key: jax.Array,
     ) -> tuple[OuterCritic, Metrics]:
-        """Fit it."""
+        """Fit the critic to the data; the key is consumed."""
         ...
 
 
