@@ -66,7 +66,7 @@ class Config:
     gamma: float = 0.99  # discount, cut at termination
     lambda_: float = 0.95  # trace decay of the advantages; 1: unbiased derivatives
     value_cost: float = 0.5  # weight of the critic's squared error
-    reward_scale: float = 1.0  # what is learnt from is this times the reward
+    reward_scale: float = 1.0  # of rewards, before anything is learnt from them
     max_grad_norm: float = 1.0  # where the gradient is clipped that Adam gets
     inner_steps: int = cfg.static(1)
     num_tasks: int = cfg.static(40)  # per update
