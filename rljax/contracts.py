@@ -5,7 +5,8 @@ the functions you call ask for. Fields that are `float` here are leaves and may 
 tracers.
 """
 
-from typing import Any, Protocol
+import dataclasses
+from typing import Any, ClassVar, Protocol
 
 import jax
 
@@ -342,4 +343,14 @@ class BatchedEnv(Protocol):
 
     def for_evaluation(self, state: EnvState) -> "BatchedEnv":
         """The same task with what training learned of it, and its true rewards."""
+        ...
+
+
+class TunedConfig(RunConfig, Protocol):
+    """Of an agent that is tuned: a registered dataclass that checks its values."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    def validate(self) -> None:
+        """Raise ValueError naming a field out of range, its value and the range."""
         ...

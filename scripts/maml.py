@@ -67,7 +67,7 @@ def options_type(tasks_name: str) -> type:
     return Options
 
 
-def learn(options: Any, network: Any, draw_task: maml.DrawTask) -> maml.State:
+def learn(options: Any, network: Any, draw_task: maml.DrawTask) -> maml.MamlState:
     """Update in chunks of one program; print and write down what comes out."""
     config, total = options.config, options.iterations
     state = maml.init(network, config, draw_task, common.key(options.seed))
@@ -96,10 +96,10 @@ def test(options: Any, network: Any, draw_task: maml.DrawTask, params: Any) -> N
     """Adapt to unseen tasks and print the returns, with the standard errors."""
     key = jax.random.fold_in(common.key(options.seed), common.EVALUATION)
     task_key, play_key = jax.random.split(key)
-    tasks = jax.vmap(draw_task)(jax.random.split(task_key, options.test_tasks))
+    drawn = jax.vmap(draw_task)(jax.random.split(task_key, options.test_tasks))
     keys = jax.random.split(play_key, options.test_tasks)
     adapted = functools.partial(maml.task_loss, network, options.config, params)
-    _, metrics = jax.jit(jax.vmap(adapted))(tasks, keys)
+    _, metrics = jax.jit(jax.vmap(adapted))(drawn, keys)
     before, after = (np.asarray(metrics[x]) for x in ("return", "adapted_return"))
 
     def say(name: str, per_task: np.ndarray) -> None:
@@ -112,7 +112,7 @@ def test(options: Any, network: Any, draw_task: maml.DrawTask, params: Any) -> N
     say("gain", after - before)
     if options.tasks == "tabular":
         optimum = jax.vmap(lambda env: tasks.tabular_optimum(env.env.params))
-        best = np.asarray(optimum(tasks))
+        best = np.asarray(optimum(drawn))
         say("optimum of each task", best)
         say("gap of the adapted one", best - after)
 

@@ -113,8 +113,8 @@ def test_agents_are_those_of_their_folder():
     assert agents.names() == sorted(public(pathlib.Path(agents.__file__).parent))
 
 
-def test_the_readmes_map_has_every_module():
-    text = (ROOT / "README.md").read_text()
+def test_the_map_of_the_folders_has_every_module():
+    text = (ROOT / "docs" / "design.md").read_text()
     (found,) = re.findall(r"^```\n(rljax/ .*?)^```", text, re.M | re.S)
     named = set(re.findall(r"(\w+)(?:\.py|/)", found))
     files = {path.stem for path in (*ROOT.glob("*"), *FOLDER.glob("*"))}

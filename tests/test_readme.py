@@ -1,7 +1,13 @@
-"""The README's Python runs as it stands, and prints what it says."""
+"""README and docs/: the Python runs, prints what it says, and what is named exists."""
 
+import ast
 import csv
+import dataclasses
+import functools
+import inspect
+import pkgutil
 import re
+import shlex
 from pathlib import Path
 
 import chex
@@ -10,39 +16,66 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import autodiff
+from rljax import agents, autodiff, envs, meta, types
+from rljax.meta import maml
 
-README = Path(__file__).parents[1] / "README.md"
-NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
-
-
-def section(title):
-    """A section's text."""
-    return README.read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
+NUMBER = r"nan|-?\d+(?:\.\d+)?(?:e-?\d+)?"
 
 
-def snippets(title):
-    """A section's Python blocks."""
-    return re.findall(r"```python\n(.*?)```", section(title), re.DOTALL)
+def text(page):
+    return (ROOT / page).read_text()
+
+
+def sections(page):
+    """A page's text by the titles of its sections; "" is for the text before them."""
+    parts = re.split(r"^## (.*)\n", text(page), flags=re.MULTILINE)
+    return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def snippets(page, title):
+    """A section's Python blocks, which share their names."""
+    return re.findall(r"```python\n(.*?)```", sections(page)[title], re.DOTALL)
+
+
+API = "README.md", "The API in 30 lines"
+LOSSES = "docs/instruments.md", "Losses"
+AUTODIFF = "docs/instruments.md", "Autodiff"
+CHECK = "docs/environments.md", "Bring your own environment"
+TUNE = "docs/meta-gradients.md", "In your own code"
+PARTS = "docs/meta-gradients.md", "The parts"
+ADAPT = "docs/meta-gradients.md", "Learn to adapt"
+LOOP = "docs/design.md", "The loop"
+WITH_A_TEST = {API, LOSSES, AUTODIFF, CHECK, TUNE, PARTS, ADAPT, LOOP}
+OTHERS = [
+    (page, title)
+    for page in PAGES
+    for title in sections(page)
+    if snippets(page, title) and (page, title) not in WITH_A_TEST
+]
 
 
 def execute(code, names):
     """Run code as it stands; `names` has what it uses and gets what it defines."""
-    exec(compile(code, str(README), "exec"), names)
+    exec(compile(code, "snippet", "exec"), names)
+
+
+def has_tracers(value):
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(value))
 
 
 def traced(code, names):
     """Run code in a trace; returns its arrays by name, and what it prints."""
     printed = []
-    names["print"] = lambda *values: printed.append(values)
+    names["print"] = lambda *values, sep=" ": printed.append(values)
     before = dict(names)
     execute(code, names)
     del names["print"]
     arrays = {
         name: value
         for name, value in names.items()
-        if value is not before.get(name)
-        and any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(value))
+        if value is not before.get(name) and has_tracers(value)
     }
     for name in arrays:  # a tracer means nothing outside
         del names[name]
@@ -51,9 +84,17 @@ def traced(code, names):
 
 def execute_at_once(code, names):
     """Run code as one program: its operations, one by one, take longer to compile."""
-    arrays, printed = jax.jit(lambda: traced(code, names))()
+    known = {}  # of what is printed; the rest is computed
+
+    def program():
+        arrays, printed = traced(code, names)
+        lines = dict(enumerate(printed))
+        known.update({i: line for i, line in lines.items() if not has_tracers(line)})
+        return arrays, {i: line for i, line in lines.items() if i not in known}
+
+    arrays, computed = jax.jit(program)()
     names.update(arrays)
-    for values in printed:
+    for _, values in sorted((known | computed).items()):
         print(*values)
 
 
@@ -62,38 +103,70 @@ either_way = pytest.mark.parametrize(
 )
 
 
-def run_section(title, run=execute):
+def run_section(place, run=execute):
     """Run a section's only Python block; its names."""
-    (code,), names = snippets(title), {}
+    (code,), names = snippets(*place), {}
     run(code, names)
     return names
 
 
+def in_shapes(place):
+    """The shapes of a section's arrays, by name, and of what it prints."""
+    (code,) = snippets(*place)
+    return jax.eval_shape(lambda: traced(code, {}))
+
+
 def check_prints(code, printed):
-    """What is printed are the numbers behind `print` or on a line of their own."""
-    claims = " ".join(re.findall(r"(?:\)  |^)# (-?\d[^:\n]*)", code, re.MULTILINE))
-    claimed, actual = (re.findall(NUMBER, text) for text in (claims, printed))
-    assert claimed and len(actual) == len(claimed), (claims, printed)
+    """Behind `print`, or on a line of its own, stands what is printed.
+
+    Numbers are right to their last digit. A text that ends in dots begins the line.
+    """
+    lines = printed.splitlines()
+    for begin in re.findall(r"^# (.*?),? \.\.\.$", code, re.MULTILINE):
+        (line,) = (line for line in lines if line.startswith(begin))
+        lines.remove(line)
+    claims = re.findall(r"(?:\)  |^)# (nan|\(?-?\d[^:\n]*)", code, re.MULTILINE)
+    claimed, actual = (re.findall(NUMBER, " ".join(x)) for x in (claims, lines))
+    assert len(actual) == len(claimed), (claims, printed)
     for claim, number in zip(claimed, actual, strict=True):
         last_digit = 10.0 ** -len(claim.partition(".")[2])
-        assert abs(float(number) - float(claim)) <= 0.51 * last_digit, (claim, number)
+        difference = abs(float(number) - float(claim))
+        assert difference <= 0.51 * last_digit or claim == number, (claim, number)
 
 
 @either_way
-def test_use_the_losses(run, x64):
+@pytest.mark.parametrize("place", OTHERS, ids=" ".join)
+def test_snippets_run(place, run, capsys):
+    """In the slow run as they stand, one operation after the other."""
+    names = {}
+    for code in snippets(*place):
+        run(code, names)
+        check_prints(code, capsys.readouterr().out)
+
+
+@either_way
+def test_losses(run, x64):
     """In the slow run as it stands, one operation after the other."""
-    names = run_section("Use the losses in your own project", run)
+    names = run_section(LOSSES, run)
     score, eta = jax.jit(names["score"]), names["eta"]
-    args = np.ones(3), names["trajectory"], names["held_out"]
+    params = np.ones(3)
     for name, h in (("gamma", 1e-6), ("lambda", 1e-6)):
-        up, down = (score(eta | {name: eta[name] + s}, *args) for s in (h, -h))
+        up, down = (
+            score(
+                eta | {name: eta[name] + s},
+                params,
+                names["trajectory"],
+                names["held_out"],
+            )
+            for s in (h, -h)
+        )
         slope = (up - down) / (2 * h)
         assert abs(slope) > 1e-3
         np.testing.assert_allclose(names["meta_gradient"][name], slope, 1e-6)
 
 
 def test_the_discount_that_an_agent_chooses():
-    names = run_section("Let the agent choose its discount")
+    names = run_section(TUNE)
     agent, config = names["agent"], names["config"]
     state = jax.eval_shape(agent.init, config, jax.random.key(0))
     assert set(state.raw) == {"gamma", "entropy_cost"}
@@ -142,33 +215,51 @@ def check_norms(names):
 
 
 @either_way
-def test_gradients_as_instruments(run, capsys):
+def test_autodiff(run, capsys):
     """In the slow run as it stands, one operation after the other."""
     checks = (
-        *(check_derivatives, check_meta_gradient, check_target, check_sample),
+        check_derivatives,
+        check_meta_gradient,
+        check_target,
+        check_sample,
         check_norms,
     )
     names = {}
-    for check, code in zip(checks, snippets("Gradients as instruments"), strict=True):
+    for check, code in zip(checks, snippets(*AUTODIFF), strict=True):
         run(code, names)
-        check_prints(code, capsys.readouterr().out)
+        printed = capsys.readouterr().out
+        assert printed
+        check_prints(code, printed)
         check(names)
 
 
-def test_the_table_of_autodiff():
-    table = section("Gradients as instruments").rpartition("|---|---|")[2]
-    named = re.findall(r"`(\w+)`", table)
-    assert len(named) > 20 and set(named) <= set(autodiff.__all__)
+@pytest.mark.parametrize("place", [CHECK, PARTS], ids=" ".join)
+def test_snippets_that_need_numbers_run(place, capsys):
+    (code,) = snippets(*place)
+    execute(code, {})
+    check_prints(code, capsys.readouterr().out)
 
 
-def in_shapes(title):
-    """The shapes of a section's arrays, by name, and of what it prints."""
-    (code,) = snippets(title)
-    return jax.eval_shape(lambda: traced(code, {}))
+def named_in_table(place):
+    """The names in the last table of a section."""
+    table = sections(place[0])[place[1]].rpartition("|---|---|")[2].partition("\n\n")[0]
+    return set(re.findall(r"`(\w+)`", table))
+
+
+def test_the_table_of_autodiff_has_every_function():
+    functions = {
+        x for x in autodiff.__all__ if not isinstance(getattr(autodiff, x), type)
+    }
+    assert named_in_table(AUTODIFF) == functions
+
+
+def test_the_table_of_meta_has_functions():
+    named = named_in_table(PARTS)
+    assert len(named) >= 5 and named <= {*meta.__all__}
 
 
 def test_learn_to_adapt_in_shapes():
-    arrays, _ = in_shapes("Learn to adapt")
+    arrays, _ = in_shapes(ADAPT)
     params = arrays["state"].params
     assert arrays["metrics"]["adapted_return"].shape == (50,)
     chex.assert_trees_all_equal_shapes_and_dtypes(arrays["adapted"], params)
@@ -177,7 +268,7 @@ def test_learn_to_adapt_in_shapes():
 @pytest.mark.slow
 def test_learn_to_adapt():
     """Runs 50 updates, after which an adaptation helps and moves every parameter."""
-    names = run_section("Learn to adapt")
+    names = run_section(ADAPT)
     metrics = jax.tree.map(np.asarray, names["metrics"])
     before, after = (metrics[x][-20:].mean() for x in ("return", "adapted_return"))
     assert after > before + 0.2
@@ -185,8 +276,22 @@ def test_learn_to_adapt():
     assert all(np.any(x != 0) for x in jax.tree.leaves(moved))
 
 
+def test_the_loop_in_shapes():
+    arrays, _ = in_shapes(LOOP)
+    assert arrays["value"].shape == (8,)
+    assert arrays["metrics"]["episode_return"].shape == (10,)
+
+
+@pytest.mark.slow
+def test_the_loop():
+    """Runs the chunks, after which all steps are counted and values are numbers."""
+    names = run_section(LOOP)
+    assert names["state"].step == 20 * 8 * 16
+    assert jnp.isfinite(names["value"]).all()
+
+
 def test_the_api_in_shapes():
-    arrays, ((mean_return,),) = in_shapes("The API in 30 lines")
+    arrays, ((mean_return,),) = in_shapes(API)
     assert mean_return.shape == ()
     assert arrays["seeds"].step.shape == (4,)
     assert len(arrays["curves"]) == 3
@@ -195,17 +300,236 @@ def test_the_api_in_shapes():
 @pytest.mark.slow
 def test_the_api(capsys):
     """Trains and plays, so that the returns are those of a policy that has learned."""
-    names = run_section("The API in 30 lines")
+    names = run_section(API)
     assert float(capsys.readouterr().out) > 100
     assert names["seeds"].step.shape == (4,)
     assert jnp.isfinite(names["curves"]).any(axis=1).all()
 
 
+def test_the_api_takes_30_lines():
+    (code,) = snippets(*API)
+    assert len(code.splitlines()) <= 30
+
+
+def test_the_readme_is_short():
+    assert len(text("README.md").splitlines()) <= 250
+
+
+def test_the_readme_leads_to_every_page():
+    linked = re.findall(r"\]\((docs/[\w-]+\.md)\)", text("README.md"))
+    assert {*linked} == {*PAGES[1:]}
+
+
+def actions_of(agent):
+    """The actions that an agent takes, in the words of the README."""
+    kinds = {
+        "discrete": types.Discrete(2),
+        "continuous": types.Box(shape=(1,), low=(-1.0,), high=(1.0,)),
+    }
+    found = []
+    for kind, space in kinds.items():
+        spec = types.Spec(obs_shape=(3,), obs_dtype="float32", action=space)
+        spec = spec._replace(differentiable=True)
+        try:
+            agents.get(agent).make(spec)
+            found.append(kind)
+        except ValueError:
+            pass
+    return "both" if len(found) == 2 else found[0]
+
+
+def test_the_table_of_agents_has_each_and_its_actions():
+    rows = re.findall(
+        r"^\| `(\w+)` \| .* \| (\w+) \|$", sections("README.md")["Agents"], re.M
+    )
+    assert sorted(name for name, _ in rows) == agents.names()
+    assert dict(rows) == {name: actions_of(name) for name, _ in rows}
+
+
+def test_the_table_of_wrappers_has_every_option_of_wrap():
+    rows = re.findall(
+        r"^\| `(\w+) \S+` \|", sections("docs/environments.md")["Wrappers"], re.M
+    )
+    parameters = inspect.signature(envs.wrap).parameters.values()
+    assert {*rows} == {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+# Links, paths and names.
+
+EVERYWHERE = pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
+MADE_UP = ("mydqn", "maze")  # by the recipes of CONTRIBUTING.md
+
+
+def anchors(page):
+    """The names that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", text(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", x.lower()).replace(" ", "-") for x in headings}
+
+
+@EVERYWHERE
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", text(page)):
+        if not link.startswith("https://"):
+            path, _, anchor = link.partition("#")
+            target = (ROOT / page).parent / path if path else ROOT / page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target.relative_to(ROOT)), link
+
+
+@EVERYWHERE
+def test_paths_exist(page):
+    places = r"(?<![\w/.])(?:rljax|agents|scripts|tests|docs|\.ci)/[\w./*-]*\w"
+    for path in re.findall(places, text(page)):
+        assert list(ROOT.glob(path)) or any(x in path for x in MADE_UP), path
+
+
+SHORT = {  # first words of names as pages have them
+    "Agent": "rljax.types.Agent",
+    "Spec": "rljax.types.Spec",
+    "agents": "rljax.agents",
+    "autodiff": "rljax.autodiff",
+    "distrax": "distrax",
+    "envs": "rljax.envs",
+    "jax": "jax",
+    "losses": "rljax.losses",
+    "meta": "rljax.meta",
+    "networks": "rljax.networks",
+    "optax": "optax",
+    "rljax": "rljax",
+}
+
+
+@EVERYWHERE
+def test_dotted_names_exist(page):
+    for first, rest in re.findall(r"`(\w+)((?:\.\w+)+)[`(]", text(page)):
+        if first in SHORT:
+            pkgutil.resolve_name(SHORT[first] + rest)  # raises where nothing is there
+
+
+# Commands.
+
+
+def commands(page):
+    """The words of every command of a page, its lines joined."""
+    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", text(page), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    quoted = re.findall(r"`((?:python|make) [^`]*)`", text(page).replace("\n", " "))
+    words = [shlex.split(line, comments=True) for line in lines + quoted]
+    return [command for command in words if command]
+
+
+def options(command):
+    """The words after each option of a command; those before them are under ""."""
+    found, name = {"": []}, ""
+    for word in command:
+        if word.startswith("--"):
+            name = word.removeprefix("--").replace("-", "_")
+            found[name] = []
+        else:
+            found[name].append(word)
+    return found
+
+
+def fields(config):
+    return {field.name for field in dataclasses.fields(config)}
+
+
+def known_options(script, config):
+    """The options of a script, with underscores."""
+    sources = [ROOT / "scripts" / script, *ROOT.glob(f"scripts/{script[:-3]}s/*.py")]
+    source = "\n".join(path.read_text() for path in sources)
+    names = set(re.findall(r"^ +(\w+): .*\n +\"\"\"", source, re.MULTILINE))
+    names |= {f"meta_settings.{name}" for name in fields(meta.Settings)}
+    names |= {f"config.{name}" for name in fields(config)} if config else set()
+    names |= {f"config.no_{name}" for name in fields(config)} if config else set()
+    return names | {"", "help"}
+
+
+@functools.cache
+def environment(name, *pairs):
+    """An environment as on a command line; raises for what it does not have."""
+    values = [ast.literal_eval(value) for value in pairs[1::2]]
+    return envs.make(name, **dict(zip(pairs[::2], values, strict=True)))
+
+
+def config_of(script, named):
+    """The config that a command's options are for."""
+    if script == "maml.py":
+        return maml.Config()
+    if script in ("train.py", "sweep.py"):
+        return agents.get(named[""][0]).Config()
+    return None
+
+
+@EVERYWHERE
+def test_commands_have_what_they_name(page):
+    targets = re.findall(r"^([\w-]+):", text("Makefile"), re.MULTILINE)
+    for program, *words in commands(page):
+        if program == "make":
+            assert words[0] in targets, words
+        if program == "python" and words[0].startswith("scripts/"):
+            script, named = words[0].removeprefix("scripts/"), options(words[1:])
+            config = config_of(script, named)
+            assert {*named} <= known_options(script, config), words
+            if "env" in named or "env_params" in named:
+                env = named.get("env", ["CartPole-v1"])
+                if env != ["..."]:
+                    environment(*env, *named.get("env_params", []))
+            for tuned in named.get("meta", []):
+                assert hasattr(config, meta.parse_parameter(tuned, config)[0]), tuned
+
+
+@EVERYWHERE
+def test_options_exist(page):
+    """Those that a page only mentions, of any script and agent."""
+    scripts = [path.name for path in ROOT.glob("scripts/*.py")]
+    configs = [agents.get(name).Config for name in agents.names()] + [maml.Config]
+    known = set.union(
+        *(known_options(script, None) for script in scripts),
+        *(known_options("train.py", config) for config in configs),
+    )
+    found = re.findall(r"(?<![\w`-])`?--([a-z][\w.-]*)", text(page))
+    assert {name.rstrip(".").replace("-", "_") for name in found} <= known
+
+
+# Numbers.
+
+
+def steps_of(agent, words):
+    """Environment steps of a `train.py` command, by its option or by the config."""
+    if "steps" in words:
+        return int(words["steps"][0])
+    pairs = words.get("env_params", [])
+    values = (ast.literal_eval(value) for value in pairs[1::2])
+    params = dict(zip(pairs[::2], values, strict=True))
+    return agents.config_for(agent, *words["env"], params).total_steps
+
+
 def test_results_are_those_of_the_csv():
-    table = re.findall(r"^\| .*`.*` .*?\| (\S+) \| (.*) \|$", section("Results"), re.M)
-    with (README.parent / "docs" / "results.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [mean for mean, _ in table] == [row["mean_return"] for row in rows]
-    for (_, spread), row in zip(table, rows, strict=True):
-        ends = f"{row['worst_seed']} to {row['best_seed']}"
-        assert spread == ("one seed" if row["seeds"] == "1" else ends)
+    rows = re.findall(
+        r"^\| (.*`(.*)`.*) \| (\S+) \| (.*) \|$",
+        sections("docs/results.md")[""],
+        re.MULTILINE,
+    )
+    with (ROOT / "docs" / "results.csv").open() as file:
+        results = list(csv.DictReader(file))
+    command = []
+    for (cell, quoted, mean, spread), result in zip(rows, results, strict=True):
+        assert mean == result["mean_return"]
+        ends = f"{result['worst_seed']} to {result['best_seed']}"
+        assert spread == ("one seed" if result["seeds"] == "1" else ends)
+        if cell.startswith("the same with"):
+            words = options(command + shlex.split(quoted))
+        else:
+            command = shlex.split(quoted)[2:]
+            words = options(command)
+        assert words.pop("") == [result["agent"]]
+        assert words["env"] == [result["env"]]
+        assert words.pop("seeds", ["1"]) == [result["seeds"]]
+        assert words.pop("seed", ["0"]) == [result["first_seed"]]
+        steps = steps_of(result["agent"], words)
+        assert steps == int(result["steps"])
+        for number, unit in re.findall(r"\((\d+)(k|M) steps\)", cell):
+            assert steps == int(number) * {"k": 1_000, "M": 1_000_000}[unit]
+        more = {k: v for k, v in words.items() if k not in ("env", "steps")}
+        assert {"": []} | more == options(shlex.split(result["options"]))

@@ -1,21 +1,23 @@
-"""What the tools ask of their arguments."""
+"""Checks of arguments that the tools share."""
 
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
+T = TypeVar("T")  # a tree
 
-def describe(leaf: Any) -> str:
-    """Dtype and shape, or what it is instead of an array."""
+
+def describe(leaf: object) -> str:
+    """Dtype and shape of an array; of anything else its `repr`."""
     try:
         return jax.typeof(leaf).str_short()
     except TypeError:
         return repr(leaf)
 
 
-def floats(name: str, tree: Any) -> Any:
-    """The tree with arrays as leaves; ValueError unless they are of real floats."""
+def floats(name: str, tree: T) -> T:
+    """Make the leaves arrays; ValueError unless they are of real floats."""
     leaves = jax.tree.leaves_with_path(tree)
     if not leaves:
         raise ValueError(f"{name}: expected arrays of floats, got {tree!r}")
@@ -29,16 +31,16 @@ def floats(name: str, tree: Any) -> Any:
     return jax.tree.map(jnp.asarray, tree)
 
 
-def scalar(name: str, x: Any) -> jax.Array:
-    """The value as an array; ValueError unless it is a number."""
+def scalar(name: str, x: object) -> jax.Array:
+    """Make the value an array; ValueError unless the value is a number."""
     given = jax.tree.leaves(x)
-    if len(given) != 1 or given[0] is not x or jnp.ndim(x) != 0:
+    if len(given) != 1 or given[0] is not x or jnp.ndim(given[0]) != 0:
         raise ValueError(f"{name}: expected a scalar, got {jax.tree.map(describe, x)}")
-    return jnp.asarray(x)
+    return jnp.asarray(given[0])
 
 
-def leading_axis(name: str, tree: Any) -> int:
-    """The size K of the first axis; ValueError unless all arrays have it, and K > 0."""
+def leading_axis(name: str, tree: object) -> int:
+    """The size K of the first axis; ValueError unless all arrays have one K > 0."""
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}
     if len(sizes) != 1 or sizes & {(), (0,)}:
         raise ValueError(f"{name}: expected one leading axis K > 0, got {sizes}")

@@ -9,11 +9,12 @@ is *loose*: its gradient is taken as it is.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.core import ShapedArray
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 CALLS = ("jit", "pjit")
 STEPS = (
@@ -23,18 +24,26 @@ STEPS = (
 PRODUCTS = ("dot_general", "conv_general_dilated", "mul")
 SUMS = ("add", "sub")
 
+T = TypeVar("T")  # a tree
+E = TypeVar("E")  # one transition, any tree
 
-def _aval(v: Any) -> Any:
+
+def _aval(v: Var | Literal) -> ShapedArray:
     """Shape and dtype of a variable."""
-    return v.aval
+    aval: Any = v.aval  # typed as an abstract value, of which no shape is known
+    return aval
 
 
 class Tagged(NamedTuple):
     """A value that is a parameter, reshaped, cast or the like by `steps`."""
 
-    value: Any
+    value: jax.Array
     leaf: int
     steps: tuple[JaxprEqn, ...]
+
+
+Value = jax.Array | Tagged
+UseFn = Callable[[JaxprEqn, Sequence[Value]], list[jax.Array]]  # operands to outputs
 
 
 class Use(NamedTuple):
@@ -47,11 +56,11 @@ class Use(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The primitive's name."""
+        """Name of the primitive."""
         return self.eqn.primitive.name
 
     @property
-    def out(self) -> Any:
+    def out(self) -> ShapedArray:
         """Shape and dtype of the output."""
         return _aval(self.eqn.outvars[0])
 
@@ -60,23 +69,25 @@ class Trace(NamedTuple):
     """A loss of one transition and how it uses its parameters."""
 
     jaxpr: Jaxpr
-    consts: Sequence[Any]
+    consts: Sequence[jax.Array]
     uses: list[Use]  # of the leaves that are not loose, in order of evaluation
-    loose: dict[int, str]  # leaf -> what it is used by
+    loose: dict[int, str]  # leaf -> the primitive that uses it
 
 
-def varying(tree: Any, like: Any) -> Any:
-    """The tree, in a `shard_map` free to differ between devices as `like` does.
+def varying(tree: T, like: object) -> T:
+    """Let the tree differ between the devices of a `shard_map` as `like` does.
 
     The gradient in what is the same on all devices would be summed over them.
     """
 
-    def axes(x: Any) -> frozenset:
+    def axes(x: jax.Array | jax.ShapeDtypeStruct) -> frozenset[str]:
         if isinstance(x, jax.ShapeDtypeStruct):
             return frozenset()
         return jax.typeof(x).manual_axis_type.varying
 
-    wanted = frozenset().union(*(axes(x) for x in jax.tree.leaves(like)))
+    wanted: set[str] = set()
+    for leaf in jax.tree.leaves(like):
+        wanted |= axes(leaf)
 
     def vary(x: jax.Array) -> jax.Array:
         missing = tuple(sorted(wanted - axes(x)))
@@ -85,7 +96,8 @@ def varying(tree: Any, like: Any) -> Any:
     return jax.tree.map(vary, tree)
 
 
-def _bind(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
+def _bind(eqn: JaxprEqn, values: Sequence[jax.Array]) -> list[jax.Array]:
+    """Evaluate one equation."""
     params = eqn.primitive.get_bind_params(eqn.params)
     with eqn.ctx.manager:
         out = eqn.primitive.bind(*values, **params)
@@ -103,10 +115,10 @@ def _live(jaxpr: Jaxpr) -> list[JaxprEqn]:
     return live[::-1]
 
 
-def _sloped(jaxpr: Jaxpr, matters: Sequence[bool]) -> set[Any]:
+def _sloped(jaxpr: Jaxpr, matters: Sequence[bool]) -> set[Var]:
     """The variables in which an output that matters may have a derivative.
 
-    None in what only a stopped gradient or a choice, such as an argmax, depends on.
+    Not in variables on which only stopped gradients or choices, say argmax, depend.
     """
     pairs = zip(jaxpr.outvars, matters, strict=True)
     sloped = {v for v, m in pairs if m and not isinstance(v, Literal)}
@@ -117,7 +129,7 @@ def _sloped(jaxpr: Jaxpr, matters: Sequence[bool]) -> set[Any]:
     return sloped
 
 
-def _is_kind(v: Any, kind: Any) -> bool:
+def _is_kind(v: Var | Literal, kind: type[jnp.inexact]) -> bool:
     return jnp.issubdtype(_aval(v).dtype, kind)
 
 
@@ -126,26 +138,27 @@ def _is_step(eqn: JaxprEqn) -> bool:
     return name in STEPS and len(eqn.invars) == 1 and floating
 
 
-def _untagged(values: Sequence[Any]) -> list[Any]:
+def _untagged(values: Sequence[Value]) -> list[jax.Array]:
     return [x.value if isinstance(x, Tagged) else x for x in values]
 
 
 def _evaluate(
     jaxpr: Jaxpr,
-    consts: Sequence[Any],
-    args: Sequence[Any],
-    use: Callable[..., Any],
+    consts: Sequence[jax.Array],
+    args: Sequence[Value],
+    *,
+    use: UseFn,
     matters: Sequence[bool],
-) -> list[Any]:
-    """Evaluates; `use(eqn, values)` gives the outputs where tagged values are used.
+) -> list[Value]:
+    """Evaluate; `use` gives the outputs of an equation that uses tagged values.
 
-    Not where no output that matters has a derivative in them.
+    Only of equations through which an output that matters has a derivative.
     """
     sloped = _sloped(jaxpr, matters)
-    env = dict(zip(jaxpr.constvars, consts, strict=True))
+    env: dict[Var, Value] = dict(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
 
-    def read(v: Any) -> Any:
+    def read(v: Var | Literal) -> Value:
         return v.val if isinstance(v, Literal) else env[v]
 
     for eqn in _live(jaxpr):
@@ -155,11 +168,11 @@ def _evaluate(
         flags = [v in sloped for v in eqn.outvars]
         if tagged and name in CALLS:
             inner = eqn.params["jaxpr"]
-            outs = _evaluate(inner.jaxpr, inner.consts, values, use, flags)
+            outs = _evaluate(inner.jaxpr, inner.consts, values, use=use, matters=flags)
         elif tagged and _is_step(eqn):
             (x,) = tagged
             (value,) = _bind(eqn, [x.value])
-            outs = [Tagged(value, x.leaf, (*x.steps, eqn))]
+            outs = [Tagged(value=value, leaf=x.leaf, steps=(*x.steps, eqn))]
         elif tagged and any(flags) and name != "stop_gradient":
             outs = use(eqn, values)
         else:
@@ -168,65 +181,70 @@ def _evaluate(
     return [read(v) for v in jaxpr.outvars]
 
 
-def trace(loss_fn: Callable[..., Any], params: Any, transition: Any) -> Trace:
-    """Traces the loss of one transition and finds where it uses its parameters."""
+def trace(loss_fn: Callable[[T, E], jax.Array], params: T, transition: E) -> Trace:
+    """Trace the loss of one transition and find where the loss uses its parameters."""
     closed = jax.make_jaxpr(loss_fn)(params, transition)
     num_leaves = len(jax.tree.leaves(params))
     uses: list[Use] = []
     loose: dict[int, str] = {}
 
-    def find(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    def find(eqn: JaxprEqn, values: Sequence[Value]) -> list[jax.Array]:
         tagged = [(i, x) for i, x in enumerate(values) if isinstance(x, Tagged)]
         name = eqn.primitive.name
         linear = name in PRODUCTS + SUMS or (name == "gather" and tagged[0][0] == 0)
         real = _is_kind(eqn.outvars[0], jnp.floating)
         if linear and real and len(tagged) == 1:
             position, x = tagged[0]
-            uses.append(Use(x.leaf, x.steps, eqn, position))
+            uses.append(Use(leaf=x.leaf, steps=x.steps, eqn=eqn, position=position))
         else:
             loose.update({x.leaf: name for _, x in tagged})
         return _bind(eqn, _untagged(values))
 
-    def run(*args: Any) -> list[Any]:
-        tagged = [Tagged(x, i, ()) for i, x in enumerate(args[:num_leaves])]
-        rest = args[num_leaves:]
-        outs = _evaluate(closed.jaxpr, closed.consts, [*tagged, *rest], find, [True])
+    def run(leaves: Sequence[jax.Array]) -> list[jax.Array]:
+        args: list[Value] = list(leaves)
+        for i in range(num_leaves):
+            args[i] = Tagged(value=leaves[i], leaf=i, steps=())
+        outs = _evaluate(closed.jaxpr, closed.consts, args, use=find, matters=[True])
         loose.update({x.leaf: "the loss" for x in outs if isinstance(x, Tagged)})
         return _untagged(outs)
 
-    jax.eval_shape(run, *jax.tree.leaves((params, transition)))
+    jax.eval_shape(run, jax.tree.leaves((params, transition)))
     covered = [use for use in uses if use.leaf not in loose]
-    return Trace(closed.jaxpr, closed.consts, covered, loose)
+    return Trace(closed.jaxpr, consts=closed.consts, uses=covered, loose=loose)
 
 
 class Parts(NamedTuple):
-    """What determines the gradients of one transition."""
+    """Of one transition: all that determines the gradient."""
 
-    others: list[Any]  # per use, its other operand; None for a sum
+    others: list[jax.Array | None]  # per use, its other operand; None for a sum
     deltas: list[jax.Array]  # per use, the gradient with respect to its output
     loose: dict[int, jax.Array]  # the gradients of the loose leaves
 
 
 def backward(
-    traced: Trace, leaves: Sequence[jax.Array], transition: Any
+    traced: Trace, leaves: Sequence[jax.Array], transition: object
 ) -> tuple[jax.Array, Parts]:
     """Loss and gradients of one transition: one forward and backward pass."""
 
-    def forward(zeros: list[jax.Array], loose: dict[int, jax.Array]) -> Any:
-        others: list[Any] = []
+    def forward(
+        zeros: list[jax.Array], loose: dict[int, jax.Array]
+    ) -> tuple[jax.Array, list[jax.Array | None]]:
+        others: list[jax.Array | None] = []
 
-        def perturb(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
+        def perturb(eqn: JaxprEqn, values: Sequence[Value]) -> list[jax.Array]:
             use = traced.uses[len(others)]
             other = [x for x in values if not isinstance(x, Tagged)]
             others.append(None if use.kind in SUMS else other[0])
             (out,) = _bind(eqn, _untagged(values))
             return [out + zeros[len(others) - 1]]
 
-        args = [
-            loose[i] if i in loose else Tagged(x, i, ()) for i, x in enumerate(leaves)
+        args: list[Value] = [
+            loose[i] if i in loose else Tagged(value=leaf, leaf=i, steps=())
+            for i, leaf in enumerate(leaves)
         ]
         args += jax.tree.leaves(transition)
-        (loss,) = _evaluate(traced.jaxpr, traced.consts, args, perturb, [True])
+        outs = _evaluate(traced.jaxpr, traced.consts, args, use=perturb, matters=[True])
+        (loss,) = _untagged(outs)
         return loss, others
 
     zeros = [jnp.zeros(use.out.shape, use.out.dtype) for use in traced.uses]
@@ -234,21 +252,24 @@ def backward(
     loose = {i: leaves[i] for i in traced.loose}
     both = jax.value_and_grad(forward, argnums=(0, 1), has_aux=True)
     (loss, others), (deltas, loose_grads) = both(zeros, loose)
-    return loss, Parts(others, deltas, loose_grads)
+    return loss, Parts(others=others, deltas=deltas, loose=loose_grads)
 
 
-def gradient(use: Use, leaf: jax.Array, other: Any, delta: jax.Array) -> jax.Array:
+def gradient(
+    use: Use, leaf: jax.Array, *, other: jax.Array | None, delta: jax.Array
+) -> jax.Array:
     """The leaf's gradient by one use: the transpose of the equation applied to delta.
 
-    With a leading axis on `other` and `delta`, its sum over that axis.
+    With a leading axis on `other` and `delta`, the sum over that axis.
     """
 
-    def linear(value: jax.Array, other: Any) -> jax.Array:
+    def linear(value: jax.Array, other: jax.Array | None) -> jax.Array:
         for step in use.steps:
             (value,) = _bind(step, [value])
         if use.kind in SUMS:
             value = jnp.broadcast_to(value, use.out.shape).astype(use.out.dtype)
             return -value if use.kind == "sub" and use.position == 1 else value
+        assert other is not None  # only a sum has none
         operands = [value, other] if use.position == 0 else [other, value]
         return _bind(use.eqn, operands)[0]
 
@@ -262,14 +283,14 @@ def gradient(use: Use, leaf: jax.Array, other: Any, delta: jax.Array) -> jax.Arr
 
 
 def _isometric(step: JaxprEqn) -> bool:
-    """The transpose of this step keeps norms."""
+    """Tell whether the transpose of this step keeps norms."""
     before, after = (_aval(v[0]).shape for v in (step.invars, step.outvars))
     repeats = math.prod(before) != math.prod(after)
     return step.primitive.name != "broadcast_in_dim" or not repeats
 
 
-def _family(use: Use) -> Any:
-    """Uses of one leaf with the same family have rows that can be put together."""
+def _family(use: Use) -> tuple[object, ...] | None:
+    """Name a family; uses of a leaf in one family have rows that go together."""
     if not all(map(_isometric, use.steps)):
         return None
     steps = tuple((step.primitive.name, str(step.params)) for step in use.steps)
@@ -289,7 +310,7 @@ def _family(use: Use) -> Any:
 
 
 def _gathers_rows(eqn: JaxprEqn) -> bool:
-    table, indices = map(_aval, eqn.invars)
+    table, indices = (_aval(v) for v in eqn.invars)
     numbers, before = eqn.params["dimension_numbers"], indices.ndim - 1
     return (
         indices.shape[-1] == 1
@@ -303,13 +324,15 @@ def _gathers_rows(eqn: JaxprEqn) -> bool:
 
 
 def _matrices(x: jax.Array, *axes: Sequence[int]) -> jax.Array:
-    """Brings groups of axes to one axis each, in the order given."""
+    """Bring groups of axes to one axis each, in the order given."""
     order = [i for group in axes for i in group]
     sizes = [math.prod(x.shape[i] for i in group) for group in axes]
     return x.transpose(order).reshape(sizes)
 
 
-def _dot_rows(use: Use, other: jax.Array, delta: jax.Array) -> Any:
+def _dot_rows(
+    use: Use, other: jax.Array, delta: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """`[G, T, D]` inputs and `[G, T, O]` output gradients of a product of matrices."""
     contracting, batch = use.eqn.params["dimension_numbers"]
     mine, its = use.position, 1 - use.position
@@ -343,7 +366,11 @@ def _patches(x: jax.Array, params: dict[str, Any], kernel: Sequence[int]) -> jax
         count = (x.shape[i] - (size - 1) * dilation - 1) // stride + 1
         windows = [
             jax.lax.slice_in_dim(
-                x, k * dilation, k * dilation + (count - 1) * stride + 1, stride, i
+                x,
+                start_index=k * dilation,
+                limit_index=k * dilation + (count - 1) * stride + 1,
+                stride=stride,
+                axis=i,
             )
             for k in range(size)
         ]
@@ -351,17 +378,19 @@ def _patches(x: jax.Array, params: dict[str, Any], kernel: Sequence[int]) -> jax
     return x
 
 
-def _conv_rows(use: Use, other: jax.Array, delta: jax.Array) -> Any:
+def _conv_rows(
+    use: Use, other: jax.Array, delta: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Patches and output gradients of a convolution; G: its feature groups."""
     params, kernel = use.eqn.params, _aval(use.eqn.invars[1]).shape
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
     n, channel, *spatial = numbers.lhs_spec
     sizes = [kernel[i] for i in numbers.rhs_spec[2:]]
-    x = _patches(other.transpose(n, *spatial, channel), params, sizes)
+    x = _patches(other.transpose((n, *spatial, channel)), params, sizes)
     inputs = x.reshape(-1, math.prod(sizes), groups, x.shape[-1] // groups)
     inputs = inputs.transpose(2, 0, 1, 3).reshape(groups, len(inputs), -1)
     n, channel, *spatial = numbers.out_spec
-    y = delta.transpose(n, *spatial, channel)
+    y = delta.transpose((n, *spatial, channel))
     return inputs, y.reshape(inputs.shape[1], groups, -1).transpose(1, 0, 2)
 
 
@@ -370,7 +399,7 @@ def precise(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def squared(x: jax.Array, axis: Any = None) -> jax.Array:
+def squared(x: jax.Array, axis: tuple[int, ...] | None = None) -> jax.Array:
     """Sum of squares."""
     return jnp.sum(jnp.square(precise(x)), axis=axis)
 
@@ -396,7 +425,9 @@ def _sum_and_difference(x: jax.Array) -> jax.Array:
     return both * math.sqrt(0.5)
 
 
-def _row_norm(uses: list[Use], others: list[Any], deltas: list[jax.Array]) -> Any:
+def _row_norm(
+    uses: list[Use], others: list[jax.Array], deltas: list[jax.Array]
+) -> jax.Array:
     """The squared norm of a look-up table's gradient; equal rows add up first."""
     pairs = zip(deltas, others, strict=True)
     count = _aval(uses[0].eqn.invars[0]).shape[0]
@@ -413,25 +444,33 @@ def _row_norm(uses: list[Use], others: list[Any], deltas: list[jax.Array]) -> An
 
 
 def squared_norm(
-    leaf: jax.Array, uses: list[Use], others: list[Any], deltas: list[jax.Array]
+    leaf: jax.Array,
+    *,
+    uses: list[Use],
+    others: list[jax.Array | None],
+    deltas: list[jax.Array],
 ) -> jax.Array:
     """The squared norm of the gradient of one leaf for one transition."""
     families = [_family(use) for use in uses]
     kind = None
     if families and families[0] is not None and len(set(families)) == 1:
         kind = families[0][0]
+    given = [other for other in others if other is not None]  # all, if not of a sum
     if kind in ("dot_general", "conv_general_dilated"):
         rows = _dot_rows if kind == "dot_general" else _conv_rows
-        pairs = [rows(*each) for each in zip(uses, others, deltas, strict=True)]
-        inputs, outputs = zip(*pairs, strict=True)
+        pairs = [
+            rows(use, other, delta)
+            for use, other, delta in zip(uses, given, deltas, strict=True)
+        ]
         return _product_norm(
-            jnp.concatenate(inputs, axis=1), jnp.concatenate(outputs, axis=1)
+            inputs=jnp.concatenate([inputs for inputs, _ in pairs], axis=1),
+            deltas=jnp.concatenate([outputs for _, outputs in pairs], axis=1),
         )
-    positions = sum(math.prod(x.shape) for x in others) if kind == "gather" else 0
+    positions = sum(math.prod(x.shape) for x in given) if kind == "gather" else 0
     if kind == "gather" and 2 * positions**2 < leaf.size:
-        return _row_norm(uses, others, deltas)
+        return _row_norm(uses, given, deltas)
     grads = [
-        gradient(use, leaf, other, delta)
+        gradient(use, leaf, other=other, delta=delta)
         for use, other, delta in zip(uses, others, deltas, strict=True)
     ]
     return squared(sum(grads, jnp.zeros_like(leaf)))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,20 @@ import jax.numpy as jnp
 matmul = partial(jnp.matmul, precision="highest")
 
 
+class Krylov(NamedTuple):
+    """Where the Lanczos iteration is."""
+
+    basis: jax.Array  # [m, P], rows of zeros that are not reached yet
+    q: jax.Array  # [P], the next one
+    scale: jax.Array  # [] the greatest coefficient so far
+
+
 def lanczos(
     product: Callable[[jax.Array], jax.Array], start: jax.Array, keys: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Diagonal `[m]`, off-diagonal `[m]` and basis `[m, P]`, one step per key.
 
-    Where the Krylov space is exhausted, it goes on from a fresh random vector.
+    Where the Krylov space is exhausted, a fresh random vector goes on.
     """
     tiny = 10 * jnp.finfo(start.dtype).eps
 
@@ -29,25 +37,30 @@ def lanczos(
         norm = jnp.linalg.norm(x)
         return x / jnp.where(norm > 0, norm, 1)
 
-    def step(carry: Any, inputs: Any) -> Any:
-        basis, q, scale = carry
+    def step(
+        now: Krylov, inputs: tuple[jax.Array, jax.Array]
+    ) -> tuple[Krylov, tuple[jax.Array, jax.Array]]:
         i, key = inputs
-        basis = basis.at[i].set(q)
-        aq = product(q)
-        alpha = jnp.sum(q * aq)
+        basis = now.basis.at[i].set(now.q)
+        aq = product(now.q)
+        alpha = jnp.sum(now.q * aq)
         rest = orthogonal(aq, basis)
         beta = jnp.linalg.norm(rest)
-        scale = jnp.maximum(scale, jnp.maximum(jnp.abs(alpha), beta))
+        scale = jnp.maximum(now.scale, jnp.maximum(jnp.abs(alpha), beta))
         exhausted = beta <= tiny * scale
-        fresh = partial(jax.random.normal, key, q.shape, q.dtype)
+        fresh = partial(jax.random.normal, key, now.q.shape, now.q.dtype)
         q = jax.lax.cond(exhausted, lambda: orthogonal(fresh(), basis), lambda: rest)
-        return (basis, unit(q), scale), (alpha, jnp.where(exhausted, 0, beta))
+        following = Krylov(basis=basis, q=unit(q), scale=scale)
+        return following, (alpha, jnp.where(exhausted, 0, beta))
 
-    basis = jnp.zeros((len(keys), start.size), start.dtype)
-    carry = (basis, unit(start), jnp.zeros((), start.dtype))
+    first = Krylov(
+        basis=jnp.zeros((len(keys), start.size), start.dtype),
+        q=unit(start),
+        scale=jnp.zeros((), start.dtype),
+    )
     inputs = (jnp.arange(len(keys)), keys)
-    (basis, *_), (alpha, beta) = jax.lax.scan(step, carry, inputs)
-    return alpha, beta, basis
+    end, (alpha, beta) = jax.lax.scan(step, first, inputs)
+    return alpha, beta, end.basis
 
 
 def eigh(matrix: jax.Array, sweeps: int = 12) -> tuple[jax.Array, jax.Array]:
@@ -60,7 +73,9 @@ def eigh(matrix: jax.Array, sweeps: int = 12) -> tuple[jax.Array, jax.Array]:
     size = len(matrix)
     index = jnp.arange(size)
 
-    def rotate(i: Any, carry: Any) -> Any:
+    def rotate(
+        i: jax.Array, carry: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
         a, v = carry
         partner = (i - index) % size
         diagonal = jnp.diagonal(a)

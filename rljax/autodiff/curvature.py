@@ -7,7 +7,7 @@ vmapped on CPU.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import distrax
 import jax
@@ -17,11 +17,15 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
 from rljax.autodiff._checks import describe, floats
-from rljax.autodiff._solve import conjugate_gradients
+from rljax.autodiff._solve import VectorProduct, conjugate_gradients
 from rljax.autodiff._spectrum import eigh, lanczos, matmul
 from rljax.types import Params
 
-VectorProduct = Callable[[Params], Params]
+X = TypeVar("X")  # a scalar, or a tree of floats
+X_contra = TypeVar("X_contra", contravariant=True)
+Y = TypeVar("Y")  # likewise
+Y_co = TypeVar("Y_co", covariant=True)
+Policy = Any  # a distrax distribution, or whatever a `kl` compares
 Order = Literal["forward-over-reverse", "reverse-over-forward", "reverse-over-reverse"]
 
 
@@ -138,7 +142,15 @@ def hessian(
     return outer(inner(lambda flat: scalar(unravel(flat))))(flat)
 
 
-def nth_derivative(f: Callable[[Any], Any], n: int) -> Callable[..., Any]:
+class Derivative(Protocol[X_contra, Y_co]):
+    """Of a function of a scalar, or of a tree along a direction like that tree."""
+
+    def __call__(self, x: X_contra, direction: X_contra | None = None) -> Y_co:
+        """Differentiate at x; no direction is needed where x is a scalar."""
+        ...
+
+
+def nth_derivative(f: Callable[[X], Y], n: int) -> Derivative[X, Y]:
     r"""The n-th derivative of a function of a scalar, or along a line.
 
     .. math:: f^{(n)}(x) = \frac{d^n}{dt^n} f(x + t v) \big|_{t=0}
@@ -169,7 +181,7 @@ def nth_derivative(f: Callable[[Any], Any], n: int) -> Callable[..., Any]:
     """
     _check_count("n", n, 0)
 
-    def derivative(x: Any, direction: Any = None) -> Any:
+    def derivative(x: X, direction: X | None = None) -> Y:
         x = floats("x", x)
         if direction is None:
             if not (isinstance(x, jax.Array) and x.ndim == 0):
@@ -179,7 +191,7 @@ def nth_derivative(f: Callable[[Any], Any], n: int) -> Callable[..., Any]:
             direction = jnp.ones_like(x)
         direction = _like("direction", direction, "x", x)
 
-        def slope(g: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def slope(g: Callable[[X], Y]) -> Callable[[X], Y]:
             return lambda x: jax.jvp(g, (x,), (direction,))[1]
 
         g = _returning_floats(f)
@@ -191,8 +203,8 @@ def nth_derivative(f: Callable[[Any], Any], n: int) -> Callable[..., Any]:
 
 
 def gauss_newton_vp(
-    network_fn: Callable[[Params], Any],
-    loss_fn: Callable[[Any], jax.Array],
+    network_fn: Callable[[Params], Y],
+    loss_fn: Callable[[Y], jax.Array],
     params: Params,
     tangent: Params,
 ) -> Params:
@@ -236,11 +248,11 @@ def gauss_newton_vp(
 
 
 def fisher_vp(
-    policy_fn: Callable[[Params], Any],
+    policy_fn: Callable[[Params], Policy],
     params: Params,
     tangent: Params,
     *,
-    kl: Callable[[Any, Any], jax.Array] | None = None,
+    kl: Callable[[Policy, Policy], jax.Array] | None = None,
 ) -> Params:
     r"""Product of a policy's Fisher information matrix with a vector.
 
@@ -475,15 +487,15 @@ def hutchinson_trace(
 # What the public functions share.
 
 
-def _linear(vp: VectorProduct, at: Params) -> tuple[Any, VectorProduct]:
-    """A dtype for all leaves, at least float32, and `vp` from and to it.
+def _linear(vp: VectorProduct, at: Params) -> tuple[jnp.dtype, VectorProduct]:
+    """A dtype for all leaves, at least float32, and `vp` from and to that dtype.
 
     A linear function is its own derivative. Linearised, it keeps what does not depend
     on the vector, which a loop would otherwise compute at every step.
     """
     value, product = jax.linearize(vp, at)
     _like("vp(v)", value, "v", at)
-    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(at))
+    dtype = _precise_dtype(at)
 
     def precise(v: Params) -> Params:
         v = jax.tree.map(lambda v, at: v.astype(at.dtype), v, at)
@@ -492,17 +504,27 @@ def _linear(vp: VectorProduct, at: Params) -> tuple[Any, VectorProduct]:
     return dtype, precise
 
 
-def _draw(sampler: Any, key: jax.Array, like: Params) -> tuple[Any, Params]:
+def _precise_dtype(tree: Params) -> jnp.dtype:
+    """The dtype that holds all leaves, at least float32."""
+    return jnp.result_type(jnp.float32, *jax.tree.leaves(tree))
+
+
+def _draw(
+    sampler: Callable[..., jax.Array],  # (key, shape, dtype), as of `jax.random`
+    key: jax.Array,
+    like: Params,
+) -> tuple[jnp.dtype, Params]:
+    """A dtype for all leaves, at least float32, and random numbers of their own."""
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
     drawn = [sampler(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-    return jnp.result_type(jnp.float32, *leaves), jax.tree.unflatten(structure, drawn)
+    return _precise_dtype(like), jax.tree.unflatten(structure, drawn)
 
 
-def _like(name: str, tree: Any, like_name: str, like: Any) -> Any:
-    """The tree as arrays; ValueError unless structure, shapes, dtypes are as `like`'s.
+def _like(name: str, tree: X, like_name: str, like: X) -> X:
+    """Make the leaves arrays; ValueError unless the tree has the form of `like`.
 
-    Python floats go with every dtype.
+    Structure, shapes and dtypes are compared; Python floats go with every dtype.
     """
     given, expected = jax.tree.structure(tree), jax.tree.structure(like)
     if given != expected:
@@ -520,8 +542,8 @@ def _like(name: str, tree: Any, like_name: str, like: Any) -> Any:
     return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), tree, like)
 
 
-def _scalar(f: Callable[[Any], Any]) -> Callable[[Any], jax.Array]:
-    def checked(x: Any) -> jax.Array:
+def _scalar(f: Callable[[X], jax.Array]) -> Callable[[X], jax.Array]:
+    def checked(x: X) -> jax.Array:
         y = floats("f(x)", f(x))
         if not (isinstance(y, jax.Array) and y.ndim == 0):
             raise ValueError(
@@ -532,11 +554,11 @@ def _scalar(f: Callable[[Any], Any]) -> Callable[[Any], jax.Array]:
     return checked
 
 
-def _returning_floats(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _returning_floats(f: Callable[[X], Y]) -> Callable[[X], Y]:
     return lambda x: floats("f(x)", f(x))
 
 
-def _check_count(name: str, n: Any, least: int, most: int | None = None) -> None:
+def _check_count(name: str, n: int, least: int, most: int | None = None) -> None:
     integer = isinstance(n, (int, np.integer)) and not isinstance(n, bool)
     if not integer or n < least or (most is not None and n > most):
         upper = "" if most is None else f" and at most {most}"

@@ -4,15 +4,17 @@ DiCE and RELAX take one trajectory or one draw: callers vmap and average.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from rljax.autodiff._checks import floats, scalar
+from rljax.types import Params
 
-Params = Any
+X = TypeVar("X")  # one sample, any tree; a leading axis [N] makes samples
+G = TypeVar("G")  # a gradient, any tree
 Kind = Literal["bernoulli", "categorical"]
 
 
@@ -154,7 +156,7 @@ def loaded_dice_objective(
     weights = _discount_weights(log_probs, discounts)
     lambda_ = jnp.asarray(lambda_, log_probs.dtype)
 
-    def step(v, log_prob):
+    def step(v: jax.Array, log_prob: jax.Array) -> tuple[jax.Array, jax.Array]:
         before = lambda_ * v
         return before + log_prob, before
 
@@ -167,10 +169,10 @@ def loaded_dice_objective(
 
 
 def score_function_gradient(
-    log_prob_fn: Callable[[Params, Any], jax.Array],
-    f: Callable[[Any], jax.Array],
+    log_prob_fn: Callable[[Params, X], jax.Array],
+    f: Callable[[X], jax.Array],
     params: Params,
-    samples: Any,
+    samples: X,
     baseline: ArrayLike | Literal["leave_one_out"] = 0.0,
 ) -> Params:
     r"""The score-function (REINFORCE) estimate of the gradient of an expectation.
@@ -222,8 +224,8 @@ def score_function_gradient(
         baseline = (jnp.sum(values) - values) / (size - 1)
     weights = values - baseline
 
-    def surrogate(params):
-        def log_prob(x: Any) -> jax.Array:
+    def surrogate(params: Params) -> jax.Array:
+        def log_prob(x: X) -> jax.Array:
             return scalar("log_prob_fn(params, x)", log_prob_fn(params, x))
 
         return jnp.mean(weights * jax.vmap(log_prob)(samples))
@@ -232,8 +234,8 @@ def score_function_gradient(
 
 
 def pathwise_gradient(
-    sample_fn: Callable[[Params, jax.Array], Any],
-    f: Callable[[Any], jax.Array],
+    sample_fn: Callable[[Params, jax.Array], X],
+    f: Callable[[X], jax.Array],
     params: Params,
     key: jax.Array,
     n: int = 1,
@@ -274,7 +276,7 @@ def pathwise_gradient(
         raise ValueError(f"{n=}, expected at least 1")
     keys = jax.random.split(key, n)
 
-    def objective(params):
+    def objective(params: Params) -> jax.Array:
         def value(key: jax.Array) -> jax.Array:
             return scalar("f(x)", f(sample_fn(params, key)))
 
@@ -401,11 +403,11 @@ def rebar_surrogate(
 
 
 def variance_table(
-    estimators: Mapping[str, Callable[[Params, jax.Array], Any]],
+    estimators: Mapping[str, Callable[[Params, jax.Array], G]],
     params: Params,
     key: jax.Array,
     num_samples: int,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, G]]:
     r"""Mean and variance of several gradient estimators, on the same keys.
 
     .. math::
@@ -454,7 +456,7 @@ def _check_kind(kind: str) -> None:
 
 
 def _check_steps(log_probs: jax.Array, **others: jax.Array | None) -> None:
-    """Raises ValueError unless all are `[T]` of one floating dtype, T > 0."""
+    """Raise ValueError unless all are `[T]` of one floating dtype, T > 0."""
     given = {"log_probs": log_probs, **others}
     types = {name: jax.typeof(x) for name, x in given.items() if x is not None}
     first = types["log_probs"]

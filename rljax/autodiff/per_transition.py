@@ -5,7 +5,7 @@ a tree of transitions with a leading axis B.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import flax.linen as nn
 import jax
@@ -16,12 +16,15 @@ from jax.typing import ArrayLike
 from rljax.autodiff import _factored
 from rljax.autodiff._checks import floats
 
-LossFn = Callable[[Any, Any], jax.Array]
-Method = Literal["auto", "factored", "vmap"]
+P = TypeVar("P")  # parameters, a tree of floating arrays
+E = TypeVar("E")  # one transition, any tree; with a leading axis B a batch of them
+T = TypeVar("T")  # any tree
+TransitionLoss = Callable[[P, E], jax.Array]  # (params, transition) -> []
+NormMethod = Literal["auto", "factored", "vmap"]
 _GUARDED = jax.make_user_context(None)
 
 
-def per_transition_grads(loss_fn: LossFn, params: Any, batch: Any) -> Any:
+def per_transition_grads(loss_fn: TransitionLoss[P, E], params: P, batch: E) -> P:
     r"""Gradient of each transition's loss.
 
     .. math:: g_i = \nabla_\theta L(\theta, x_i)
@@ -49,16 +52,16 @@ def per_transition_grads(loss_fn: LossFn, params: Any, batch: Any) -> Any:
     References:
       Goodfellow (2015), https://arxiv.org/abs/1510.01799
     """
-    loss_fn, params, batch, _ = _checked(loss_fn, params, batch)
+    params, batch, _ = _checked(loss_fn, params, batch)
     return jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(params, batch)
 
 
 def per_transition_grad_norms(
-    loss_fn: LossFn,
-    params: Any,
-    batch: Any,
+    loss_fn: TransitionLoss[P, E],
+    params: P,
+    batch: E,
     *,
-    method: Method = "auto",
+    method: NormMethod = "auto",
     chunk_size: int | None = None,
 ) -> jax.Array:
     r"""Euclidean norm of the gradient of each transition's loss.
@@ -111,15 +114,15 @@ def per_transition_grad_norms(
       Li et al. (2022), section 4, https://arxiv.org/abs/2110.05679
       Bu et al. (2022), https://arxiv.org/abs/2205.10683
     """
-    if method not in get_args(Method):
-        raise ValueError(f"method={method!r}, expected one of {get_args(Method)}")
+    if method not in get_args(NormMethod):
+        raise ValueError(f"method={method!r}, expected one of {get_args(NormMethod)}")
     whole = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
     if chunk_size is not None and not (whole and chunk_size > 0):
         raise ValueError(f"chunk_size={chunk_size!r}, expected a positive int or None")
-    loss_fn, params, batch, transition = _checked(loss_fn, params, batch)
+    params, batch, transition = _checked(loss_fn, params, batch)
     if method == "vmap":
 
-        def norm(transition: Any) -> jax.Array:
+        def norm(transition: E) -> jax.Array:
             grads = jax.grad(loss_fn)(params, transition)
             return _root(_squared_norm(grads))
 
@@ -129,7 +132,7 @@ def per_transition_grad_norms(
             raise ValueError(f"method='factored' but {_uncovered(traced, params)}")
         leaves = jax.tree.leaves(params)
 
-        def norm(transition: Any) -> jax.Array:
+        def norm(transition: E) -> jax.Array:
             _, parts = _factored.backward(traced, leaves, transition)
             return _norm(traced, leaves, parts)
 
@@ -139,8 +142,11 @@ def per_transition_grad_norms(
 
 
 def value_and_grad_with_norms(
-    loss_fn: LossFn, params: Any, batch: Any, weights: ArrayLike | None = None
-) -> tuple[jax.Array, Any, jax.Array]:
+    loss_fn: TransitionLoss[P, E],
+    params: P,
+    batch: E,
+    weights: ArrayLike | None = None,
+) -> tuple[jax.Array, P, jax.Array]:
     r"""Losses, gradient of their weighted mean and norms, from one backward pass.
 
     .. math:: \Big(L_i,\; \tfrac{1}{B} \sum_i w_i g_i,\; \|g_i\|\Big),
@@ -176,18 +182,20 @@ def value_and_grad_with_norms(
       Goodfellow (2015), https://arxiv.org/abs/1510.01799
       Katharopoulos and Fleuret (2018), eq. 6, https://arxiv.org/abs/1803.00942
     """
-    loss_fn, params, batch, transition = _checked(loss_fn, params, batch)
+    params, batch, transition = _checked(loss_fn, params, batch)
     if weights is not None:
         weights = jnp.asarray(weights)
         size = len(jax.tree.leaves(batch)[0])
         if weights.shape != (size,):
             raise ValueError(f"weights of shape {weights.shape}, expected ({size},)")
-    return _one_pass(loss_fn, params, batch, transition, lambda norms: weights)
+    return _one_pass(
+        loss_fn, params, batch, transition=transition, weigh=lambda norms: weights
+    )
 
 
 def clipped_mean_grad(
-    loss_fn: LossFn, params: Any, batch: Any, max_norm: ArrayLike
-) -> tuple[jax.Array, Any, jax.Array]:
+    loss_fn: TransitionLoss[P, E], params: P, batch: E, max_norm: ArrayLike
+) -> tuple[jax.Array, P, jax.Array]:
     r"""Mean of the transitions' gradients, each clipped to a norm of its own.
 
     .. math:: \frac{1}{B} \sum_i g_i \min\Big(1, \frac{c}{\|g_i\|}\Big)
@@ -218,7 +226,7 @@ def clipped_mean_grad(
     References:
       Abadi et al. (2016), algorithm 1, https://arxiv.org/abs/1607.00133
     """
-    loss_fn, params, batch, transition = _checked(loss_fn, params, batch)
+    params, batch, transition = _checked(loss_fn, params, batch)
     bound = jnp.asarray(max_norm)
     if bound.ndim or not (isinstance(bound, Tracer) or bound > 0):
         raise ValueError(f"max_norm={max_norm}, expected a positive scalar")
@@ -227,11 +235,11 @@ def clipped_mean_grad(
         over = norms > max_norm
         return jnp.where(over, max_norm / jnp.where(over, norms, 1.0), 1.0)
 
-    return _one_pass(loss_fn, params, batch, transition, weights)
+    return _one_pass(loss_fn, params, batch, transition=transition, weigh=weights)
 
 
 class GradientStatistics(NamedTuple):
-    """What a batch's gradients say about their distribution; all `[]`."""
+    """Statistics of the distribution that a batch's gradients come from; all `[]`."""
 
     mean_squared_norm: jax.Array
     """Estimate of the squared norm of the true mean gradient; can be negative."""
@@ -243,7 +251,7 @@ class GradientStatistics(NamedTuple):
     """Batch size at which noise and signal are equal; inf if no signal is seen."""
 
 
-def gradient_statistics(norms: jax.Array, mean_grad: Any) -> GradientStatistics:
+def gradient_statistics(norms: jax.Array, mean_grad: object) -> GradientStatistics:
     r"""Signal-to-noise ratio and noise scale of a batch's gradients.
 
     .. math::
@@ -297,13 +305,13 @@ def gradient_statistics(norms: jax.Array, mean_grad: Any) -> GradientStatistics:
     )
 
 
-def pairwise_cosine(grads: Any) -> jax.Array:
+def pairwise_cosine(grads: object) -> jax.Array:
     r"""Cosines of the angles between the transitions' gradients.
 
     .. math:: c_{ij} = \frac{g_i^\top g_j}{\|g_i\| \|g_j\|}
 
     Args:
-      grads: tree of `[B, ...]`, as from `per_transition_grads`.
+      grads: tree of `[B, ...]`, as returned by `per_transition_grads`.
 
     Returns:
       `[B, B]`; 0 where a gradient is 0.
@@ -334,17 +342,18 @@ def pairwise_cosine(grads: Any) -> jax.Array:
 
 
 def _one_pass(
-    loss_fn: LossFn,
-    params: Any,
-    batch: Any,
-    transition: Any,
+    loss_fn: TransitionLoss[P, E],
+    params: P,
+    batch: E,
+    *,
+    transition: E,
     weigh: Callable[[jax.Array], jax.Array | None],
-) -> tuple[jax.Array, Any, jax.Array]:
+) -> tuple[jax.Array, P, jax.Array]:
     """Losses, mean of the gradients weighted by `weigh(norms)`, and norms."""
     leaves, treedef = jax.tree.flatten(params)
     traced = _factored.trace(loss_fn, params, transition)
 
-    def one(transition: Any) -> Any:
+    def one(transition: E) -> tuple[jax.Array, _factored.Parts, jax.Array]:
         loss, parts = _factored.backward(traced, leaves, transition)
         return loss, parts, _norm(traced, leaves, parts)
 
@@ -359,9 +368,10 @@ def _one_pass(
     grads = [jnp.zeros_like(leaf) for leaf in leaves]
     for i, x in parts.loose.items():
         grads[i] = jnp.sum(weighted(x), axis=0)
-    for use, other, delta in zip(traced.uses, *parts[:2], strict=True):
-        i = use.leaf
-        grads[i] += _factored.gradient(use, leaves[i], other, weighted(delta))
+    uses = zip(traced.uses, parts.others, parts.deltas, strict=True)
+    for use, other, delta in uses:
+        i, delta = use.leaf, weighted(delta)
+        grads[i] += _factored.gradient(use, leaves[i], other=other, delta=delta)
     grads = [grad / len(norms) for grad in grads]
     return losses, jax.tree.unflatten(treedef, grads), norms
 
@@ -373,14 +383,16 @@ def _norm(
     total = _squared_norm(parts.loose)
     for i, leaf in enumerate(leaves):
         at = [n for n, use in enumerate(traced.uses) if use.leaf == i]
-        uses = [traced.uses[n] for n in at]
-        others = [parts.others[n] for n in at]
-        deltas = [parts.deltas[n] for n in at]
-        total += _factored.squared_norm(leaf, uses, others, deltas)
+        total += _factored.squared_norm(
+            leaf,
+            uses=[traced.uses[n] for n in at],
+            others=[parts.others[n] for n in at],
+            deltas=[parts.deltas[n] for n in at],
+        )
     return _root(total)
 
 
-def _squared_norm(tree: Any) -> jax.Array:
+def _squared_norm(tree: object) -> jax.Array:
     squares = [_factored.squared(x) for x in jax.tree.leaves(tree)]
     return sum(squares, jnp.zeros((), jnp.float32))
 
@@ -397,7 +409,7 @@ def _ratio(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.where(none, bound, x / jnp.where(none, 1.0, y))
 
 
-def _uncovered(traced: _factored.Trace, params: Any) -> str:
+def _uncovered(traced: _factored.Trace, params: object) -> str:
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     return ", ".join(
         f"params{jax.tree_util.keystr(paths[i])} is used by {name}"
@@ -405,12 +417,12 @@ def _uncovered(traced: _factored.Trace, params: Any) -> str:
     )
 
 
-def _checked(loss_fn: LossFn, params: Any, batch: Any) -> tuple[LossFn, Any, Any, Any]:
-    """The arguments as arrays, with shape and dtype of one transition."""
+def _checked(loss_fn: TransitionLoss[P, E], params: P, batch: E) -> tuple[P, E, E]:
+    """Make the arguments arrays; return with them one transition's shape and dtype."""
     batch, transition = _checked_batch(batch, "batch")
     params = _factored.varying(floats("params", params), transition)
 
-    def guarded(params: Any, transition: Any) -> jax.Array:
+    def guarded(params: P, transition: E) -> jax.Array:
         with nn.intercept_methods(_refuse_batch_statistics):
             return loss_fn(params, transition)
 
@@ -420,11 +432,11 @@ def _checked(loss_fn: LossFn, params: Any, batch: Any) -> tuple[LossFn, Any, Any
     scalar = len(given) == 1 and given[0] is out and out.shape == ()
     if not (scalar and jnp.issubdtype(out.dtype, jnp.floating)):
         raise ValueError(f"loss_fn returned {out}, expected a floating scalar")
-    return loss_fn, params, batch, transition
+    return params, batch, transition
 
 
-def _checked_batch(batch: Any, name: str) -> tuple[Any, Any]:
-    """The batch as arrays, with shape and dtype of one of its members."""
+def _checked_batch(batch: T, name: str) -> tuple[T, T]:
+    """Make the batch arrays; return with it shape and dtype of one of its members."""
     leaves = jax.tree_util.tree_leaves_with_path(batch)
     shapes = {name + jax.tree_util.keystr(path): jnp.shape(x) for path, x in leaves}
     sizes = {shape[:1] for shape in shapes.values()}
@@ -432,7 +444,7 @@ def _checked_batch(batch: Any, name: str) -> tuple[Any, Any]:
         raise ValueError(f"expected equal leading axes [B, ...], B >= 1, got {shapes}")
     batch = jax.tree.map(jnp.asarray, batch)
 
-    def one(x: jax.Array) -> Any:
+    def one(x: jax.Array) -> jax.Array | jax.ShapeDtypeStruct:
         if jax.typeof(x).manual_axis_type.varying:  # a struct cannot say so
             return x[0]
         return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
@@ -441,12 +453,12 @@ def _checked_batch(batch: Any, name: str) -> tuple[Any, Any]:
 
 
 def _refuse_batch_statistics(
-    next_fn: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    next_fn: Callable[..., object],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
     context: nn.module.InterceptorContext,
-) -> Any:
-    """With statistics over the batch no transition has a gradient of its own."""
+) -> object:
+    """Raise ValueError where a batch's statistics enter every transition's loss."""
     module = context.module
     if isinstance(module, nn.BatchNorm) and context.method_name == "__call__":
         given = args[1] if args[1:] else kwargs.get("use_running_average")

@@ -1,19 +1,23 @@
 """Where gradients stop: by separate arguments, or by a factor on the way back."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Concatenate, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from rljax.autodiff._checks import floats
+from rljax.types import Params
 
-Params = Any
-Loss = Callable[..., Any]
+T = TypeVar("T")  # a tree of arrays
+# (params, bootstrap_params, ...) -> loss [], or a pair of the loss and something else
+SeparateLoss = Callable[Concatenate[Params, Params, ...], Any]
+# (params, ...) -> gradient like params; it may come in a pair: see below
+GradientFn = Callable[Concatenate[Params, ...], Any]
 
 
-def semi_gradient(loss: Loss, has_aux: bool = False) -> Callable[..., Any]:
+def semi_gradient(loss: SeparateLoss, has_aux: bool = False) -> GradientFn:
     r"""The gradient of a loss with its bootstrap held fixed, by argument separation.
 
     .. math:: g(\theta) = \partial_1 L(\theta, \theta)
@@ -50,10 +54,10 @@ def semi_gradient(loss: Loss, has_aux: bool = False) -> Callable[..., Any]:
     References:
       Sutton and Barto (2018), section 9.3, http://incompleteideas.net/book/the-book.html
     """
-    return _gradient(jax.grad, loss, has_aux, separate=True)
+    return _gradient(jax.grad, loss, has_aux=has_aux, separate=True)
 
 
-def value_and_semi_gradient(loss: Loss, has_aux: bool = False) -> Callable[..., Any]:
+def value_and_semi_gradient(loss: SeparateLoss, has_aux: bool = False) -> GradientFn:
     r"""A loss and its :func:`semi_gradient`, in one pass.
 
     .. math:: L(\theta, \theta), \quad \partial_1 L(\theta, \theta)
@@ -80,10 +84,10 @@ def value_and_semi_gradient(loss: Loss, has_aux: bool = False) -> Callable[..., 
     References:
       Sutton and Barto (2018), section 9.3, http://incompleteideas.net/book/the-book.html
     """
-    return _gradient(jax.value_and_grad, loss, has_aux, separate=True)
+    return _gradient(jax.value_and_grad, loss, has_aux=has_aux, separate=True)
 
 
-def residual_gradient(loss: Loss, has_aux: bool = False) -> Callable[..., Any]:
+def residual_gradient(loss: SeparateLoss, has_aux: bool = False) -> GradientFn:
     r"""The whole gradient of a loss, through its bootstrap as well.
 
     .. math:: g(\theta) = \partial_1 L(\theta, \theta) + \partial_2 L(\theta, \theta)
@@ -112,10 +116,10 @@ def residual_gradient(loss: Loss, has_aux: bool = False) -> Callable[..., Any]:
     References:
       Baird (1995), https://doi.org/10.1016/B978-1-55860-377-6.50013-X
     """
-    return _gradient(jax.grad, loss, has_aux, separate=False)
+    return _gradient(jax.grad, loss, has_aux=has_aux, separate=False)
 
 
-def scale_gradient(x: Any, scale: ArrayLike) -> Any:
+def scale_gradient(x: T, scale: ArrayLike) -> T:
     r"""The identity, through which the gradient comes multiplied.
 
     .. math:: y = x, \qquad \partial y = c \, \partial x
@@ -151,7 +155,7 @@ def scale_gradient(x: Any, scale: ArrayLike) -> Any:
     if isinstance(scale, int | float) and scale == 0:
         return jax.lax.stop_gradient(x)
 
-    def leaf(x):
+    def leaf(x: ArrayLike) -> jax.Array:
         x = jnp.asarray(x)
         if not jnp.issubdtype(x.dtype, jnp.inexact):
             return x
@@ -161,7 +165,7 @@ def scale_gradient(x: Any, scale: ArrayLike) -> Any:
 
 
 @jax.custom_jvp
-def _scale_gradient(x, scale):
+def _scale_gradient(x: jax.Array, scale: jax.Array) -> jax.Array:
     del scale
     return x
 
@@ -169,18 +173,21 @@ def _scale_gradient(x, scale):
 _scale_gradient.defjvps(lambda x_dot, out, x, scale: scale * x_dot, None)
 
 
-def _gradient(transform: Any, loss: Loss, has_aux: bool, separate: bool) -> Any:
-    """`transform` is jax.grad or jax.value_and_grad, in `loss`'s first argument.
-
-    In the second one as well, unless `separate`.
-    """
+def _gradient(
+    transform: Callable[..., GradientFn],  # jax.grad or jax.value_and_grad
+    loss: SeparateLoss,
+    *,
+    has_aux: bool,
+    separate: bool,
+) -> GradientFn:
+    """Transform a loss in its first argument; unless `separate`, in the second too."""
     if not callable(loss):
         raise ValueError(f"loss: expected a function, got {loss!r}")
 
-    def gradient(params, *args, **kwargs):
+    def gradient(params: Params, *args: Any, **kwargs: Any) -> Any:
         floats("params", params)
 
-        def inner(x):
+        def inner(x: Params) -> Any:
             output = loss(x, params if separate else x, *args, **kwargs)
             value = output[0] if has_aux else output
             if jnp.shape(value) != ():

@@ -1,4 +1,4 @@
-"""Gradients through learning: updates as differentiable functions, and what for.
+"""Gradients through learning: updates as differentiable functions, and their uses.
 
 `unroll` makes K updates one function, `meta_gradient` and `bootstrapped_meta_gradient`
 differentiate what they lead to, and `tune` has any agent move floats of its own config
@@ -6,14 +6,15 @@ along them while it learns. `adapt` and `maml_loss` are for learning to adapt.
 
 adaptation    gradient steps as a differentiable function
 conditioning  networks that see the tuned values
-diagnostics   whether a meta-gradient is right, and what cuts it
-gradients     of what updates lead to: exact, bootstrapped, estimated
+diagnostics   checks of a meta-gradient, and what cuts it
+gradients     of the result of updates: exact, bootstrapped, estimated
 maml          policies from which a few steps adapt to a task
 meta_step     one move of the tuned values
 objectives    outer losses, each with a critic of the outer discount
-parameters    how tuned values hang on raw numbers
+parameters    tuned values as functions of raw numbers
+recorded      states of agents without their replays
 tuning        an agent that tunes floats of its own config
-types         settings and states of the tuning
+types         settings, states and functions of the tuning
 unrolling     K updates as one function
 """
 

@@ -1,7 +1,7 @@
 """Adaptation by gradient steps as a differentiable function."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,21 +10,23 @@ from jax.typing import ArrayLike
 
 from rljax.autodiff import semi_gradient
 from rljax.autodiff._checks import floats, leading_axis, scalar
-from rljax.types import Params
 
-Loss = Callable[[Params, Params, Any], Any]
+P = TypeVar("P")  # parameters, a tree of floating arrays
+B = TypeVar("B")  # a batch, any tree; with a leading axis K one for each step
+# (params, bootstrap_params, batch) -> loss [], or a pair with `has_aux`
+InnerLoss = Callable[[P, P, B], Any]
 
 
 def adapt(
-    loss: Loss,
-    params: Params,
-    batches: Any,
+    loss: InnerLoss[P, B],
+    params: P,
+    batches: B,
     learning_rate: ArrayLike,
     *,
     first_order: bool = False,
     has_aux: bool = False,
 ) -> Any:
-    r"""Steps of gradient descent, differentiable in everything.
+    r"""Take steps of gradient descent, differentiable in everything.
 
     .. math::
         \theta_{k+1} = \theta_k - \alpha_k \, \partial_1 L(\theta_k, \theta_k, b_k)
@@ -63,7 +65,7 @@ def adapt(
     if jnp.shape(learning_rate) not in ((), (steps,)):
         given = jnp.shape(learning_rate)
         raise ValueError(f"learning_rate[] or [K] with K={steps}, got {given}")
-    gradient = semi_gradient(loss, has_aux)
+    gradient = semi_gradient(loss, has_aux=has_aux)
     rates = jnp.broadcast_to(learning_rate, (steps,))
     params, all_aux = floats("params", params), []
     # Not a scan, whose derivative would draw the data of such a loss a second time.
@@ -80,22 +82,22 @@ def adapt(
 
 
 def maml_loss(
-    inner_loss: Loss,
-    outer_loss: Loss,
-    params: Params,
-    batches: Any,
-    held_out: Any,
+    inner_loss: InnerLoss[P, B],
+    outer_loss: InnerLoss[P, B],
+    params: P,
+    batches: B,
+    held_out: B,
     learning_rate: ArrayLike,
     *,
     first_order: bool = False,
     has_aux: bool = False,
 ) -> Any:
-    r"""How good parameters are once they have adapted to a task.
+    r"""Score parameters after they have adapted to a task.
 
     .. math:: L_{out}(\theta_K, \text{stop}(\theta_K), b), \qquad \theta_0 = \theta
 
-    One task; `jax.vmap` over those of a batch and take the mean. Differentiate it once,
-    in `params` or `learning_rate`.
+    One task; `jax.vmap` over a batch of tasks and take the mean. Differentiate the loss
+    once, in `params` or `learning_rate`.
 
     Args:
       inner_loss: as in :func:`adapt`.
@@ -127,8 +129,14 @@ def maml_loss(
     References:
       Finn et al. (2017), algorithm 3, https://arxiv.org/abs/1703.03400
     """
-    keywords = dict(first_order=first_order, has_aux=has_aux)
-    result = adapt(inner_loss, params, batches, learning_rate, **keywords)
+    result = adapt(
+        inner_loss,
+        params,
+        batches,
+        learning_rate=learning_rate,
+        first_order=first_order,
+        has_aux=has_aux,
+    )
     adapted, inner_aux = result if has_aux else (result, ())
     loss = outer_loss(adapted, jax.lax.stop_gradient(adapted), held_out)
     if not has_aux:

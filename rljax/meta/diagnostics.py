@@ -1,7 +1,7 @@
-"""Whether a meta-gradient is what it claims to be, and what cuts it if not."""
+"""Checks of a meta-gradient: is it right, and if not, what cuts it?"""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +13,18 @@ from rljax.autodiff._checks import floats
 from rljax.learners.optimizers import ClipState
 from rljax.meta.gradients import finite_differences, meta_gradient
 
-Tree = Any
+E = TypeVar("E")  # eta, a tree of floating arrays
+S = TypeVar("S")  # a state, any tree
 
 
-def paths(objective: Callable[[Tree], jax.Array], eta: Tree) -> Tree:
-    """Which arrays of `eta` the derivative depends on, whatever the data: bools.
+def paths(objective: Callable[[E], jax.Array], eta: E) -> E:
+    """Tell which arrays of `eta` the derivative depends on, whatever the data: bools.
 
     False where every path to the objective is behind a `stop_gradient`, a comparison
     or an integer, or there is none.
     """
 
-    def slope(eta: Tree, direction: Tree) -> jax.Array:
+    def slope(eta: E, direction: E) -> jax.Array:
         return jax.jvp(objective, (eta,), (direction,))[1]
 
     jaxpr = jax.make_jaxpr(slope)(eta, eta).jaxpr
@@ -32,7 +33,9 @@ def paths(objective: Callable[[Tree], jax.Array], eta: Tree) -> Tree:
     return structure.unflatten(used[len(used) - len(leaves) :])
 
 
-def check_paths(objective: Callable[[Tree], jax.Array], eta: dict[str, Tree]) -> None:
+def check_paths(
+    objective: Callable[[dict[str, E]], jax.Array], eta: dict[str, E]
+) -> None:
     """Raise ValueError naming what the objective's derivative does not depend on."""
     for name, used in paths(objective, eta).items():
         if not any(jax.tree.leaves(used)):
@@ -42,50 +45,51 @@ def check_paths(objective: Callable[[Tree], jax.Array], eta: dict[str, Tree]) ->
             )
 
 
-def saturated_fraction(start: Tree, end: Tree) -> jax.Array:
+def saturated_fraction(start: object, end: object) -> jax.Array:
     """Share `[]` of the steps between two states whose gradient norm was clipped."""
 
-    def totals(tree: Tree) -> tuple[Any, ...]:
+    def totals(tree: object) -> tuple[jax.Array, jax.Array]:
         leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, ClipState))
         clips = [x for x in leaves if isinstance(x, ClipState)]
-        return tuple(sum((x[i] for x in clips), jnp.int32(0)) for i in (0, 1))
+        steps = sum((x.steps for x in clips), jnp.int32(0))
+        return steps, sum((x.saturated for x in clips), jnp.int32(0))
 
     before, after = totals(start), totals(end)
     steps, saturated = (y - x for x, y in zip(before, after, strict=True))
     return saturated / jnp.maximum(steps, 1)
 
 
-def cosine(x: Tree, y: Tree) -> jax.Array:
+def cosine(x: E, y: E) -> jax.Array:
     """Cosine `[]` of the angle between two trees, 0 where one of them is 0."""
-    (x, _), (y, _) = ravel_pytree(x), ravel_pytree(y)
-    sizes = jnp.linalg.norm(x) * jnp.linalg.norm(y)
-    return jnp.vdot(x, y) / jnp.where(sizes > 0, sizes, 1.0)
+    a, b = (ravel_pytree(tree)[0] for tree in (x, y))
+    sizes = jnp.linalg.norm(a) * jnp.linalg.norm(b)
+    return jnp.vdot(a, b) / jnp.where(sizes > 0, sizes, 1.0)
 
 
-class Check(NamedTuple):
-    """What `check_meta_gradient` found, each like `eta`."""
+class Check(NamedTuple, Generic[E]):
+    """Result of `check_meta_gradient`; the gradients are like `eta`."""
 
-    reverse: Tree  # gradient in reverse mode
-    forward: Tree  # in forward mode; None where a custom_vjp has none
-    differences: Tree  # central finite differences
+    reverse: E  # gradient in reverse mode
+    forward: E | None  # in forward mode; None where a custom_vjp has none
+    differences: E  # central finite differences
     causes: tuple[str, ...]  # what is wrong, in words; nothing if they agree
 
 
 def check_meta_gradient(
-    inner: Callable[[Tree], Any],
-    outer: Callable[[Any], Any],
-    eta: Tree,
+    inner: Callable[[E], S],
+    outer: Callable[[S], jax.Array],
+    eta: E,
     *,
     step: float = 1e-3,
     rtol: float = 0.02,
-) -> Check:
+) -> Check[E]:
     """Compare a meta-gradient with finite differences, and say what cuts it.
 
     Run it with fixed keys, in float64 if possible (`jax.enable_x64`, `step=1e-6`): what
     float32 resolves of a difference is allowed for.
 
     Args:
-      inner: `eta -> state`, as of `meta_gradient`. An agent's state says more: its
+      inner: `eta -> state`, as in `meta_gradient`. An agent's state says more: its
         optimisers show what Adam cancels and what is clipped.
       outer: `state -> []`.
       eta: a tree of floating arrays.
@@ -109,7 +113,7 @@ def check_meta_gradient(
     """
     eta = floats("eta", eta)
 
-    def objective(eta: Tree) -> jax.Array:
+    def objective(eta: E) -> jax.Array:
         return outer(inner(eta))
 
     value, reverse = jax.jit(lambda e: meta_gradient(inner, outer, e))(eta)
@@ -117,10 +121,10 @@ def check_meta_gradient(
     forward, end, moves = _forwards(inner, outer, eta)
     noise = 10 * jnp.finfo(value.dtype).eps * float(jnp.abs(value)) / step
 
-    def agree(x: Tree, y: Tree) -> bool:
-        (x, _), (y, _) = ravel_pytree(x), ravel_pytree(y)
-        size = max(float(jnp.abs(x).max()), float(jnp.abs(y).max()))
-        return bool(jnp.abs(x - y).max() <= rtol * size + noise)
+    def agree(x: object, y: object) -> bool:
+        a, b = (ravel_pytree(tree)[0] for tree in (x, y))
+        size = max(float(jnp.abs(a).max()), float(jnp.abs(b).max()))
+        return bool(jnp.abs(a - b).max() <= rtol * size + noise)
 
     flat = ravel_pytree(reverse)[0]
     causes = _no_path(paths(objective, eta))
@@ -138,16 +142,21 @@ def check_meta_gradient(
         ]
     if not jnp.any(flat != 0) or agree(reverse, jnp.zeros_like(flat)):
         causes += _vanishing(end, moves)
-    return Check(reverse, forward, differences, tuple(causes))
+    return Check(
+        reverse=reverse, forward=forward, differences=differences, causes=tuple(causes)
+    )
 
 
-def _forwards(inner: Any, outer: Any, eta: Tree) -> tuple[Any, Any, Any]:
-    """The gradient in forward mode, the state, and how it moves with eta."""
+def _forwards(
+    inner: Callable[[E], S], outer: Callable[[S], jax.Array], eta: E
+) -> tuple[E | None, S | tuple[()], S | tuple[()]]:
+    """The gradient in forward mode, the state, and the state's derivative in eta."""
     ones = jax.tree.map(jnp.ones_like, eta)
 
-    def both(eta: Tree) -> tuple[Any, Any, Any]:
+    def both(eta: E) -> tuple[E, S, S]:
         gradient = meta_gradient(inner, outer, eta, mode="forward")[1]
-        return gradient, *jax.jvp(inner, (eta,), (ones,))
+        end, moves = jax.jvp(inner, (eta,), (ones,))
+        return gradient, end, moves
 
     try:
         return jax.jit(both)(eta)
@@ -155,7 +164,7 @@ def _forwards(inner: Any, outer: Any, eta: Tree) -> tuple[Any, Any, Any]:
         return None, (), ()
 
 
-def _no_path(used: Tree) -> list[str]:
+def _no_path(used: object) -> list[str]:
     return [
         f"eta{jax.tree_util.keystr(path)}: no path: everything between it and the "
         "outer loss is behind a stop_gradient or a comparison, say a whole target"
@@ -164,8 +173,8 @@ def _no_path(used: Tree) -> list[str]:
     ]
 
 
-def _vanishing(end: Any, moves: Any) -> list[str]:
-    """Why an agent's state may not move with eta."""
+def _vanishing(end: object, moves: object) -> list[str]:
+    """Name the causes for which an agent's state may not move with eta."""
     causes = []
     is_part = lambda x: isinstance(x, optax.ScaleByAdamState | ClipState)  # noqa: E731
     parts = zip(

@@ -1,7 +1,7 @@
-"""Gradients of what learning leads to, in what governs the learning."""
+"""Gradients of the result of learning in the numbers that govern the learning."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +9,20 @@ from jax.flatten_util import ravel_pytree
 
 from rljax.autodiff._checks import floats, scalar
 
-Tree = Any
+E = TypeVar("E")  # eta, a tree of floating arrays
+S = TypeVar("S")  # a state, any tree
 MODES = ("reverse", "forward")
 
 
 def meta_gradient(
-    inner: Callable[[Tree], Any],
-    outer: Callable[[Any], Any],
-    eta: Tree,
+    inner: Callable[[E], S],
+    outer: Callable[[S], Any],  # [], or a pair with `has_aux`
+    eta: E,
     *,
     mode: str = "reverse",
     has_aux: bool = False,
-) -> tuple[Any, Tree]:
-    r"""How good learning's result is, and the gradient of that in meta-parameters.
+) -> tuple[Any, E]:
+    r"""Score the result of learning, with the gradient of the score in meta-parameters.
 
     .. math:: J(\theta_K(\eta)), \qquad
               \frac{dJ}{d\eta} = \frac{\partial J}{\partial \theta_K}
@@ -60,7 +61,7 @@ def meta_gradient(
         raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
     eta = floats("eta", eta)
 
-    def objective(eta: Tree) -> Any:
+    def objective(eta: E) -> tuple[jax.Array, tuple[jax.Array, object]]:
         output = outer(inner(eta))
         value, aux = output if has_aux else (output, ())
         value = scalar("outer(...)", value)
@@ -72,20 +73,20 @@ def meta_gradient(
 
 
 def bootstrapped_meta_gradient(
-    inner: Callable[[Tree], Any],
-    target: Callable[[Any], Any],
-    matching: Callable[[Any, Any], Any],
-    eta: Tree,
+    inner: Callable[[E], S],
+    target: Callable[[S], S],
+    matching: Callable[[S, S], jax.Array],
+    eta: E,
     *,
     mode: str = "reverse",
-) -> tuple[jax.Array, Tree]:
-    r"""How far learning's result is from where it should have come, and the gradient.
+) -> tuple[jax.Array, E]:
+    r"""Measure how far the result of learning is from a target, with the gradient.
 
     .. math:: \mu(\text{stop}(T(\theta_K)), \theta_K(\eta))
 
     With the target one step :math:`\alpha` down the gradient of an outer loss, and half
-    the squared distance, it is :math:`\alpha` times the :func:`meta_gradient`. More
-    steps before it look further ahead, and no derivative passes through them.
+    the squared distance, this is :math:`\alpha` times the :func:`meta_gradient`. More
+    steps before the last look further ahead, and no derivative passes through them.
 
     Args:
       inner: `eta -> state`, usually K updates: :func:`unroll`.
@@ -117,14 +118,14 @@ def bootstrapped_meta_gradient(
       Flennerhag et al. (2022), eq. 2, https://arxiv.org/abs/2109.04504
     """
 
-    def outer(state: Any) -> Any:
+    def outer(state: S) -> jax.Array:
         goal = jax.lax.stop_gradient(target(jax.lax.stop_gradient(state)))
         return matching(goal, state)
 
     return meta_gradient(inner, outer, eta, mode=mode)
 
 
-def squared_distance(target: Tree, state: Tree) -> jax.Array:
+def squared_distance(target: S, state: S) -> jax.Array:
     """Half the squared Euclidean distance `[]` of all floating arrays in two trees."""
     pairs = zip(jax.tree.leaves(target), jax.tree.leaves(state), strict=True)
     floating = [
@@ -136,21 +137,22 @@ def squared_distance(target: Tree, state: Tree) -> jax.Array:
 
 
 def evolution_gradient(
-    objective: Callable[[Tree], Any],
-    eta: Tree,
+    objective: Callable[[E], jax.Array],
+    eta: E,
     key: jax.Array,
     *,
     num_pairs: int = 16,
     sigma: float = 0.1,
-) -> Tree:
-    r"""Gradient of a smoothed objective from its values alone: evolution strategies.
+) -> E:
+    r"""Estimate a smoothed objective's gradient from values: evolution strategies.
 
     .. math:: \frac{1}{2 n \sigma} \sum_{i=1}^{n}
               \epsilon_i (f(\eta + \sigma \epsilon_i) - f(\eta - \sigma \epsilon_i)),
               \qquad \epsilon_i \sim N(0, I)
 
-    It needs no derivative of the learning, so that it also sees what a stopped path
-    hides from :func:`meta_gradient`; its noise grows with the size of `eta`.
+    The estimate needs no derivative of the learning, so that it also sees what a
+    stopped path hides from :func:`meta_gradient`; its noise grows with the size of
+    `eta`.
 
     Args:
       objective: `eta -> []`, say the outer loss after the inner updates.
@@ -193,9 +195,9 @@ def evolution_gradient(
 
 
 def finite_differences(
-    objective: Callable[[Tree], Any], eta: Tree, step: float = 1e-3
-) -> Tree:
-    r"""Central differences, one number of `eta` after the other.
+    objective: Callable[[E], jax.Array], eta: E, step: float = 1e-3
+) -> E:
+    r"""Take central differences, one number of `eta` after the other.
 
     .. math:: \frac{f(\eta + h e_i) - f(\eta - h e_i)}{2 h}
 

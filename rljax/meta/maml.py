@@ -7,7 +7,7 @@ actions that the update learnt from, which the old parameters drew. `policy_loss
 that path by DiCE: the derivative of its gradient is, in expectation, the Hessian of the
 expected return. This is the second formulation of Rothfuss et al. (2019),
 https://arxiv.org/abs/1810.06784; a plain surrogate drops the path, as the first MAML
-did. Their first formulation, that of E-MAML, multiplies the outer loss by
+did. Their first formulation, E-MAML, multiplies the outer loss by
 `autodiff.magic_box` of the log-probabilities of all those actions instead. The inner
 loss is then a plain surrogate: with both, the path would count twice.
 """
@@ -15,7 +15,7 @@ loss is then a plain surrogate: with both, the path would count twice.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +24,36 @@ from jax.flatten_util import ravel_pytree
 from rljax import config as cfg
 from rljax import prng
 from rljax.autodiff import loaded_dice_objective
+from rljax.contracts import BatchedEnv
 from rljax.learners import on_policy, optimizers
 from rljax.meta import adapt, maml_loss
 from rljax.networks import distributions
 from rljax.running import rollout
-from rljax.types import Metrics, Params, Rollout, TrainState
+from rljax.types import (
+    AgentConfig,
+    Memory,
+    Metrics,
+    Obs,
+    OptState,
+    Params,
+    Rollout,
+    TrainState,
+)
 
-DrawTask = Callable[[jax.Array], Any]  # key to a batched environment
+DrawTask = Callable[[jax.Array], BatchedEnv]  # key to a task
+Distribution = Any  # over actions, one of distrax
+
+
+class PolicyNetwork(Protocol):
+    """A policy and a value, say a flax module such as `networks.ActorCritic`."""
+
+    def init(self, key: jax.Array, obs: Obs, /) -> Params:
+        """Make parameters, for observations `[1, *obs_shape]`."""
+        ...
+
+    def apply(self, params: Params, obs: Obs, /) -> tuple[Distribution, jax.Array]:
+        """Map `[..., *obs_shape]` to a distribution and to values `[...]`."""
+        ...
 
 
 @jax.tree_util.register_dataclass
@@ -43,7 +66,7 @@ class Config:
     gamma: float = 0.99  # discount, cut at termination
     lambda_: float = 0.95  # trace decay of the advantages; 1: unbiased derivatives
     value_cost: float = 0.5  # weight of the critic's squared error
-    reward_scale: float = 1.0  # what is learnt from is this times the reward
+    reward_scale: float = 1.0  # of rewards, before anything is learnt from them
     max_grad_norm: float = 1.0  # where the gradient is clipped that Adam gets
     inner_steps: int = cfg.static(1)
     num_tasks: int = cfg.static(40)  # per update
@@ -53,31 +76,43 @@ class Config:
 
     def validate(self) -> None:
         """Raise ValueError naming a field out of range, its value and the range."""
-        positive = ("inner_rate", "learning_rate", "reward_scale", "max_grad_norm")
-        cfg.check_range(self, *positive, low=0.0, open_low=True)
+        for name in ("inner_rate", "learning_rate", "reward_scale", "max_grad_norm"):
+            cfg.check_range(self, name, low=0.0, open_low=True)
         cfg.check_range(self, "gamma", "lambda_", low=0.0, high=1.0)
         cfg.check_range(self, "value_cost", low=0.0)
-        counts = ("inner_steps", "num_tasks", "num_envs", "rollout_length")
-        cfg.check_count(self, *counts)
+        for name in ("inner_steps", "num_tasks", "num_envs", "rollout_length"):
+            cfg.check_count(self, name)
 
 
-class State(NamedTuple):
-    """What MAML learns."""
+class MamlState(NamedTuple):
+    """Parameters that MAML learns, and what moves them."""
 
     params: Params  # where the adaptation to a task starts
-    opt_state: Any  # Adam over them as one flat vector
+    opt_state: OptState  # Adam over them as one flat vector
     key: jax.Array  # [] typed key
 
 
 def play(
-    network: Any, config: Config, env: Any, params: Params, key: jax.Array
+    network: PolicyNetwork,
+    config: Config,
+    env: BatchedEnv,
+    params: Params,
+    key: jax.Array,
 ) -> Rollout:
     """Trajectories of a policy from the start, `[T, N, ...]`, as constants."""
     reset_key, key = jax.random.split(key)
     env_state, obs = env.reset(reset_key, config.num_envs)
 
-    def act(config: Any, params: Params, memory: Any, obs: Any, key: Any, explore: Any):
-        return distributions.sample(network.apply(params, obs)[0], key), memory, ()
+    def act(
+        config: AgentConfig,
+        params: Params,
+        memory: Memory,
+        obs: Obs,
+        key: jax.Array,
+        explore: bool,
+    ) -> tuple[jax.Array, Memory, tuple[()]]:
+        policy, _ = network.apply(params, obs)
+        return distributions.sample(policy, key), memory, ()
 
     start = TrainState(
         agent=jax.lax.stop_gradient(params),
@@ -100,7 +135,7 @@ def play(
 
 
 def policy_loss(
-    network: Any,
+    network: PolicyNetwork,
     config: Config,
     params: Params,
     bootstrap_params: Params,
@@ -110,9 +145,9 @@ def policy_loss(
 
     .. math:: -J(\theta) + \frac cT \sum_t (v_\theta(s_t) - G_t)^2
 
-    where J is `autodiff.loaded_dice_objective` of generalised advantages, whose
-    gradient is that of a trajectory's discounted return, and G the lambda return; mean
-    over trajectories. The derivative of the critic's part is that at fixed data.
+    where J is `autodiff.loaded_dice_objective` of generalised advantages, which has the
+    gradient of a trajectory's discounted return, and G the lambda return; mean over
+    trajectories. The critic's part is differentiated at fixed data.
 
     Args:
       network: `apply(params, obs[..., *obs_shape]) -> (policy, values[...])`.
@@ -134,7 +169,9 @@ def policy_loss(
         network.apply(bootstrap_params, obs)[1] for obs in (batch.obs, batch.next_obs)
     )
     scaled = batch._replace(reward=config.reward_scale * batch.reward)
-    adv = on_policy.from_values(config, scaled, v_tm1, v_t=v_t, lambda_=config.lambda_)
+    adv = on_policy.from_values(
+        config, scaled, v_tm1=v_tm1, v_t=v_t, lambda_=config.lambda_
+    )
     ended = batch.terminated | batch.truncated
     first = jnp.cumsum(ended, axis=0) - ended == 0  # [T, N]
     objective = jax.vmap(loaded_dice_objective, in_axes=1)
@@ -145,7 +182,11 @@ def policy_loss(
 
 
 def task_loss(
-    network: Any, config: Config, params: Params, env: Any, key: jax.Array
+    network: PolicyNetwork,
+    config: Config,
+    params: Params,
+    env: BatchedEnv,
+    key: jax.Array,
 ) -> tuple[jax.Array, Metrics]:
     """The loss of a policy that has adapted to one environment; `jax.vmap` over more.
 
@@ -160,55 +201,76 @@ def task_loss(
       `[]`, and mean returns: `return` of the policy before it adapts, `adapted_return`.
     """
 
-    def loss(params: Params, bootstrap_params: Params, key: jax.Array) -> Any:
-        batch = play(network, config, env, params, key)
-        return policy_loss(network, config, params, bootstrap_params, batch)
+    def loss(
+        params: Params, bootstrap_params: Params, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        batch = play(network, config, env, params=params, key=key)
+        return policy_loss(
+            network, config, params, bootstrap_params=bootstrap_params, batch=batch
+        )
 
     keys = jax.random.split(key, config.inner_steps + 1)
-    args = (params, keys[:-1], keys[-1], config.inner_rate)
-    keywords = dict(first_order=config.first_order, has_aux=True)
-    total, (before, after) = maml_loss(loss, loss, *args, **keywords)
+    total, (before, after) = maml_loss(
+        inner_loss=loss,
+        outer_loss=loss,
+        params=params,
+        batches=keys[:-1],
+        held_out=keys[-1],
+        learning_rate=config.inner_rate,
+        first_order=config.first_order,
+        has_aux=True,
+    )
     return total, {"return": before[0].mean(), "adapted_return": after.mean()}
 
 
 def adapt_policy(
-    network: Any, config: Config, params: Params, env: Any, key: jax.Array
+    network: PolicyNetwork,
+    config: Config,
+    params: Params,
+    env: BatchedEnv,
+    key: jax.Array,
 ) -> Params:
     """The parameters after `config.inner_steps` steps in one environment."""
     config = cfg.as_arrays(config)
 
     def loss(params: Params, bootstrap_params: Params, key: jax.Array) -> jax.Array:
-        batch = play(network, config, env, params, key)
-        return policy_loss(network, config, params, bootstrap_params, batch)[0]
+        batch = play(network, config, env, params=params, key=key)
+        total, _ = policy_loss(
+            network, config, params, bootstrap_params=bootstrap_params, batch=batch
+        )
+        return total
 
     keys = jax.random.split(key, config.inner_steps)
-    return adapt(loss, params, keys, config.inner_rate)
+    return adapt(loss, params, batches=keys, learning_rate=config.inner_rate)
 
 
-def init(network: Any, config: Config, draw_task: DrawTask, key: jax.Array) -> State:
-    """Fresh parameters and optimiser; ValueError if actions are masked."""
+def init(
+    network: PolicyNetwork, config: Config, draw_task: DrawTask, key: jax.Array
+) -> MamlState:
+    """Make fresh parameters and optimiser; ValueError if actions are masked."""
     params_key, key = jax.random.split(key)
     spec = jax.eval_shape(draw_task, key).spec
     distributions.check_unmasked("maml", spec)
     params = network.init(params_key, jnp.zeros((1, *spec.obs_shape), spec.obs_dtype))
-    optimizer = optimizers.clipped_adam(config, on_policy.EPS)
-    return State(params, optimizer.init(ravel_pytree(params)[0]), key)
+    optimizer = optimizers.clipped_adam(config, eps=on_policy.EPS)
+    opt_state = optimizer.init(ravel_pytree(params)[0])
+    return MamlState(params=params, opt_state=opt_state, key=key)
 
 
 def run(
-    network: Any,
+    network: PolicyNetwork,
     config: Config,
     draw_task: DrawTask,
-    state: State,
+    state: MamlState,
     iterations: int,
-) -> tuple[State, Metrics]:
-    """Updates of the initial parameters, each along the gradient of a batch of tasks.
+) -> tuple[MamlState, Metrics]:
+    """Update the initial parameters, each time along the gradient of many tasks.
 
     Args:
       network: as in :func:`policy_loss`, for instance `networks.ActorCritic`.
       config: sizes and hyperparameters.
       draw_task: `key -> env`, a batched environment whose parameters are drawn.
-      state: of `init`, or where the last run ended: two runs equal one long one.
+      state: as returned by `init`, or by the last run: two runs equal one long one.
       iterations: how many updates.
 
     Returns:
@@ -219,7 +281,7 @@ def run(
     """
     config = cfg.as_arrays(config)
 
-    def step(state: State, _: None) -> tuple[State, Metrics]:
+    def step(state: MamlState, _: None) -> tuple[MamlState, Metrics]:
         key, task_key, play_key = jax.random.split(state.key, 3)
         tasks = jax.vmap(draw_task)(jax.random.split(task_key, config.num_tasks))
         keys = jax.random.split(play_key, config.num_tasks)
@@ -229,11 +291,11 @@ def run(
             losses, metrics = jax.vmap(of_one)(tasks, keys)
             return losses.mean(), jax.tree.map(jnp.mean, metrics)
 
-        rate: Any = config.learning_rate
+        rate: Any = config.learning_rate  # an array, as all floats of `config` here
         params, opt_state, metrics = on_policy.adam_step(
             config, rate, loss, params=state.params, opt_state=state.opt_state
         )
-        return State(params, opt_state, key), metrics
+        return MamlState(params=params, opt_state=opt_state, key=key), metrics
 
     state = state._replace(key=prng.unrolled(state.key))
     state, metrics = jax.lax.scan(step, state, None, iterations)

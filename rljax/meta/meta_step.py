@@ -1,12 +1,12 @@
 """The step of the tuned values: replay, score, move along the meta-gradient."""
 
-import functools
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from rljax.contracts import TunedConfig
 from rljax.learners import optimizers
 from rljax.meta.conditioning import configured
 from rljax.meta.diagnostics import check_paths, cosine, saturated_fraction
@@ -16,24 +16,37 @@ from rljax.meta.gradients import (
     meta_gradient,
 )
 from rljax.meta.objectives import critic_config
-from rljax.meta.types import State, Tuning
+from rljax.meta.parameters import Raw
+from rljax.meta.recorded import with_replay, without_replay
+from rljax.meta.types import OuterBatch, TuneState, Tuning
 from rljax.meta.unrolling import unroll
-from rljax.types import Metrics
+from rljax.types import AgentState, Metrics, OptState, Rollout
 
 OPTIMIZER = optax.scale_by_adam()
 _FEW = 4  # raw numbers, up to which forward mode costs less than reverse mode
 
 
 def move(
-    tuning: Tuning, config: Any, state: State, data: Any, key: jax.Array
-) -> tuple[Any, Any, Metrics]:
-    """One step of the raw numbers along the meta-gradient."""
+    tuning: Tuning,
+    config: TunedConfig,
+    state: TuneState,
+    *,
+    data: OuterBatch,
+    key: jax.Array,
+) -> tuple[dict[str, Raw], OptState, Metrics]:
+    """Move the raw numbers one step along the meta-gradient."""
     settings, objective = tuning.settings, tuning.objective
-    impl = jax.random.key_impl(key)
-    replayed = functools.partial(_replay, tuning, config, state, impl)
-    outer = functools.partial(objective.loss, config, data=data)
 
-    def score(raw: Any) -> jax.Array:
+    def replayed(raw: dict[str, Raw]) -> AgentState:
+        return _replay(tuning, config, state, raw=raw, like=key)
+
+    def outer(agent: AgentState) -> jax.Array:
+        return objective.loss(config, agent, data)
+
+    def distance(target: AgentState, agent: AgentState) -> jax.Array:
+        return objective.distance(config, target, agent, data=data)
+
+    def score(raw: dict[str, Raw]) -> jax.Array:
         return outer(replayed(raw))
 
     check_paths(score, state.raw)
@@ -41,13 +54,16 @@ def move(
     if mode == "auto":
         mode = "forward" if optax.tree.size(state.raw) <= _FEW else "reverse"
     if settings.num_target_updates:
-        target = _descend(outer, state.agent, settings.target_rate)
-        distance = functools.partial(objective.distance, config, data=data)
-        args = (replayed, lambda _: target, distance, state.raw)
-        loss, gradient = bootstrapped_meta_gradient(*args, mode=mode)
+        target = _descended(outer, state.agent, settings.target_rate)
+        loss, gradient = bootstrapped_meta_gradient(
+            inner=replayed,
+            target=lambda _: target,
+            matching=distance,
+            eta=state.raw,
+            mode=mode,
+        )
     else:
-        args = (replayed, outer, state.raw)
-        loss, gradient = meta_gradient(*args, mode=mode)
+        loss, gradient = meta_gradient(replayed, outer, state.raw, mode=mode)
     ready = state.window.count >= len(state.window.keys)
     loss, gradient = jax.tree.map(lambda x: jnp.where(ready, x, 0.0), (loss, gradient))
     updates, opt_state = OPTIMIZER.update(gradient, state.opt_state)
@@ -59,37 +75,60 @@ def move(
     start = jax.tree.map(lambda x: x[0], state.window.states)
     metrics["saturated_clips"] = saturated_fraction(start, state.agent)
     if settings.evolution_pairs:
-        args = (score, state.raw, key)
-        estimate = evolution_gradient(*args, num_pairs=settings.evolution_pairs)
+        estimate = evolution_gradient(
+            score, state.raw, key, num_pairs=settings.evolution_pairs
+        )
         metrics["evolution_cosine"] = cosine(gradient, estimate)
     return raw, opt_state, metrics
 
 
-def _replay(tuning: Tuning, config: Any, state: State, impl: Any, raw: Any) -> Any:
-    """The agent's state after the oldest K updates of the window, again.
+def _replay(
+    tuning: Tuning,
+    config: TunedConfig,
+    state: TuneState,
+    *,
+    raw: dict[str, Raw],
+    like: jax.Array,  # a key, of which only the kind counts
+) -> AgentState:
+    """Make the oldest K updates of the window again; return the agent's state.
 
-    Each with the raw numbers it had then, moved as far as `raw` is from `state.raw`.
+    Each with the raw numbers of its time, moved as far as `raw` is from `state.raw`.
     """
     window, size = state.window, tuning.settings.num_updates
     moves = jax.tree.map(jnp.subtract, raw, state.raw)
+    impl = jax.random.key_impl(like)
 
-    def update(moves: Any, agent: Any, inputs: Any, key: jax.Array) -> Any:
+    def update(
+        moves: dict[str, Raw],
+        agent: AgentState,
+        inputs: tuple[dict[str, Raw], jax.Array, Rollout],
+        key: jax.Array,
+    ) -> tuple[AgentState, Metrics]:
         recorded, context, rollout = inputs
         there = jax.tree.map(jnp.add, recorded, moves)
-        args = (tuning, config, there, context, rollout.next_obs)
-        agent = _with_replay(agent, state.agent)
+        changed = configured(
+            tuning, config, there, context=context, obs=rollout.next_obs
+        )
+        agent = with_replay(agent, state.agent)
         key = jax.random.wrap_key_data(key, impl=impl)
-        new, metrics = tuning.agent.update(configured(*args), agent, rollout, key)
+        new, metrics = tuning.agent.update(changed, agent, rollout, key)
         return without_replay(new), metrics
 
     start = jax.tree.map(lambda x: x[0], window.states)
     inputs = (window.raw, window.context, window.rollouts)
     inputs, keys = jax.tree.map(lambda x: x[:size], (inputs, window.keys))
-    remat = tuning.settings.remat
-    return unroll(update, moves, start, inputs, keys, remat=remat)[0]
+    end, _ = unroll(
+        update,
+        config=moves,
+        state=start,
+        rollouts=inputs,
+        keys=keys,
+        remat=tuning.settings.remat,
+    )
+    return end
 
 
-def _gradient_metrics(gradient: dict[str, Any]) -> Metrics:
+def _gradient_metrics(gradient: dict[str, Raw]) -> Metrics:
     metrics = {}
     for name, leaves in gradient.items():
         number = leaves["start"] if isinstance(leaves, dict) else leaves
@@ -101,20 +140,13 @@ def _gradient_metrics(gradient: dict[str, Any]) -> Metrics:
     return metrics
 
 
-def _descend(loss: Any, state: Any, rate: float) -> Any:
-    """One step of all floating arrays down the gradient."""
+def _descended(
+    loss: Callable[[AgentState], jax.Array], state: AgentState, rate: float
+) -> AgentState:
+    """The state with all floating arrays one step down the gradient."""
     gradient = jax.grad(loss, allow_int=True)(state)
 
     def step(x: jax.Array, slope: jax.Array) -> jax.Array:
         return x - rate * slope if slope.dtype == x.dtype else x
 
     return jax.tree.map(step, state, gradient)
-
-
-def without_replay(state: Any) -> Any:
-    """The agent's state, to be recorded: a replay memory is too large for that."""
-    return state._replace(replay=()) if hasattr(state, "replay") else state
-
-
-def _with_replay(state: Any, source: Any) -> Any:
-    return state._replace(replay=source.replay) if hasattr(state, "replay") else state

@@ -1,4 +1,4 @@
-"""How a tuned float of a config hangs on the numbers that a meta-gradient moves.
+"""Tuned floats of a config, and the raw numbers that a meta-gradient moves.
 
 The raw numbers are free; a value is always between the bounds of its scale.
 """
@@ -8,9 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax import networks
 from rljax.config import check_count, check_range, check_sizes
+from rljax.contracts import TunedConfig
+from rljax.types import Obs
 
 _EDGE = 1e-3  # of the scale: nearer to a bound hardly anything would move
 _STARTS_SMALL = 0.1  # scale of a network's last layer: near the start everywhere
@@ -33,7 +36,7 @@ class Bounded:
         """Value at a position from 0, the low bound, to 1."""
         return self.low + (self.high - self.low) * position
 
-    def position(self, value: Any) -> jax.Array:
+    def position(self, value: ArrayLike) -> jax.Array:
         """Undo `at`."""
         return (jnp.asarray(value) - self.low) / (self.high - self.low)
 
@@ -58,7 +61,7 @@ class LogHorizon:
         low, high = (-jnp.log1p(-bound) for bound in (self.low, self.high))
         return -jnp.expm1(-(low + (high - low) * position))
 
-    def position(self, value: Any) -> jax.Array:
+    def position(self, value: ArrayLike) -> jax.Array:
         """Undo `at`."""
         low, high = (-jnp.log1p(-bound) for bound in (self.low, self.high))
         return (-jnp.log1p(-jnp.asarray(value)) - low) / (high - low)
@@ -98,12 +101,13 @@ class Contextual:
 
 
 Parameter = Bounded | LogHorizon | StateDependent | Contextual
-
+# The numbers behind a tuned value: []; of a network {"start": [], "network": params}
+Raw = Any
 
 KINDS = ("bounded", "log_horizon", "state_dependent", "contextual")
 
 
-def parse_parameter(text: str, config: Any) -> tuple[str, Parameter]:
+def parse_parameter(text: str, config: TunedConfig) -> tuple[str, Parameter]:
     """Read what to tune from a command line: `NAME` or `NAME=KIND,LOW,HIGH`.
 
     Without bounds a discount has the horizons 1 to 10,000. Anything else lies between
@@ -130,14 +134,16 @@ def parse_parameter(text: str, config: Any) -> tuple[str, Parameter]:
         raise ValueError(f"{text!r}: LOW and HIGH must be numbers") from error
     discount = name == "gamma" and not numbers and kind != "bounded"
     if kind == "log_horizon" or discount:
-        scale = LogHorizon(*numbers)
+        low, high = numbers or (LogHorizon.low, LogHorizon.high)
+        scale = LogHorizon(low=low, high=high)
     else:
-        scale = Bounded(*(numbers or _default_bounds(name, config)))
+        low, high = numbers or _default_bounds(name, config)
+        scale = Bounded(low=low, high=high)
     wrapped = {"state_dependent": StateDependent, "contextual": Contextual}
     return name, wrapped[kind](scale) if kind in wrapped else scale
 
 
-def _default_bounds(name: str, config: Any) -> tuple[float, float]:
+def _default_bounds(name: str, config: TunedConfig) -> tuple[float, float]:
     start = getattr(config, name, None)
     if not isinstance(start, float):  # an error of its own, elsewhere
         return 0.0, 1.0
@@ -149,20 +155,22 @@ def _default_bounds(name: str, config: Any) -> tuple[float, float]:
     return low, 10.0 * start if start > 1.0 else 1.0
 
 
-def scale(parameter: Any) -> Bounded | LogHorizon:
-    """Where its values lie."""
-    return getattr(parameter, "scale", parameter)
+def scale(parameter: Parameter) -> Bounded | LogHorizon:
+    """The scale on which the parameter's values lie."""
+    if isinstance(parameter, Bounded | LogHorizon):
+        return parameter
+    return parameter.scale
 
 
 def context_length(parameter: Parameter) -> int:
-    """How many rollouts' rewards it looks at."""
+    """The number of rollouts whose rewards the parameter looks at."""
     return parameter.length if isinstance(parameter, Contextual) else 0
 
 
 def init(
-    parameter: Parameter, start: Any, obs_shape: tuple[int, ...], key: jax.Array
-) -> Any:
-    """Raw numbers at which the value is `start`, or near it in every state.
+    parameter: Parameter, start: ArrayLike, obs_shape: tuple[int, ...], key: jax.Array
+) -> Raw:
+    """Raw numbers at which the value is `start`, or near `start` in every state.
 
     A start on a bound moves inside by a thousandth of the scale.
     """
@@ -178,13 +186,13 @@ def init(
 
 
 def position(
-    parameter: Parameter, raw: Any, obs: jax.Array, obs_ndim: int, context: jax.Array
+    parameter: Parameter, raw: Raw, obs: Obs, *, obs_ndim: int, context: jax.Array
 ) -> jax.Array:
-    """Where on its scale the value is: `[]`, or as many as observations.
+    """The value's position on its scale: `[]`, or as many as observations.
 
     Args:
-      parameter: what `raw` are the numbers of.
-      raw: of `init`, or moved since.
+      parameter: to which the raw numbers belong.
+      raw: as returned by `init`, or moved since.
       obs: `[..., *obs_shape]`.
       obs_ndim: axes of one observation.
       context: of the newest rollouts' rewards, from -1 to 1, the newest last.
@@ -200,11 +208,13 @@ def position(
     return jax.nn.sigmoid(raw["start"] + out)
 
 
-def _network(parameter: Any, obs_ndim: int) -> Any:
-    return networks.Critic(obs_ndim, parameter.hidden_sizes, scale=_STARTS_SMALL)
+def _network(parameter: StateDependent | Contextual, obs_ndim: int) -> networks.Critic:
+    return networks.Critic(
+        obs_ndim, hidden_sizes=parameter.hidden_sizes, scale=_STARTS_SMALL
+    )
 
 
-def _check_bounds(bounds: Any) -> None:
+def _check_bounds(bounds: Bounded | LogHorizon) -> None:
     check_range(bounds, "low", "high")
     if not bounds.low < bounds.high:
         raise ValueError(f"{bounds}: low must be below high")

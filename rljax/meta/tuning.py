@@ -3,21 +3,25 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from rljax import config as cfg
+from rljax import contracts
+from rljax.contracts import TunedConfig
 from rljax.learners import optimizers
 from rljax.meta import objectives, parameters
 from rljax.meta.conditioning import configured, seen, seen_rollout
-from rljax.meta.meta_step import OPTIMIZER, move, without_replay
+from rljax.meta.meta_step import OPTIMIZER, move
 from rljax.meta.parameters import Parameter
-from rljax.meta.types import Settings, State, Tuning, Window
+from rljax.meta.recorded import check_replay, holds_replay, without_replay
+from rljax.meta.types import Settings, TuneState, Tuning, Window
 from rljax.networks import observations
-from rljax.replay import Replay
-from rljax.types import Agent, Metrics, Rollout, Spec
+from rljax.types import Agent, AgentState, Extras, Memory, Metrics, Obs, Rollout, Spec
+
+T = TypeVar("T")  # a tree of arrays
 
 _TINY = 1e-30  # in place of no reward at all
 
@@ -33,27 +37,28 @@ def tune(
     .. math:: \eta \leftarrow \eta - \beta \nabla_\eta J(\theta_t(\eta), \tau_t),
               \qquad \theta_{k+1} = U(\eta, \theta_k, \tau_k)
 
-    Every update replays the K before it, scores what they led to on the newest rollout,
-    which they did not see, by a fixed discount and a critic of its own, and moves the
-    tuned values along the gradient. Then the agent learns from that rollout. What the
-    replays are given was recorded, so they lead to where the agent is; only agents with
-    a replay memory draw from its present content.
+    Every update replays the K updates before it, scores their result on the newest
+    rollout, which they did not see, by a fixed discount and a critic of that discount,
+    and moves the tuned values along the gradient. Then the agent learns from that
+    rollout. Each replayed update gets its recorded rollout, config and key; a replay is
+    sampled as it is now.
 
-    An agent of your own needs a config that is a registered dataclass with `validate`,
-    `num_envs`, `rollout_length` and `total_steps`, and any state. What the outer critic
-    is made and trained by comes from the settings, else from the config where it has
-    such fields, else it is that of `objectives.CriticConfig`; with `num_minibatches`
-    and `num_epochs` in the config the critic goes over a rollout as often as the agent.
-    Beside the actions of a `policy`, `act` returns the logarithm of their probability,
-    `[N]`. A state may have a field `replay`, if it is a named tuple and that a
-    `replay.Replay`: action values are then scored on `batch_size` of its transitions.
+    An agent of your own needs a config with the fields of `contracts.TunedConfig`: a
+    registered dataclass with `validate`, `num_envs`, `rollout_length` and
+    `total_steps`. Its state may be any tree. The numbers of the outer critic come from
+    the settings, else from the config where it has such fields, else from
+    `objectives.CriticConfig`; with `num_minibatches` and `num_epochs` in the config the
+    critic goes over a rollout as often as the agent. Beside the actions of a `policy`,
+    `act` returns the logarithm of their probability, `[N]`. A state with a field
+    `replay` must be a named tuple, and the field a `replay.Replay`: action values are
+    then scored on `batch_size` of the replay's transitions.
 
     Args:
       agent: its `update` is differentiable in the tuned fields, and it shows what is
         to be scored: its `policy` (by advantages), else its `q_values` (by TD errors),
         else its `value`.
-      spec: of the environment; with `settings.condition` that of `conditioned`, for
-        which the agent was made.
+      spec: of the environment; with `settings.condition` as returned by `conditioned`,
+        and the agent is made for that spec.
       tuned: names of config fields, and how each hangs on the raw numbers.
       settings: of the tuning.
 
@@ -71,8 +76,9 @@ def tune(
         its config lacks; `update` for a field on which nothing that is scored depends.
 
     Example:
-      >>> from rljax import agents, envs, train
+      >>> from rljax import agents, envs
       >>> from rljax.meta import LogHorizon, tune
+      >>> from rljax.running import train
       >>> env, a2c = envs.make("CartPole-v1"), agents.get("a2c")
       >>> agent = tune(a2c.make(env.spec), env.spec, {"gamma": LogHorizon()})
       >>> config = a2c.Config(gamma=0.6, num_envs=2, total_steps=64)
@@ -91,7 +97,13 @@ def tune(
     if agent.simulates:
         raise ValueError("tune: this agent runs its environments again")
     objective = objectives.choose(agent, spec, settings)
-    tuning = Tuning(agent, spec, dict(tuned), settings, objective)
+    tuning = Tuning(
+        agent=agent,
+        spec=spec,
+        tuned=dict(tuned),
+        settings=settings,
+        objective=objective,
+    )
     return agent._replace(
         init=functools.partial(init, tuning),
         act=functools.partial(act, tuning),
@@ -104,8 +116,8 @@ def tune(
     )
 
 
-def validate(tuned: Mapping[str, Parameter], config: Any) -> None:
-    """Raise ValueError unless the config has the fields, and they their bounds.
+def validate(tuned: Mapping[str, Parameter], config: TunedConfig) -> None:
+    """Raise ValueError unless the config has the tuned fields, within their bounds.
 
     Raises:
       ValueError: names the field, and says what is wrong and what is allowed.
@@ -129,32 +141,27 @@ def validate(tuned: Mapping[str, Parameter], config: Any) -> None:
         cfg.check_range(config, name, low=scale.low, high=scale.high)
 
 
-def _check_config(tuning: Tuning, config: Any) -> None:
-    """Raise ValueError if the config lacks what tuning takes from it."""
-    names = ["num_envs", "rollout_length", "total_steps", "validate"]
+def _check_config(config: TunedConfig) -> None:
+    """Raise ValueError if the config lacks fields that tuning needs."""
+    names = [*contracts.fields(TunedConfig), "validate"]
     cfg.check_fields("tune", config, *names)
     if hasattr(config, "num_minibatches"):
         cfg.check_fields("tune with num_minibatches", config, "num_epochs")
         steps = config.num_envs * config.rollout_length
         what = "num_envs * rollout_length, to be tuned,"
-        cfg.check_divides(config, "num_minibatches", steps, what)
+        cfg.check_divides(config, "num_minibatches", total=steps, what=what)
     if not dataclasses.is_dataclass(config):
         kind = type(config).__name__
         raise ValueError(f"config: must be a dataclass to be tuned, not a {kind}")
 
 
-def _check_agent(tuning: Tuning, config: Any, state: Any) -> None:
-    """The same for the agent's state and for what it returns when it acts."""
-    if hasattr(state, "replay"):
-        if not (isinstance(state.replay, Replay) and hasattr(state, "_replace")):
-            kinds = f"{type(state).__name__} with {type(state.replay).__name__}"
-            raise ValueError(
-                "tune: a state with a field `replay` must be a named tuple, and that a "
-                f"replay.Replay, not {kinds}"
-            )
+def _check_agent(tuning: Tuning, config: TunedConfig, state: AgentState) -> None:
+    """Raise ValueError if the agent's state or its actions lack what tuning needs."""
+    if holds_replay(state):
+        check_replay(state)
         cfg.check_fields("tune with a replay", config, "batch_size")
     extras = _acted(tuning, config, state)[1]
-    shape = getattr(extras, "shape", None)
+    shape = extras.shape if isinstance(extras, jax.ShapeDtypeStruct) else None
     if tuning.agent.policy is not None and shape != (config.num_envs,):
         raise ValueError(
             "tune: of an agent with a `policy`, `act` must return the logarithm of the "
@@ -162,9 +169,9 @@ def _check_agent(tuning: Tuning, config: Any, state: Any) -> None:
         )
 
 
-def init(tuning: Tuning, config: Any, key: jax.Array) -> State:
-    """Fresh agent, fresh outer critic, an empty window."""
-    _check_config(tuning, config)
+def init(tuning: Tuning, config: TunedConfig, key: jax.Array) -> TuneState:
+    """Make a fresh agent, a fresh outer critic and an empty window."""
+    _check_config(config)
     validate(tuning.tuned, config)
     agent, settings = tuning.agent, tuning.settings
     agent_key, critic_key, raw_key = jax.random.split(key, 3)
@@ -183,94 +190,129 @@ def init(tuning: Tuning, config: Any, key: jax.Array) -> State:
     length = max(map(parameters.context_length, tuning.tuned.values()))
     context = jnp.zeros(length, jnp.float32)
     size = settings.num_updates + max(settings.num_target_updates - 1, 0)
-    rollout = _no_rollout(tuning, config, state)
-    key_data = jnp.zeros_like(jax.random.key_data(key))
-    window = (without_replay(state), raw, context, rollout, key_data)
-    window = jax.tree.map(
-        lambda x: jnp.repeat(jnp.asarray(x)[None], size, axis=0), window
-    )
-    return State(
+
+    def repeated(tree: T) -> T:
+        return jax.tree.map(
+            lambda x: jnp.repeat(jnp.asarray(x)[None], size, axis=0), tree
+        )
+
+    return TuneState(
         agent=state,
         raw=raw,
         opt_state=OPTIMIZER.init(raw),
         critic=tuning.objective.init(config, critic_key),
         context=context,
         mean_square=jnp.zeros((), jnp.float32),
-        window=Window(*window, count=jnp.zeros((), jnp.int32)),
+        window=Window(
+            states=repeated(without_replay(state)),
+            raw=repeated(raw),
+            context=repeated(context),
+            rollouts=repeated(_no_rollout(tuning, config, state)),
+            keys=repeated(jnp.zeros_like(jax.random.key_data(key))),
+            count=jnp.zeros((), jnp.int32),
+        ),
     )
 
 
 def act(
     tuning: Tuning,
-    config: Any,
-    state: State,
-    memory: Any,
-    obs: Any,
-    key: Any,
+    config: TunedConfig,
+    state: TuneState,
+    memory: Memory,
+    obs: Obs,
+    key: jax.Array,
     explore: bool,
-) -> tuple[jax.Array, Any, Any]:
-    """As the agent does with the tuned values."""
+) -> tuple[jax.Array, Memory, Extras]:
+    """Act as the agent does with the tuned values."""
     obs = seen(tuning, state, obs)
-    config = configured(tuning, config, state.raw, state.context, obs)
-    return tuning.agent.act(config, state.agent, memory, obs, key, explore)
+    config = configured(tuning, config, state.raw, context=state.context, obs=obs)
+    return tuning.agent.act(config, state.agent, memory, obs, key, explore=explore)
 
 
-def observe(tuning: Tuning, config: Any, state: State, rollout: Rollout) -> State:
+def observe(
+    tuning: Tuning, config: TunedConfig, state: TuneState, rollout: Rollout
+) -> TuneState:
     """Let the agent store the rollout."""
     rollout = seen_rollout(tuning, state, rollout)
     return state._replace(agent=tuning.agent.observe(config, state.agent, rollout))
 
 
 def update(
-    tuning: Tuning, config: Any, state: State, rollout: Rollout, key: jax.Array
-) -> tuple[State, Metrics]:
-    """Tune by the newest rollout, then learn from it."""
+    tuning: Tuning,
+    config: TunedConfig,
+    state: TuneState,
+    rollout: Rollout,
+    key: jax.Array,
+) -> tuple[TuneState, Metrics]:
+    """Tune by the newest rollout, then learn from that rollout."""
     agent, objective = tuning.agent, tuning.objective
     agent_key, data_key, critic_key, noise_key = jax.random.split(key, 4)
     rollout = seen_rollout(tuning, state, rollout)
-    args = (config, state.agent, state.critic, rollout, data_key)
-    data = objective.prepare(*args)
-    raw, opt_state, metrics = move(tuning, config, state, data, noise_key)
-    new_config = configured(tuning, config, raw, state.context, rollout.next_obs)
+    data = objective.prepare(
+        config, state.agent, state.critic, rollout=rollout, key=data_key
+    )
+    raw, opt_state, metrics = move(tuning, config, state, data=data, key=noise_key)
+    new_config = configured(
+        tuning, config, raw, context=state.context, obs=rollout.next_obs
+    )
     learned, more = agent.update(new_config, state.agent, rollout, agent_key)
     progress = optimizers.progress(config, state.window.count)
-    args = (config, progress, state.critic, data, critic_key)
-    critic, critic_metrics = objective.update(*args)
-    key_data = jax.random.key_data(agent_key)
-    newest = (without_replay(state.agent), raw, state.context, rollout, key_data)
-    window = jax.tree.map(
-        lambda old, new: jnp.concatenate([old[1:], new[None]]),
-        state.window[: len(newest)],
-        newest,
+    critic, critic_metrics = objective.update(
+        config, state.critic, data, progress=progress, key=critic_key
     )
     for name in tuning.tuned:
         metrics[f"meta_{name}"] = jnp.mean(getattr(new_config, name))
     count = cfg.next_count(state.window.count)
     context, mean_square = _appended(state, rollout.reward.mean(), count)
-    window = Window(*window, count=count)
-    state = State(learned, raw, opt_state, critic, context, mean_square, window)
-    return state, metrics | more | critic_metrics
+    new_state = TuneState(
+        agent=learned,
+        raw=raw,
+        opt_state=opt_state,
+        critic=critic,
+        context=context,
+        mean_square=mean_square,
+        window=Window(
+            states=_newer(state.window.states, without_replay(state.agent)),
+            raw=_newer(state.window.raw, raw),
+            context=_newer(state.window.context, state.context),
+            rollouts=_newer(state.window.rollouts, rollout),
+            keys=_newer(state.window.keys, jax.random.key_data(agent_key)),
+            count=count,
+        ),
+    )
+    return new_state, metrics | more | critic_metrics
 
 
-def _appended(state: State, reward: jax.Array, count: jax.Array) -> tuple[Any, Any]:
+def _newer(recorded: T, newest: T) -> T:
+    """The recorded trees `[W, ...]` with the newest in place of the oldest."""
+    return jax.tree.map(
+        lambda old, new: jnp.concatenate([old[1:], new[None]]), recorded, newest
+    )
+
+
+def _appended(
+    state: TuneState, reward: jax.Array, count: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """The context with one more reward, in units of all rewards' root mean square."""
     square = state.mean_square + (reward**2 - state.mean_square) / count
     newest = jnp.tanh(reward * jax.lax.rsqrt(jnp.maximum(square, _TINY)))
     return jnp.append(state.context, newest)[1:], square
 
 
-def _acted(tuning: Tuning, config: Any, state: Any) -> tuple[Any, Any]:
-    """Shapes of one step's actions, and of what comes beside them."""
+def _acted(
+    tuning: Tuning, config: TunedConfig, state: AgentState
+) -> tuple[jax.ShapeDtypeStruct, Extras]:
+    """Shapes of one step's actions and of their extras."""
     agent, spec = tuning.agent, tuning.spec
     memory = agent.memory(config, config.num_envs)
     obs = jnp.zeros((config.num_envs, *spec.obs_shape), spec.obs_dtype)
     sample = functools.partial(agent.act, explore=True)
-    args = (config, state, memory, obs, jax.random.key(0))
-    action, _, extras = jax.eval_shape(sample, *args)
+    key = jax.random.key(0)
+    action, _, extras = jax.eval_shape(sample, config, state, memory, obs, key)
     return action, extras
 
 
-def _no_rollout(tuning: Tuning, config: Any, state: Any) -> Rollout:
+def _no_rollout(tuning: Tuning, config: TunedConfig, state: AgentState) -> Rollout:
     """Zeros in the shape of a rollout."""
     agent, spec = tuning.agent, tuning.spec
     shape = (config.rollout_length, config.num_envs)
@@ -280,5 +322,13 @@ def _no_rollout(tuning: Tuning, config: Any, state: Any) -> Rollout:
     action, extras, memory = jax.tree.map(
         lambda x: jnp.zeros((shape[0], *x.shape), x.dtype), (action, extras, memory)
     )
-    reward, flag = jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool)
-    return Rollout(obs, action, reward, flag, flag, obs, extras, memory)
+    return Rollout(
+        obs=obs,
+        action=action,
+        reward=jnp.zeros(shape, jnp.float32),
+        terminated=jnp.zeros(shape, bool),
+        truncated=jnp.zeros(shape, bool),
+        next_obs=obs,
+        extras=extras,
+        memory=memory,
+    )

@@ -1,21 +1,31 @@
-"""What the tuning of an agent is given, and what it keeps."""
+"""Settings of the tuning, its states, and the functions that it is made of."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 
 from rljax import config as cfg
+from rljax.contracts import TunedConfig
 from rljax.meta.gradients import MODES
-from rljax.meta.objectives import Critic, Objective
-from rljax.meta.parameters import Parameter
+from rljax.meta.parameters import Parameter, Raw
 from rljax.networks import layers
-from rljax.types import Agent, Rollout, Spec
+from rljax.types import (
+    Agent,
+    AgentState,
+    Extras,
+    Metrics,
+    Obs,
+    OptState,
+    Params,
+    Rollout,
+    Spec,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How the tuning is done."""
+    """Numbers and choices of the tuning."""
 
     learning_rate: float = 1e-2  # of the raw numbers' Adam; annealed with the agent's
     outer_gamma: float = 0.99  # discount of the outer loss, fixed
@@ -48,10 +58,13 @@ class Settings:
 
     def validate(self) -> None:
         """Raise ValueError naming a field out of range, its value and the range."""
-        rates = ("learning_rate", "target_rate", "outer_critic_rate")
-        optional = ("critic_learning_rate", "critic_max_grad_norm")
-        given = [name for name in optional if getattr(self, name) is not None]
-        cfg.check_range(self, *rates, *given, low=0.0, open_low=True)
+        positive = ["learning_rate", "target_rate", "outer_critic_rate"]
+        if self.critic_learning_rate is not None:
+            positive.append("critic_learning_rate")
+        if self.critic_max_grad_norm is not None:
+            positive.append("critic_max_grad_norm")
+        for name in positive:
+            cfg.check_range(self, name, low=0.0, open_low=True)
         if self.critic_target_rate is not None:
             cfg.check_range(
                 self, "critic_target_rate", low=0.0, high=1.0, open_low=True
@@ -68,31 +81,124 @@ class Settings:
         cfg.check_count(self, "num_target_updates", "evolution_pairs", low=0)
 
 
+class OuterCritic(NamedTuple):
+    """A network of the outer discount's values; all () if the agent's critic is it."""
+
+    params: Params
+    target_params: Params  # an older copy, () for state values
+    opt_state: OptState  # of Adam, over the parameters as one flat vector
+
+
+class OuterBatch(NamedTuple):
+    """Transitions with all that outer losses need of them."""
+
+    obs: Obs  # [B, ...]
+    action: jax.Array  # [B] or [B, *shape]
+    log_prob: Extras  # [B] of the action, when it was taken; () without a policy
+    advantage: Extras  # [B]; () without a policy
+    target: jax.Array  # [B] return that a value is to predict
+
+
+class InitCriticFn(Protocol):
+    """Start of an outer critic."""
+
+    def __call__(self, config: TunedConfig, key: jax.Array) -> OuterCritic:
+        """Make fresh parameters and optimiser; the key is consumed."""
+        ...
+
+
+class PrepareFn(Protocol):
+    """Data of the outer loss, from the newest rollout; losses take them as constant."""
+
+    def __call__(
+        self,
+        config: TunedConfig,
+        state: AgentState,
+        critic: OuterCritic,
+        *,
+        rollout: Rollout,
+        key: jax.Array,
+    ) -> OuterBatch:
+        """Make the data; the key is consumed."""
+        ...
+
+
+class OuterLossFn(Protocol):
+    """Score of an agent's state: the lower, the better."""
+
+    def __call__(
+        self, config: TunedConfig, state: AgentState, data: OuterBatch
+    ) -> jax.Array:
+        """Score the state, `[]`."""
+        ...
+
+
+class DistanceFn(Protocol):
+    """Difference of an agent's behaviour between two states."""
+
+    def __call__(
+        self,
+        config: TunedConfig,
+        target: AgentState,
+        state: AgentState,
+        *,
+        data: OuterBatch,
+    ) -> jax.Array:
+        """Measure the difference, `[]`."""
+        ...
+
+
+class UpdateCriticFn(Protocol):
+    """Training of an outer critic."""
+
+    def __call__(
+        self,
+        config: TunedConfig,
+        critic: OuterCritic,
+        data: OuterBatch,
+        *,
+        progress: jax.Array,  # [] share of the training that is over
+        key: jax.Array,
+    ) -> tuple[OuterCritic, Metrics]:
+        """Fit the critic to the data; the key is consumed."""
+        ...
+
+
+class Objective(NamedTuple):
+    """An outer loss as a tuple of pure functions; each `state` is the agent's."""
+
+    init: InitCriticFn
+    prepare: PrepareFn
+    loss: OuterLossFn
+    distance: DistanceFn
+    update: UpdateCriticFn
+
+
 class Window(NamedTuple):
     """The newest updates, oldest first: W = K, or K + L - 1 with a target."""
 
-    states: Any  # [W, ...] the agent's before each, but for its replay
-    raw: Any  # [W, ...] by which its config was made
+    states: AgentState  # [W, ...] before each update, but for its replay
+    raw: dict[str, Raw]  # [W, ...] numbers that made the config of each update
     context: jax.Array  # [W, C]
     rollouts: Rollout  # [W, T, N, ...]
     keys: jax.Array  # [W, ...] data of each update's key
     count: jax.Array  # [] int32, updates so far
 
 
-class State(NamedTuple):
-    """The agent's, and what tunes it."""
+class TuneState(NamedTuple):
+    """State of an agent that is tuned: the agent's own, and what tunes the agent."""
 
-    agent: Any
-    raw: dict[str, Any]  # numbers that the tuned values hang on
-    opt_state: Any  # of their Adam
-    critic: Critic
+    agent: AgentState
+    raw: dict[str, Raw]  # numbers that the tuned values hang on
+    opt_state: OptState  # of their Adam
+    critic: OuterCritic
     context: jax.Array  # [C] of the newest rollouts' rewards, from -1 to 1
     mean_square: jax.Array  # [] of the rollouts' mean rewards
     window: Window
 
 
 class Tuning(NamedTuple):
-    """What `tune` was given."""
+    """Arguments of `tune`, and the objective that fits them."""
 
     agent: Agent
     spec: Spec

@@ -2,27 +2,29 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from rljax.autodiff._checks import leading_axis
-from rljax.types import Metrics
 
-Update = Callable[..., tuple[Any, Any]]
+C = TypeVar("C")  # a config, or anything else that governs the updates
+S = TypeVar("S")  # a state, any tree
+R = TypeVar("R")  # a rollout, any tree; with a leading axis K all of them
+M = TypeVar("M")  # metrics of an update; with a leading axis K of all of them
 
 
 def unroll(
-    update: Update,
-    config: Any,
-    state: Any,
-    rollouts: Any,
+    update: Callable[[C, S, R, jax.Array], tuple[S, M]],
+    config: C,
+    state: S,
+    rollouts: R,
     keys: jax.Array,
     *,
     remat: bool = False,
-) -> tuple[Any, Metrics]:
-    r"""K updates, one after another, differentiable in config, state and rollouts.
+) -> tuple[S, M]:
+    r"""Make K updates, one after another, differentiable in config, state and rollouts.
 
     .. math:: s_{k+1} = U(\eta, s_k, \tau_k), \qquad k = 0, ..., K-1
 
@@ -62,8 +64,9 @@ def unroll(
     """
     length = leading_axis("rollouts, keys", (rollouts, keys))
 
-    def step(state: Any, inputs: Any) -> tuple[Any, Any]:
-        return update(config, state, *inputs)
+    def step(state: S, inputs: tuple[R, jax.Array]) -> tuple[S, M]:
+        rollout, key = inputs
+        return update(config, state, rollout, key)
 
     if not remat:
         return jax.lax.scan(step, state, (rollouts, keys))
@@ -75,7 +78,7 @@ def unroll(
         lambda x: x[:whole].reshape(number, size, *x.shape[1:]), inputs
     )
 
-    def part(state: Any, inputs: Any) -> tuple[Any, Any]:
+    def part(state: S, inputs: tuple[R, jax.Array]) -> tuple[S, M]:
         return jax.lax.scan(step, state, inputs)
 
     in_loop = jax.checkpoint(part, prevent_cse=False)
@@ -85,4 +88,4 @@ def unroll(
         return state, out
     rest = jax.tree.map(lambda x: x[whole:], inputs)
     state, more = jax.checkpoint(part)(state, rest)
-    return state, jax.tree.map(lambda *x: jnp.concatenate(x), out, more)
+    return state, jax.tree.map(lambda x, y: jnp.concatenate([x, y]), out, more)

@@ -19,7 +19,7 @@ from measuring import compare
 from protocol import print_result, read_job
 
 from rljax import autodiff
-from rljax.autodiff.per_transition import Method
+from rljax.autodiff.per_transition import NormMethod
 from rljax.networks import QNetwork
 
 NUM_ACTIONS = 6
@@ -99,7 +99,7 @@ def functions(network: QNetwork) -> dict[str, Function]:
         losses = jax.vmap(loss, (None, 0))
         return lambda params: jnp.mean(weights * losses(params, x.batch))
 
-    def norms(method: Method) -> Function:
+    def norms(method: NormMethod) -> Function:
         return lambda x: autodiff.per_transition_grad_norms(
             loss, x.params, x.batch, method=method
         )

@@ -17,7 +17,8 @@ from protocol import print_result, read_job
 
 from rljax import agents, envs
 from rljax.meta import Settings, parse_parameter, tune
-from rljax.meta.meta_step import move, without_replay
+from rljax.meta.meta_step import move
+from rljax.meta.recorded import without_replay
 from rljax.running import train
 
 
@@ -62,9 +63,10 @@ def find(job: dict[str, Any], name: str) -> Call:
         return without_replay(new), metrics
 
     def meta_step(config: Any, state: Any, rollout: Any, key: Any) -> Any:
-        args = (config, state.agent, state.critic, rollout, key)
-        data = tuning.objective.prepare(*args)
-        return move(tuning, config, state, data, key)
+        data = tuning.objective.prepare(
+            config, state.agent, state.critic, rollout=rollout, key=key
+        )
+        return move(tuning, config, state, data=data, key=key)
 
     def iteration(config: Any, state: Any, rollout: Any, key: Any) -> Any:
         new, metrics = tuned.update(config, state, rollout, key)

@@ -306,6 +306,11 @@ def test_what_tuning_needs_is_named():
     stored = own._replace(init=lambda config, key: Stored(jnp.zeros(()), jnp.zeros(3)))
     with pytest.raises(ValueError, match="a replay.Replay, not Stored with "):
         init(stored, Config())
+    blind = own._replace(value=None)
+    with pytest.raises(ValueError, match="no `value`, which is scored unless outer_va"):
+        traced(meta.tune(blind, env.spec, GAMMA), env, Config())
+    settings = meta.Settings(outer_value_cost=0.0)
+    traced(meta.tune(blind, env.spec, GAMMA, settings), env, Config())
     quiet = own._replace(act=counting().act)
     with pytest.raises(ValueError, match="the logarithm of the action's probability"):
         init(quiet, Config())

@@ -54,8 +54,8 @@ NAMED = {
     "scale_by_schedule": optax.sgd(optax.linear_schedule(0.2, 0.1, 3)),
     "inject_hyperparams(sgd)": optax.inject_hyperparams(optax.sgd)(0.1),
     "inject_hyperparams(adam)": optax.inject_hyperparams(optax.adam)(0.1),
-    "`rljax.optimizers.adam`": optimizers.adam(0.1),
-    "`rljax.optimizers.clip_by_global_norm`": before_sgd(
+    "`rljax.learners.optimizers.adam`": optimizers.adam(0.1),
+    "`rljax.learners.optimizers.clip_by_global_norm`": before_sgd(
         optimizers.clip_by_global_norm(1.0)
     ),
 }
@@ -135,8 +135,8 @@ EVERY_ANSWER = (  # one for each kind of derivative, and all of this package
     "clip_by_global_norm",
     "normalize_by_update_norm",
     "inject_hyperparams(adam)",
-    "`rljax.optimizers.adam`",
-    "`rljax.optimizers.clip_by_global_norm`",
+    "`rljax.learners.optimizers.adam`",
+    "`rljax.learners.optimizers.clip_by_global_norm`",
 )
 
 

@@ -25,7 +25,20 @@ from typing import NamedTuple
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
-COPIED = ("rljax", "agents", "scripts", "tests", "pyproject.toml", "README.md")
+COPIED = (
+    "rljax",
+    "agents",
+    "scripts",
+    "tests",
+    "docs",
+    ".ci",
+    "pyproject.toml",
+    "Makefile",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "LICENSE",
+)
 SECONDS = 600  # after which a broken copy counts as hung, and so as noticed
 PASSED, FAILED = "passed", "failed"
 PYTEST = 100  # added to pytest's status, so that a failure of this program is not one
