@@ -191,7 +191,7 @@ def _fit(
     critic: OuterCritic,
     data: OuterBatch,
     *,
-    rate: jax.Array,
+    rate: Leaf,
     predict: PredictFn,
     key: jax.Array,
 ) -> tuple[OuterCritic, Metrics]:
