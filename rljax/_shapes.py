@@ -1,8 +1,8 @@
 """Arguments of a function, declared in one line: `@checked("q_t[T,A] a_t[T]:int")`.
 
-What is declared is checked and promoted at every call and written into the docstring.
-The checks read shapes and dtypes only: a jitted function pays for them once, when
-traced.
+Declared arguments are checked and promoted at every call, and their shapes are written
+into the docstring. The checks read shapes and dtypes only: a jitted function pays for
+them once, when traced.
 """
 
 import functools
@@ -25,7 +25,7 @@ _WORD = re.compile(r"(\w+)\[([^]]*)\](\|\[\])?(?::(float|scalar|int|bool))?")
 
 
 class _Aval(Protocol):
-    """What jax knows of an array before there are values."""
+    """Shape and dtype of an array, as jax knows them while tracing."""
 
     shape: Shape
     ndim: int
@@ -214,7 +214,7 @@ class _Sizes:
         self.leading: Shape | None = None  # of "..."
 
     def shape(self, axes: tuple[str, ...], given: Shape) -> tuple[int | str, ...]:
-        """What the axes stand for; a name without a size yet gets its size."""
+        """Sizes of the axes; a name that has none yet gets its size here."""
         if axes == ("*",):
             return given
         if axes[:1] != ("...",):
@@ -284,7 +284,7 @@ def _meanings(
     glossary: Mapping[str, str],
     declared: Iterable[Declared],
 ) -> dict[str, str]:
-    """What each parameter is: its shape, then its meaning in the docstring or else."""
+    """Shape of each parameter, then its meaning, of the docstring or the glossary."""
     shapes = {x.name: x.text for x in declared}
     own = entries(_split(doc).get("Args", ""))
     meanings = {
@@ -295,7 +295,7 @@ def _meanings(
 
 
 def _split(doc: str) -> dict[str, str]:
-    """The sections of a docstring by their names, what comes before them by ""."""
+    """The sections of a docstring by name; the text before them has the name ""."""
     titles = "|".join(_SECTIONS)
     first, *rest = re.split(rf"^({titles}):\n", doc, flags=re.M)
     return {"": first, **dict(zip(rest[::2], rest[1::2], strict=True))}
@@ -307,7 +307,7 @@ def _documented(
     declared: Sequence[Declared],
     choices: Sequence[str],
 ) -> str:
-    """The docstring with what the declaration says."""
+    """The docstring with all arguments and errors."""
     sections = _split(doc)
     errors = entries(sections.get("Raises", ""))
     if choices:

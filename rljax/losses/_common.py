@@ -14,7 +14,7 @@ Stop = Literal["bootstrap", "target", "none"]
 AxisName = str | tuple[str, ...] | None
 T = TypeVar("T")
 
-# What arguments of one name mean in every loss.
+# Meanings of arguments, the same in every loss.
 GLOSSARY = _shapes.entries(sys.modules["rljax.losses"].__doc__ or "")
 
 
@@ -44,7 +44,7 @@ def expectation(log_pi: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def weighted(weights: jax.Array, x: jax.Array) -> jax.Array:
-    """`weights * x`; what is masked, 0 times -inf, is 0, and so are its gradients."""
+    """`weights * x`; masked terms, 0 times -inf, are 0, and so are their gradients."""
     masked = (weights == 0) & (x == -jnp.inf)
     return weights * jnp.where(masked, 0, x)
 

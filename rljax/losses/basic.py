@@ -13,7 +13,7 @@ from rljax.losses._common import checked
 def masked_mean(
     x: jax.Array, mask: jax.Array, axis: int | Sequence[int] | None = None
 ) -> jax.Array:
-    r"""Mean over what a mask leaves, 0 where it leaves nothing.
+    r"""Mean of the elements that a mask leaves, 0 where it leaves none.
 
     .. math:: \frac{\sum_i m_i x_i}{\max(1, \sum_i m_i)}
 
@@ -88,7 +88,7 @@ def clip_gradient(
         \frac{\partial L}{\partial x} = \min\left(\max\left(
         \frac{\partial L}{\partial y}, g_{min}\right), g_{max}\right)
 
-    The second derivative is that of the clipped first one: unchanged where nothing was
+    The second derivative is the clipped first one's: unchanged where nothing was
     clipped, 0 where it was. In the same way a meta-gradient reaches the bounds, where
     they clip. Reverse mode only: there is no `jax.jvp` of this function, though there
     is one of its `jax.grad`.
@@ -130,7 +130,8 @@ def _forward(x, gradient_min, gradient_max):
 
 
 def _backward(bounds, gradient):
-    return jnp.clip(gradient, *bounds), None, None
+    gradient_min, gradient_max = bounds
+    return jnp.clip(gradient, gradient_min, gradient_max), None, None
 
 
 _clip_gradient.defvjp(_forward, _backward)

@@ -35,7 +35,7 @@ def categorical_l2_project(
         first gets what comes from below, the last the rest.
 
     Returns:
-      `[K]` probabilities of `z_q`; their sum is that of `probs`.
+      `[K]` probabilities of `z_q`; they add up to the sum of `probs`.
 
     Example:
       >>> import jax.numpy as jnp

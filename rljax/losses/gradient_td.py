@@ -35,14 +35,15 @@ def gradient_td_loss(
         L^{GTD2}_t &= -\bar h_{t-1} (v_{t-1} - \gamma_t v_t)
         + (\delta_t - h_{t-1})^2 / 2
 
-    `h_tm1` predicts the TD error. Descending the loss moves its parameters by the LMS
-    rule and those of the values by the TDC or GTD2 rule; what the loss itself amounts
-    to means nothing. Every network output is passed twice: `target_v_tm1`,
-    `target_v_t` and `target_h_tm1` have the values of `v_tm1`, `v_t` and `h_tm1`.
+    `h_tm1` predicts the TD error. Descending the loss moves the parameters of `h_tm1`
+    by the LMS rule and the parameters of the values by the TDC or GTD2 rule; the number
+    that the loss amounts to means nothing. Every network output is passed twice:
+    `target_v_tm1`, `target_v_t` and `target_h_tm1` have the values of `v_tm1`, `v_t`
+    and `h_tm1`.
 
     Where `h_tm1` is the TD error itself, which it can be if every successor is certain,
-    both rules are the residual gradient: that of `td_learning`'s error under "none",
-    squared and halved.
+    both rules are the residual gradient: the gradient of `td_learning`'s error under
+    "none", squared and halved.
 
     Args:
       v_tm1: value of the state acted in.

@@ -9,6 +9,7 @@ policy. For a temperature that is tuned instead, weigh the log-probabilities by
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -45,6 +46,7 @@ class MpoOutputs(NamedTuple):
 
 
 KlConstraints = Sequence[tuple[jax.Array, LagrangePenalty]]
+Part = tuple[jax.Array, ArrayLike]  # a loss and its weight
 clip_positive: Projection = functools.partial(jnp.clip, min=1e-10)
 
 
@@ -79,7 +81,7 @@ def mpo_loss(
       sample_q_values: the shape of `sample_log_probs`, values of these actions.
       projection_operator: makes temperature and alpha positive. The default clips them
         at 1e-10, below which they have no gradient any more; `jax.nn.softplus` has.
-      sample_axis: which axis of the first two arguments is that of the samples.
+      sample_axis: the axis of the samples in the first two arguments.
       stop: "bootstrap" and "target" stop `sample_q_values`, the temperature in the
         weights, alpha in :math:`L_{KL}` and the divergences in :math:`L_\alpha`; "none"
         nothing. Bounds and weights of losses keep their gradients. To separate the
@@ -140,22 +142,14 @@ def mpo_loss(
     kl_loss, alpha_loss = compute_parametric_kl_penalty_and_dual_loss(
         kl_constraints, projection_operator, stop=stop
     )
-    outputs = MpoOutputs(
-        temperature_loss=temperature_loss,
-        policy_loss=policy_loss,
-        kl_loss=kl_loss,
-        alpha_loss=alpha_loss,
+    return _assembled(
+        temperature=(temperature_loss, temperature_loss_weight),
+        policy=(policy_loss, policy_loss_weight),
+        kl=(kl_loss, kl_loss_weight),
+        alpha=(alpha_loss, alpha_loss_weight),
         normalized_weights=weights,
         num_samples=num_samples,
     )
-    loss = _weighted(
-        outputs,
-        temperature_weight=temperature_loss_weight,
-        policy_weight=policy_loss_weight,
-        kl_weight=kl_loss_weight,
-        alpha_weight=alpha_loss_weight,
-    )
-    return loss, outputs
 
 
 @checked("sample_q_values[...]")
@@ -179,7 +173,7 @@ def mpo_compute_weights_and_temperature_loss(
       sample_q_values: E and the axis of samples, values of sampled actions.
       temperature_constraint: alpha is the temperature :math:`\eta`, `[]` or as E;
         epsilon bounds the divergence.
-      sample_axis: which axis is that of the samples.
+      sample_axis: the axis of the samples.
 
     Returns:
       E losses of the temperature, weights of the shape of `sample_q_values` that add up
@@ -324,7 +318,7 @@ def vmpo_loss(
       restarting_weights: E, 0 for examples that are left out of the weights, for
         instance the first step of an episode, else 1; by default all 1.
       importance_weights: E ratios of probabilities, by default all 1.
-      top_k_fraction: how many of the examples are used, those of the greatest
+      top_k_fraction: share of the examples that is used, the examples with the greatest
         advantages; a Python float in (0, 1].
       stop: "bootstrap" stops `importance_weights`, the temperature in the weights,
         alpha in :math:`L_{KL}` and the divergences in :math:`L_\alpha`; "target" stops
@@ -358,9 +352,9 @@ def vmpo_loss(
       Song et al. (2020), https://arxiv.org/abs/1909.12238
 
     Differs from:
-      `rlax.vmpo_loss` always stops the weights' advantages and never those of
-      :math:`L_\eta`; it cannot be differentiated along `axis_name` with nothing
-      stopped.
+      `rlax.vmpo_loss` always stops the advantages in the weights and never the
+      advantages in :math:`L_\eta`; it cannot be differentiated along `axis_name` with
+      nothing stopped.
     """
     restarting, importance = (
         jnp.ones_like(sample_log_probs) if weights is None else weights
@@ -387,29 +381,19 @@ def vmpo_loss(
         axis_name=axis_name,
         stop=stop,
     )
-    num_examples = sample_log_probs.size
-    if axis_name is not None:
-        num_examples *= jax.lax.psum(1, axis_name)
+    num_examples = _num_examples(sample_log_probs, axis_name)
     policy_loss = weighted(-num_examples * weights, sample_log_probs)
     kl_loss, alpha_loss = compute_parametric_kl_penalty_and_dual_loss(
         kl_constraints, projection_operator, stop=stop
     )
-    outputs = MpoOutputs(
-        temperature_loss=temperature_loss,
-        policy_loss=policy_loss,
-        kl_loss=kl_loss,
-        alpha_loss=alpha_loss,
+    return _assembled(
+        temperature=(temperature_loss, temperature_loss_weight),
+        policy=(policy_loss, policy_loss_weight),
+        kl=(kl_loss, kl_loss_weight),
+        alpha=(alpha_loss, alpha_loss_weight),
         normalized_weights=weights,
         num_samples=num_samples,
     )
-    loss = _weighted(
-        outputs,
-        temperature_weight=temperature_loss_weight,
-        policy_weight=policy_loss_weight,
-        kl_weight=kl_loss_weight,
-        alpha_weight=alpha_loss_weight,
-    )
-    return loss, outputs
 
 
 @checked("advantages[...] restarting_weights[...] importance_weights[...]")
@@ -440,7 +424,7 @@ def vmpo_compute_weights_and_temperature_loss(
       importance_weights: E ratios of probabilities, :math:`\rho`.
       temperature_constraint: alpha is the temperature :math:`\eta`, `[]` or as E;
         epsilon bounds the divergence.
-      top_k_fraction: how many of all examples are used, rounded down, and more where
+      top_k_fraction: share of all examples that is used, rounded down, and more where
         advantages are equal; a Python float in (0, 1].
       stop: "bootstrap" stops `importance_weights` and the temperature in the weights;
         "target" stops `advantages` and `restarting_weights` as well; "none" nothing.
@@ -475,8 +459,8 @@ def vmpo_compute_weights_and_temperature_loss(
 
     Differs from:
       `rlax.vmpo_compute_weights_and_temperature_loss` multiplies the advantages by the
-      restarting weights, loses all weights where the greatest of them is far above
-      those used, and adds 1e-10 to the sums.
+      restarting weights, loses all weights where the greatest of them is far above the
+      advantages that are used, and adds 1e-10 to the sums.
     """
     advantages, restarting_weights, importance_weights, alpha, epsilon = promoted(
         {
@@ -505,19 +489,27 @@ def vmpo_compute_weights_and_temperature_loss(
     return temperature * (epsilon + log_mean), weights, num_samples
 
 
-def _weighted(
-    outputs: MpoOutputs,
-    temperature_weight: ArrayLike,
-    policy_weight: ArrayLike,
-    kl_weight: ArrayLike,
-    alpha_weight: ArrayLike,
-) -> jax.Array:
-    return (
-        outputs.temperature_loss * temperature_weight
-        + outputs.policy_loss * policy_weight
-        + outputs.kl_loss * kl_weight
-        + outputs.alpha_loss * alpha_weight
+def _assembled(
+    temperature: Part,
+    policy: Part,
+    kl: Part,
+    alpha: Part,
+    normalized_weights: jax.Array,
+    num_samples: ArrayLike,
+) -> tuple[jax.Array, MpoOutputs]:
+    """The weighted sum of the parts, and the parts."""
+    parts = (temperature, policy, kl, alpha)
+    temperature_loss, policy_loss, kl_loss, alpha_loss = (loss for loss, _ in parts)
+    outputs = MpoOutputs(
+        temperature_loss=temperature_loss,
+        policy_loss=policy_loss,
+        kl_loss=kl_loss,
+        alpha_loss=alpha_loss,
+        normalized_weights=normalized_weights,
+        num_samples=num_samples,
     )
+    terms = (loss * weight for loss, weight in parts)
+    return functools.reduce(operator.add, terms), outputs
 
 
 def _top_k(
@@ -546,12 +538,16 @@ def _weigh(
     greatest = jax.lax.stop_gradient(jnp.max(jnp.where(used, scaled, -jnp.inf)))
     if axis_name is not None:
         greatest = jax.lax.pmax(greatest, axis_name)
-    # Without a gradient because it cancels; what is not used must not overflow.
+    # Without a gradient because it cancels; unused examples must not overflow.
     weights = factors * jnp.exp(jnp.where(used, scaled - greatest, 0))
     total = _all_sum(weights, axis_name)
     positive = jnp.where(total > 0, total, 1)
     log_sum = jnp.where(total > 0, greatest + jnp.log(positive), 0)
     return weights / positive, log_sum
+
+
+def _num_examples(x: jax.Array, axis_name: AxisName) -> int:
+    return x.size if axis_name is None else x.size * jax.lax.psum(1, axis_name)
 
 
 def _all_sum(x: jax.Array, axis_name: AxisName) -> jax.Array:

@@ -28,7 +28,7 @@ def td_lambda(
     *,
     stop: Stop = "bootstrap",
 ) -> jax.Array:
-    r"""TD(lambda) errors: those of the `lambda_returns`.
+    r"""TD(lambda) errors: `lambda_returns` minus predictions.
 
     .. math::
         \delta_t &= G_t - v_{t-1} \\
@@ -86,8 +86,8 @@ def sarsa_lambda(
         \qquad G_{T} = q_{T-1}(a_{T-1})
 
     Args:
-      a_t: in [0, A), actions in those successors: the next ones taken, and where the
-        trajectory was cut one drawn from the policy. Outside, NaN.
+      a_t: in [0, A), the action taken next, and where the trajectory was cut an action
+        drawn from the policy; outside, the result is NaN.
       stop: "bootstrap" stops `q_t`, "target" the whole target, "none" nothing; when
         which: `rljax.losses`.
 
@@ -354,7 +354,7 @@ def retrace_continuous(
       v_t: values of the true successors (the final observation when truncated) under
         the policy that is evaluated.
       log_rhos: log-probabilities of the actions taken next under the policy that is
-        evaluated, minus those under the policy that took them.
+        evaluated, minus their log-probabilities under the policy that took them.
       stop: "bootstrap" stops `q_t`, `v_t` and `log_rhos`, "target" the whole target,
         "none" nothing; when which: `rljax.losses`.
 

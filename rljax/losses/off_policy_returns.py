@@ -30,7 +30,7 @@ def general_off_policy_returns_from_q_and_v(
         G_t = r_t + \gamma_t (v_t - c_t q_t + c_t G_{t+1}),
         \qquad G_{K-1} = r_{K-1} + \gamma_{K-1} v_{K-1}
 
-    What `c_t` is makes the algorithm, with the ratio
+    The trace `c_t` makes the algorithm, with the ratio
     :math:`\rho_t = \pi(a_t|s_t) / \mu(a_t|s_t)`: importance sampling :math:`\rho_t`,
     Q(lambda) :math:`\lambda`, tree backup :math:`\lambda \pi(a_t|s_t)`, Retrace
     :math:`\lambda \min(1, \rho_t)`.
@@ -87,10 +87,9 @@ def general_off_policy_returns_from_action_values(
         v_t = \sum_a \pi_t(a) q_t(a) \\
         G_{K-1} &= r_{K-1} + \gamma_{K-1} v_{K-1}
 
-    Which `c_t` makes which algorithm: `general_off_policy_returns_from_q_and_v`.
+    The traces of the algorithms: see `general_off_policy_returns_from_q_and_v`.
 
     Args:
-      pi_t: probabilities of the policy that is evaluated.
       stop: "bootstrap" stops `q_t` and `pi_t`, "target" the whole return, "none"
         nothing.
 

@@ -107,8 +107,8 @@ def double_q_learning(
     Args:
       q_t_value: action values of the true successor (the final observation when
         truncated) by the evaluating network; DQN: the target network.
-      q_t_selector: the same by the network that chooses the action; DQN: the online
-        network. Has no gradient in any mode.
+      q_t_selector: action values of the true successor by the network that chooses the
+        action; DQN: the online network. Has no gradient in any mode.
       stop: "bootstrap" stops `q_t_value`, "target" the whole target, "none" nothing;
         when which: `rljax.losses`.
 
@@ -152,7 +152,7 @@ def sarsa(
     .. math:: \delta_t = r_t + \gamma_t q_t(a_t) - q_{t-1}(a_{t-1})
 
     Args:
-      a_t: in [0, A), an action drawn in that successor from the policy that is
+      a_t: in [0, A), an action drawn in the true successor from the policy that is
         evaluated; outside, the result is NaN.
       stop: "bootstrap" stops `q_t`, "target" the whole target, "none" nothing; when
         which: `rljax.losses`.
@@ -341,7 +341,7 @@ def munchausen_q_learning(
     *,
     stop: Stop = "bootstrap",
 ) -> jax.Array:
-    r"""Munchausen Q-learning error: soft Q-learning, paid for what it would do anyway.
+    r"""Munchausen Q-learning error: soft Q-learning, rewarded by its log-policy.
 
     .. math::
         \pi(\cdot|s) &\propto \exp(q(s, \cdot) / \tau) \\
@@ -349,7 +349,7 @@ def munchausen_q_learning(
         + \gamma_t \sum_a \pi(a|s_t) (q_t(a) - \tau \log \pi(a|s_t))
         - q_{t-1}(a_{t-1})
 
-    The sum is that of `soft_q_learning`.
+    The sum over actions is the soft value of `soft_q_learning`.
 
     Args:
       q_t: action values of the true successor (the final observation when truncated),

@@ -123,7 +123,7 @@ def art(
     scale_ub: float,
     axis_name: AxisName = None,
 ) -> PopArtState:
-    r"""Moves the statistics towards those of new targets: "adaptively rescale targets".
+    r"""Moves the statistics towards new targets: "adaptively rescale targets".
 
     .. math::
         \mu_i &\leftarrow \mu_i + \beta \sum_{j: k_j = i} (G_j - \mu_i), \qquad

@@ -23,8 +23,8 @@ def generalized_advantage_estimation(
         \delta_t &= r_t + \gamma_t v_t - v_{t-1} \\
         A_t &= \delta_t + \gamma_t \lambda_t A_{t+1}, \qquad A_{T} = 0
 
-    `v_t` is not `v_tm1` shifted: where an episode was truncated, `v_t` is the value
-    of the true successor and the next `v_tm1` that of a new episode's first state.
+    `v_t` is not `v_tm1` shifted: where an episode was truncated, `v_t` is the value of
+    the true successor, and the next `v_tm1` the value of a new episode's first state.
 
     Args:
       v_tm1: values of the states acted in.

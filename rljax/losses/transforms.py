@@ -176,7 +176,7 @@ def _odd(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
 class TxPair(NamedTuple):
     """A transform and its inverse."""
 
-    apply: Callable[[jax.Array], jax.Array]  # from values to what is learned
+    apply: Callable[[jax.Array], jax.Array]  # from values to learned values
     apply_inv: Callable[[jax.Array], jax.Array]  # and back
 
 
@@ -202,7 +202,7 @@ def compose_tx(*tx_list: TxPair) -> TxPair:
       A `TxPair`.
 
     Raises:
-      What the transforms raise, when they are applied.
+      Errors of the transforms, when they are applied.
 
     Example:
       >>> import jax.numpy as jnp
@@ -243,8 +243,9 @@ def transform_to_2hot(
         z_i = z_0 + i \Delta, \quad \sum_i p_i z_i = x
 
     Args:
-      scalar: values, clipped to the range of the bins. The derivative is exact between
-        bins, that of the bins above at a bin, and 0 where the value is clipped.
+      scalar: values, clipped to the range of the bins. The derivative is exact
+        between bins, belongs to the bins above at a bin, and is 0 where the value is
+        clipped.
 
     Returns:
       `[..., num_bins]` probabilities, at most two of which are not 0.

@@ -63,7 +63,7 @@ def importance_corrected_td_errors(
 
 
 class VTraceOutput(NamedTuple):
-    """What V-trace gives an actor and its critic."""
+    """Results of V-trace for an actor and its critic."""
 
     errors: jax.Array  # [T] of the critic, target minus prediction
     pg_advantage: jax.Array  # [T] of the actions taken, with their clipped ratio
