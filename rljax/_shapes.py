@@ -1,83 +1,44 @@
-"""Shapes and dtypes of a function's arguments, declared in one line and checked.
+"""Arguments of a function, declared in one line: `@checked("q_t[T,A] a_t[T]:int")`.
 
-The checks read shapes and dtypes only: a jitted loss pays for them once, when traced.
+Declared arguments are checked and promoted at every call, and their shapes are written
+into the docstring. The checks read shapes and dtypes only: a jitted function pays for
+them once, when traced.
 """
 
 import functools
 import inspect
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol, TypeVar, cast, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., object])
+Shape = tuple[int, ...]
 
-_ARGUMENT = re.compile(
-    r"(?P<name>\w+)\[(?P<axes>.*?)\](?P<or>\|\[\])?(?::(?P<type>\w+))?"
-)
-
-
-def checked(spec: str) -> Callable[[Function], Function]:
-    """Decorates a loss, whose arguments of these names are then as of `promoted`.
-
-    One that is None by default may be None.
-    """
-    arguments = _parse(spec)
-
-    def decorate(f: Function) -> Function:
-        signature = inspect.signature(f)
-        optional = {k for k, v in signature.parameters.items() if v.default is None}
-
-        @functools.wraps(f)
-        def loss(*args: Any, **kwargs: Any) -> Any:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            values = bound.arguments
-            given = [
-                argument
-                for argument in arguments
-                if not (argument.name in optional and values[argument.name] is None)
-            ]
-            names = [argument.name for argument in given]
-            values.update(
-                zip(names, _promote(given, map(values.get, names)), strict=True)
-            )
-            return f(*bound.args, **bound.kwargs)
-
-        return cast(Function, loss)
-
-    return decorate
+_WORD = re.compile(r"(\w+)\[([^]]*)\](\|\[\])?(?::(float|scalar|int|bool))?")
 
 
-def promoted(spec: str, *arrays: ArrayLike) -> list[Any]:
-    """Arrays of the shapes of `spec`, its floats of the widest dtype among them.
+class _Aval(Protocol):
+    """Shape and dtype of an array, as jax knows them while tracing."""
 
-    Arguments that have this dtype, or are weakly typed (Python floats), are returned
-    as they came. Integers and bools count as floats only where they are numbers:
-    Python's or numpy's, or `[]` arrays of a hyperparameter.
+    shape: Shape
+    ndim: int
+    dtype: np.dtype
+    weak_type: bool  # of a Python number: other arrays decide the dtype
 
-    Args:
-      spec: one word per array. `q_t[T,A]`: a name means the same size everywhere, and
-        `[K-1]` one less; `v_t[...]`: any shape, the same everywhere; `alpha[*]`: any
-        shape; `lambda_[T]|[]`:
-        or a hyperparameter, `v_t[T]|[]:float`: or one float; `eps[]:scalar`: a
-        hyperparameter; `a_t[T]:int` and `mask[T]:bool`: another type.
-      *arrays: in the order of `spec`.
-
-    Raises:
-      AssertionError: first the argument that is wrong, then all of them.
-      TypeError: naming an argument that is no array.
-    """
-    return _promote(_parse(spec), arrays)
+    def str_short(self) -> str:
+        """Dtype and shape, `float32[3]`."""
+        ...
 
 
-class _Argument(NamedTuple):
-    """A word of a spec."""
+class Declared(NamedTuple):
+    """One argument: a word of a declaration."""
 
     word: str
     name: str
@@ -85,94 +46,297 @@ class _Argument(NamedTuple):
     or_scalar: bool
     type: str  # "", "float", "scalar", "int" or "bool"
 
+    @property
+    def is_float(self) -> bool:
+        """Whether it is promoted with the others."""
+        return self.type not in ("int", "bool")
+
+    @property
+    def text(self) -> str:
+        """Shape and type, as docstrings tell them."""
+        shape = f"`[{', '.join(self.axes)}]`" + " or `[]`" * self.or_scalar
+        return shape if self.is_float else f"{shape} {self.type}"
+
+
+def checked(
+    spec: str = "", glossary: Mapping[str, str] | None = None
+) -> Callable[[Function], Function]:
+    """Declares the arguments of a function, which then has them checked and promoted.
+
+    An argument that is None by default may be None. An argument that is annotated as a
+    `Literal` must be one of its values. The docstring gets the shapes, the entries of
+    the glossary for arguments that it leaves out, and the errors.
+
+    Args:
+      spec: one word per array. `q_t[T,A]`: a name means the same size everywhere, and
+        `[K-1]` one less; `v_t[...]`: any axes, the same everywhere, and after them
+        others, `q_t[...,A]`; `alpha[*]`: any shape; `lambda_[T]|[]`: or a
+        hyperparameter, `v_t[T]|[]:float`: or one float; `eps[]:scalar`: a
+        hyperparameter; `a_t[T]:int` and `mask[T]:bool`: another type.
+      glossary: arguments and their meanings.
+
+    Returns:
+      A decorator. It keeps the signature; `function.declared` is the spec.
+
+    Raises:
+      ValueError: a word that is no declaration, or of no parameter. When called: a
+        value that is none of a `Literal`'s.
+      AssertionError: when called, shapes or dtypes: first the argument that is wrong,
+        then all of them.
+      TypeError: when called, naming an argument that is no array.
+
+    Example:
+      >>> @checked("x[T] scale[]:scalar")
+      ... def scaled(x, scale=1.0):
+      ...     return scale * x
+      >>> scaled(jnp.array([1.0, 2.0]), scale=2)
+      Array([2., 4.], dtype=float32)
+      >>> scaled(jnp.array(1.0))
+      Traceback (most recent call last):
+      AssertionError: x: expected the shape [T]; expected x[T] ..., got x float32[], ...
+    """
+    declared = _parse(spec)
+
+    def decorate(f: Function) -> Function:
+        signature = inspect.signature(f)
+        parameters = signature.parameters
+        if unknown := [x.word for x in declared if x.name not in parameters]:
+            raise ValueError(f"{f.__name__} has no parameter for {unknown}")
+        optional = {name for name, x in parameters.items() if x.default is None}
+        choices = {
+            name: get_args(x.annotation)
+            for name, x in parameters.items()
+            if get_origin(x.annotation) is Literal
+        }
+
+        @functools.wraps(f)
+        def wrapped(*args: object, **kwargs: object) -> object:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            values = bound.arguments
+            for name, options in choices.items():
+                if values[name] not in options:
+                    raise ValueError(
+                        f"{name}={values[name]!r}, expected one of {options}"
+                    )
+            given = [
+                x
+                for x in declared
+                if not (x.name in optional and values[x.name] is None)
+            ]
+            names = [x.name for x in given]
+            arrays = _promote(given, [values[name] for name in names])
+            values.update(zip(names, arrays, strict=True))
+            return f(*bound.args, **bound.kwargs)
+
+        if doc := inspect.getdoc(f):
+            meanings = _meanings(doc, parameters, glossary or {}, declared)
+            wrapped.__doc__ = _documented(doc, meanings, declared, list(choices))
+        vars(wrapped)["declared"] = spec
+        return cast(Function, wrapped)
+
+    return decorate
+
+
+def promoted(arrays: Mapping[str, ArrayLike]) -> list[jax.Array]:
+    """Arrays of the declared shapes, the floats of the widest dtype among them.
+
+    Arrays that have this dtype, or are weakly typed (Python floats), are returned as
+    they came. Integers and bools count as floats only where they are numbers: Python's
+    or numpy's, or `[]` arrays of a hyperparameter.
+
+    Args:
+      arrays: each by its declaration, a word as in `checked`.
+
+    Raises:
+      AssertionError: first the array that is wrong, then all of them.
+      TypeError: naming an argument that is no array.
+    """
+    return _promote(_parse(" ".join(arrays)), list(arrays.values()))
+
 
 @functools.cache
-def _parse(spec: str) -> tuple[_Argument, ...]:
-    return tuple(
-        _Argument(
-            word=match[0],
-            name=match["name"],
-            axes=tuple(match["axes"].split(",")) if match["axes"] else (),
-            or_scalar=bool(match["or"]),
-            type=match["type"] or "",
+def _parse(spec: str) -> tuple[Declared, ...]:
+    declared = []
+    for word in spec.split():
+        match = _WORD.fullmatch(word)
+        if match is None:
+            raise ValueError(f"{word!r} declares no argument, as `q_t[T,A]` does")
+        name, axes, or_scalar, kind = match.groups()
+        declared.append(
+            Declared(
+                word=word,
+                name=name,
+                axes=tuple(axes.split(",")) if axes else (),
+                or_scalar=bool(or_scalar),
+                type=kind or "",
+            )
         )
-        for match in _ARGUMENT.finditer(spec)
-    )
+    return tuple(declared)
 
 
-def _promote(arguments: Sequence[_Argument], arrays: Iterable[Any]) -> list[Any]:
-    arrays = list(arrays)
-    avals = [_type_of(a.name, x) for a, x in zip(arguments, arrays, strict=True)]
+def _promote(declared: Sequence[Declared], arrays: list[ArrayLike]) -> list[jax.Array]:
+    avals = [_aval(x.name, array) for x, array in zip(declared, arrays, strict=True)]
 
-    def check(right: bool, argument: _Argument, expected: str) -> None:
-        if not right:
-            given = ", ".join(
-                f"{a.name} {aval.str_short()}"
-                for a, aval in zip(arguments, avals, strict=True)
-            )
-            spec = " ".join(a.word for a in arguments)
-            raise AssertionError(
-                f"{argument.name}: expected {expected}; expected {spec}, got {given}"
-            )
+    def refusal(wrong: Declared, expected: str) -> AssertionError:
+        spec = " ".join(x.word for x in declared)
+        given = ", ".join(
+            f"{x.name} {aval.str_short()}"
+            for x, aval in zip(declared, avals, strict=True)
+        )
+        return AssertionError(
+            f"{wrong.name}: expected {expected}; expected {spec}, got {given}"
+        )
 
-    sizes: dict[str, Any] = {}
-    for argument, aval in zip(arguments, avals, strict=True):
-        if not (argument.or_scalar and aval.ndim == 0):
-            shape = _bind(sizes, argument.axes, aval.shape)
-            check(aval.shape == shape, argument, f"the shape {_text(shape)}")
-    for argument, x, aval in zip(arguments, arrays, avals, strict=True):
-        right, expected = _has_type(argument, x, aval)
-        check(right, argument, expected)
-    floating = [argument.type not in ("int", "bool") for argument in arguments]
+    sizes = _Sizes()
+    for x, aval in zip(declared, avals, strict=True):
+        if not (x.or_scalar and aval.ndim == 0):
+            shape = sizes.shape(x.axes, aval.shape)
+            if aval.shape != shape:
+                raise refusal(x, f"the shape [{','.join(map(str, shape))}]")
+    for x, array, aval in zip(declared, arrays, avals, strict=True):
+        if not _has_type(x, array, aval):
+            kind = "floats (see `astype`)" if x.is_float else f"{x.type}s"
+            raise refusal(x, kind)
+    floating = [x.is_float for x in declared]
     dtype = jnp.result_type(float, *itertools.compress(arrays, floating))
     return [
-        _cast(x, aval, dtype) if is_float else x
-        for x, aval, is_float in zip(arrays, avals, floating, strict=True)
+        _cast(array, aval, dtype) if is_float else cast(jax.Array, array)
+        for array, aval, is_float in zip(arrays, avals, floating, strict=True)
     ]
 
 
-def _bind(sizes: dict[str, Any], axes: tuple[str, ...], given: Any) -> tuple[Any, ...]:
-    """The shape that the axes stand for; a name without a size yet gets its size."""
-    if axes == ("*",):
-        return given
-    if axes == ("...",):
-        return sizes.setdefault("...", given)
-    shape = []
-    for axis, size in itertools.zip_longest(axes, given[: len(axes)]):
-        name, less = axis.removesuffix("-1"), int(axis.endswith("-1"))
-        if size is not None:
-            sizes.setdefault(name, size + less)
-        shape.append(sizes[name] - less if name in sizes else axis)
-    return tuple(shape)
+class _Sizes:
+    """Sizes that names of axes got from the arrays that came first."""
+
+    def __init__(self) -> None:
+        self.named: dict[str, int] = {}
+        self.leading: Shape | None = None  # of "..."
+
+    def shape(self, axes: tuple[str, ...], given: Shape) -> tuple[int | str, ...]:
+        """Sizes of the axes; a name that has none yet gets its size here."""
+        if axes == ("*",):
+            return given
+        if axes[:1] != ("...",):
+            return self._last(axes, given)
+        first = max(len(given) - len(axes) + 1, 0)
+        if self.leading is None:
+            self.leading = given[:first]
+        return (*self.leading, *self._last(axes[1:], given[first:]))
+
+    def _last(self, axes: tuple[str, ...], given: Shape) -> tuple[int | str, ...]:
+        shape: list[int | str] = []
+        for axis, size in itertools.zip_longest(axes, given[: len(axes)]):
+            name, less = axis.removesuffix("-1"), int(axis.endswith("-1"))
+            if size is not None:
+                self.named.setdefault(name, size + less)
+            shape.append(self.named[name] - less if name in self.named else axis)
+        return tuple(shape)
 
 
-def _text(shape: tuple[Any, ...]) -> str:
-    return f"[{','.join(map(str, shape))}]"
-
-
-def _has_type(argument: _Argument, x: Any, aval: Any) -> tuple[bool, str]:
-    """Whether it has the right type, and what that is."""
-    if argument.type in ("int", "bool"):
-        kind = jnp.integer if argument.type == "int" else jnp.bool_
-        return jnp.issubdtype(aval.dtype, kind), f"{argument.type}s"
+def _has_type(declared: Declared, array: ArrayLike, aval: _Aval) -> bool:
+    if declared.type == "int":
+        return jnp.issubdtype(aval.dtype, jnp.integer)
+    if declared.type == "bool":
+        return jnp.issubdtype(aval.dtype, jnp.bool_)
     if jnp.issubdtype(aval.dtype, jnp.floating):
-        return True, ""
+        return True
     real = jnp.issubdtype(aval.dtype, jnp.integer) or aval.dtype == jnp.bool_
-    hyperparameter = argument.type == "scalar" or (
-        argument.or_scalar and argument.type != "float"
+    hyperparameter = declared.type == "scalar" or (
+        declared.or_scalar and declared.type != "float"
     )
-    number = hyperparameter or aval.weak_type or isinstance(x, (bool, np.generic))
-    return real and aval.ndim == 0 and number, "floats (see `astype`)"
+    number = aval.weak_type or isinstance(array, (bool, np.generic))
+    return real and aval.ndim == 0 and (hyperparameter or number)
 
 
-def _cast(x: Any, aval: Any, dtype: Any) -> Any:
+def _cast(array: ArrayLike, aval: _Aval, dtype: jax.typing.DTypeLike) -> jax.Array:
     weak = aval.weak_type and jnp.issubdtype(aval.dtype, jnp.floating)
-    return x if weak or aval.dtype == dtype else jnp.asarray(x, dtype)
+    same = weak or aval.dtype == dtype
+    return cast(jax.Array, array) if same else jnp.asarray(array, dtype)
 
 
-def _type_of(name: str, x: Any) -> Any:
+def _aval(name: str, array: ArrayLike) -> _Aval:
     """Shape and dtype of an argument."""
     try:
-        return jax.typeof(x)
+        return jax.typeof(array)
     except TypeError as error:
-        raise TypeError(f"{name}: expected an array, got {x!r}") from error
+        raise TypeError(f"{name}: expected an array, got {array!r}") from error
+
+
+# Docstrings.
+
+_SECTIONS = ("Args", "Returns", "Raises", "Example", "References", "Differs from")
+
+
+def entries(section: str) -> dict[str, str]:
+    """The entries of a docstring's section, by name."""
+    found = re.findall(r"^  ([\w, ]+): (.*(?:\n    .*)*)", section, re.M)
+    return {
+        name: " ".join(text.split())
+        for names, text in found
+        for name in names.split(", ")
+    }
+
+
+def _meanings(
+    doc: str,
+    parameters: Iterable[str],
+    glossary: Mapping[str, str],
+    declared: Iterable[Declared],
+) -> dict[str, str]:
+    """Shape of each parameter, then its meaning, of the docstring or the glossary."""
+    shapes = {x.name: x.text for x in declared}
+    own = entries(_split(doc).get("Args", ""))
+    meanings = {
+        name: [shapes.get(name), own.get(name, glossary.get(name))]
+        for name in parameters
+    }
+    return {name: " ".join(filter(None, parts)) for name, parts in meanings.items()}
+
+
+def _split(doc: str) -> dict[str, str]:
+    """The sections of a docstring by name; the text before them has the name ""."""
+    titles = "|".join(_SECTIONS)
+    first, *rest = re.split(rf"^({titles}):\n", doc, flags=re.M)
+    return {"": first, **dict(zip(rest[::2], rest[1::2], strict=True))}
+
+
+def _documented(
+    doc: str,
+    meanings: Mapping[str, str],
+    declared: Sequence[Declared],
+    choices: Sequence[str],
+) -> str:
+    """The docstring with all arguments and errors."""
+    sections = _split(doc)
+    errors = entries(sections.get("Raises", ""))
+    if choices:
+        unknown = f"unknown {' or '.join(f'`{name}`' for name in choices)}"
+        own = errors.get("ValueError")
+        errors["ValueError"] = f"{unknown}; {own}" if own else f"{unknown}."
+    if declared:
+        errors.setdefault("AssertionError", "shape or dtype, at trace time.")
+    sections["Args"] = _listed(meanings)
+    sections["Raises"] = _listed(errors)
+    titled = [
+        f"{title}:\n{sections[title].rstrip()}"
+        for title in _SECTIONS
+        if sections.get(title)
+    ]
+    return "\n\n".join([sections[""].rstrip(), *titled])
+
+
+def _listed(meanings: Mapping[str, str]) -> str:
+    lines = [f"{name}: {text}" for name, text in meanings.items()]
+    return "\n".join(
+        textwrap.fill(
+            # A shape stays on one line.
+            re.sub(r"`\[.*?\]`", lambda shape: shape[0].replace(", ", ",\0"), line),
+            width=84,
+            initial_indent="  ",
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        ).replace("\0", " ")
+        for line in lines
+    )

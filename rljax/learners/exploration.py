@@ -17,14 +17,11 @@ def add_gaussian_noise(
 
     Args:
       key: used once.
-      action: any shape, continuous. The result may lie outside the action space.
-      stddev: `[]` or the shape of `action`, not negative; differentiable.
+      action: continuous. The result may lie outside the action space.
+      stddev: standard deviation, not negative; differentiable.
 
     Returns:
       The shape of `action`.
-
-    Raises:
-      AssertionError: shape or dtype, at trace time.
 
     Example:
       >>> import jax
@@ -65,18 +62,14 @@ def add_ornstein_uhlenbeck_noise(
 
     Args:
       key: used once.
-      action: any shape, continuous. The result may lie outside the action space.
-      noise_tm1: the shape of `action`, the noise of the step before, at first zeros;
-        the noise of this step is the result minus `action`.
-      damping: `[]` in (0, 1], 1 for independent noise; differentiable.
-      stddev: `[]` or the shape of `action`, not negative, of one step's noise;
-        differentiable.
+      action: continuous. The result may lie outside the action space.
+      noise_tm1: the noise of the step before, at first zeros; the noise of this step is
+        the result minus `action`.
+      damping: in (0, 1], 1 for independent noise; differentiable.
+      stddev: standard deviation, not negative, of one step's noise; differentiable.
 
     Returns:
       The shape of `action`.
-
-    Raises:
-      AssertionError: shape or dtype, at trace time.
 
     Example:
       >>> import jax
@@ -99,7 +92,7 @@ def add_ornstein_uhlenbeck_noise(
     return add_gaussian_noise(key, action + (1 - damping) * noise_tm1, stddev)
 
 
-@checked("prior[...] dirichlet_alpha[]:scalar dirichlet_fraction[]:scalar")
+@checked("prior[...,A] dirichlet_alpha[]:scalar dirichlet_fraction[]:scalar")
 def add_dirichlet_noise(
     key: jax.Array,
     prior: jax.Array,
@@ -112,17 +105,14 @@ def add_dirichlet_noise(
 
     Args:
       key: used once.
-      prior: `[..., A]` action probabilities; each gets noise of its own.
-      dirichlet_alpha: `[]`, positive: the smaller, the fewer actions share the noise.
+      prior: action probabilities; each row gets noise of its own.
+      dirichlet_alpha: positive: the smaller, the fewer actions share the noise.
         AlphaZero: 0.3 in chess, 0.15 in shogi, 0.03 in go.
-      dirichlet_fraction: `[]` in [0, 1], how much of the result is noise;
-        differentiable. AlphaZero: 0.25.
+      dirichlet_fraction: in [0, 1], how much of the result is noise; differentiable.
+        AlphaZero: 0.25.
 
     Returns:
       `[..., A]` action probabilities.
-
-    Raises:
-      AssertionError: shape or dtype, at trace time.
 
     Example:
       >>> import jax

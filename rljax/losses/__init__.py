@@ -1,4 +1,4 @@
-"""Losses, targets and estimators: un-batched functions from arrays to arrays.
+r"""Losses, targets and estimators: un-batched functions from arrays to arrays.
 
 basic                masked means, indexing, clipped gradients
 distributional       categorical and quantile distributions of returns
@@ -19,6 +19,74 @@ vtrace               errors and advantages corrected by importance ratios
 
 Noise for exploration, which rlax has among its losses, is in
 `rljax.learners.exploration`, and is found here too.
+
+Every function takes one transition, or one trajectory; `jax.vmap` maps it over a batch.
+Each declares its arguments, `@checked("q_tm1[A] a_tm1[]:int lambda_[T]|[] x[...]")`: a
+letter is the same size everywhere, `[]` a scalar, `[T]|[]` either, `[...]` any shape,
+the same everywhere. Floats of several dtypes are promoted to the widest of them, and
+Python's and numpy's numbers count as floats. Arguments with the same name have the same
+meaning, which `help(rljax.losses.q_learning)` repeats:
+
+  a_t: in [0, A), the action taken next; any where the trace is 0 and in the last step.
+    Outside, the result is NaN.
+  a_tm1: in [0, A), the action taken; outside, the result is NaN.
+  adv_t: advantage of the action taken; differentiable.
+  alpha, alpha_: in [0, 1], 1 for V-trace, 0 for importance sampling; differentiable.
+  alpha_loss_weight: `[]` weight of :math:`L_\alpha`.
+  axis_name: mapped axis or axes (`jax.vmap`, `jax.shard_map`) that hold the rest of the
+    batch.
+  c_t: trace coefficient of the action taken next, 0 wherever an episode was truncated.
+    Differentiable, for the lambda in it: stop its ratio first.
+  clip_pg_rho_threshold: greatest ratio in the advantages; differentiable.
+  clip_rho_threshold: greatest ratio in the errors; differentiable.
+  discount_t: in [0, 1], 0 only at termination; differentiable.
+  dist_q_t: values of the true successor (the final observation when truncated), by
+    action; the target network's.
+  dist_q_tm1: values at `tau_q_tm1`, by action, of the state acted in: the prediction.
+  eps: added to `mu_t` against division by 0; differentiable.
+  huber_param: :math:`\kappa`; 0 for the absolute value. Differentiable, but not at 0.
+  kl_constraints: at least one pair of divergences of the new from the old policy, E,
+    and their `LagrangePenalty`; where it is per dimension, E + `[A]`.
+  kl_loss_weight: `[]` weight of :math:`L_{KL}`.
+  lambda_, lambda_t: in [0, 1], 0 wherever an episode was truncated; differentiable.
+  logits_t: log-probabilities up to a constant, -inf for masked actions.
+  max_value: the last bin, greater than the first; a Python float.
+  min_value: the first bin; a Python float.
+  mu_t: probability of `a_t` under the policy that took it.
+  n: at least 1; a Python integer.
+  num_bins: at least 2; a Python integer.
+  pi_t: probabilities, in the true successor, of the policy that is evaluated.
+  policy_loss_weight: `[]` weight of the policy's loss.
+  probs_a_t: probabilities, in the true successor, of the policy that is evaluated. They
+    belong to the bootstrap: an epsilon in them has a gradient under "none" only.
+  projection_operator: makes temperature and alpha positive.
+  q_atoms_t, v_atoms_t: atoms of the true successor. Both supports are taken for
+    hyperparameters, not network outputs: only "target" stops them.
+  q_atoms_tm1, v_atoms_tm1: increasing atoms of the prediction. Only the projection uses
+    them: they are part of the target.
+  q_logits_tm1, v_logits_tm1: logits of the state acted in: the prediction.
+  q_t: action values of the true successor (the final observation when truncated).
+  q_tm1: action values of the state acted in: the prediction.
+  r_t: reward.
+  rho_tm1: probability of the action taken under the policy that is evaluated, over its
+    probability under the policy that took it.
+  sample_mask: which steps count. A step that is left out of the trace has the error of
+    the next one: mask the loss as well.
+  stop: which gradients are stopped; the value is the same. "bootstrap" stops network
+    outputs in the target and leaves reward, discount, lambda and other hyperparameters
+    their gradients: meta-gradients through one inner step are exact. "target" stops the
+    whole target, as rlax does. "none" stops nothing: for residual gradients, and for
+    exact meta-gradients through several inner steps, with the arguments separated,
+    `jax.grad(loss, argnums=0)(params, bootstrap_params)`.
+  tau_q_tm1: in [0, 1], cumulative probabilities; differentiable.
+  temperature: not negative; differentiable.
+  temperature_constraint: alpha is the temperature :math:`\eta`, `[]` or as E; epsilon
+    bounds the divergence of the weighted from the old policy.
+  temperature_loss_weight: `[]` weight of :math:`L_\eta`.
+  tx_pair: increasing :math:`h` and its inverse; parameters inside stay differentiable.
+  v_t: value of the true successor (the final observation when truncated).
+  v_tm1: value of the state acted in: the prediction.
+  w_t: weight; differentiable.
 """
 
 from rljax.learners.exploration import (

@@ -1,23 +1,33 @@
 """Parts that several losses share: stopped gradients, expectations, a scan."""
 
+import sys
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from rljax import _shapes
+
 Stop = Literal["bootstrap", "target", "none"]
 AxisName = str | tuple[str, ...] | None
+T = TypeVar("T")
+
+# Meanings of arguments, the same in every loss.
+GLOSSARY = _shapes.entries(sys.modules["rljax.losses"].__doc__ or "")
 
 
-def check_stop(stop: str) -> None:
-    """Raises ValueError unless `stop` is one of the three modes."""
-    if stop not in get_args(Stop):
-        raise ValueError(f"stop={stop!r}, expected one of {get_args(Stop)}")
+def checked(spec: str = "") -> Callable[[_shapes.Function], _shapes.Function]:
+    """Declares the arguments of a loss, with the glossary of the package's docstring.
+
+    Args:
+      spec: as in `rljax._shapes.checked`.
+    """
+    return _shapes.checked(spec, GLOSSARY)
 
 
-def stop_if(condition: bool, x: Any) -> Any:
+def stop_if(condition: bool, x: T) -> T:
     """Returns the array or tree `x`, without its gradient if `condition`."""
     return jax.lax.stop_gradient(x) if condition else x
 
@@ -34,7 +44,7 @@ def expectation(log_pi: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def weighted(weights: jax.Array, x: jax.Array) -> jax.Array:
-    """`weights * x`; what is masked, 0 times -inf, is 0, and so are its gradients."""
+    """`weights * x`; masked terms, 0 times -inf, are 0, and so are their gradients."""
     masked = (weights == 0) & (x == -jnp.inf)
     return weights * jnp.where(masked, 0, x)
 

@@ -6,29 +6,26 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax._shapes import checked, promoted
+from rljax.losses._common import checked
 
 
 @checked("x[...] mask[...]:bool")
 def masked_mean(
     x: jax.Array, mask: jax.Array, axis: int | Sequence[int] | None = None
 ) -> jax.Array:
-    r"""Mean over what a mask leaves, 0 where it leaves nothing.
+    r"""Mean of the elements that a mask leaves, 0 where it leaves none.
 
     .. math:: \frac{\sum_i m_i x_i}{\max(1, \sum_i m_i)}
 
     Args:
-      x: any shape. Where it is masked it may be NaN or infinite, and its gradient is
-        0; but what made a NaN there may turn this 0 into a NaN again, so mask the
+      x: values. Where one is masked it may be NaN or infinite, and its gradient is 0;
+        but what made a NaN there may turn this 0 into a NaN again, so mask the
         arguments of a logarithm or a division as well.
-      mask: the shape of `x`, bool, False for elements that are left out.
+      mask: False for elements that are left out.
       axis: axis or axes to average over, by default all.
 
     Returns:
       `x` without these axes.
-
-    Raises:
-      AssertionError: shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -48,20 +45,18 @@ def masked_mean(
     return jnp.sum(x, axis, where=mask) / jnp.maximum(count, 1)
 
 
+@checked("values[...,A] indices[...]:int")
 def batched_index(values: jax.Array, indices: jax.Array) -> jax.Array:
     r"""One element of the last axis for each of the others.
 
     .. math:: y_{i \dots} = x_{i \dots, a_{i \dots}}
 
     Args:
-      values: `[..., A]`, for instance action values `[T, A]`.
-      indices: `[...]` int in [0, A); outside, the result is NaN.
+      values: for instance action values `[T, A]`.
+      indices: in [0, A); outside, the result is NaN.
 
     Returns:
       `[...]`
-
-    Raises:
-      AssertionError: shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -77,9 +72,6 @@ def batched_index(values: jax.Array, indices: jax.Array) -> jax.Array:
     Differs from:
       `rlax.batched_index` counts negative indices from the end, and has `keepdims`.
     """
-    axes = [f"axis{i}" for i in range(jnp.ndim(indices))]
-    spec = f"values[{','.join([*axes, 'A'])}] indices[{','.join(axes)}]:int"
-    values, indices = promoted(spec, values, indices)
     indices = jnp.where(indices < 0, values.shape[-1], indices)  # else from the end
     taken = jnp.take_along_axis(values, indices[..., None], axis=-1, mode="fill")
     return taken[..., 0]
@@ -96,21 +88,18 @@ def clip_gradient(
         \frac{\partial L}{\partial x} = \min\left(\max\left(
         \frac{\partial L}{\partial y}, g_{min}\right), g_{max}\right)
 
-    The second derivative is that of the clipped first one: unchanged where nothing was
+    The second derivative is the clipped first one's: unchanged where nothing was
     clipped, 0 where it was. In the same way a meta-gradient reaches the bounds, where
     they clip. Reverse mode only: there is no `jax.jvp` of this function, though there
     is one of its `jax.grad`.
 
     Args:
-      x: any shape.
-      gradient_min: `[]`, the least gradient of an element.
-      gradient_max: `[]`, the greatest.
+      x: values.
+      gradient_min: the least gradient of an element.
+      gradient_max: the greatest gradient of an element.
 
     Returns:
       `x`
-
-    Raises:
-      AssertionError: shape or dtype, at trace time.
 
     Example:
       >>> import jax
@@ -141,7 +130,8 @@ def _forward(x, gradient_min, gradient_max):
 
 
 def _backward(bounds, gradient):
-    return jnp.clip(gradient, *bounds), None, None
+    gradient_min, gradient_max = bounds
+    return jnp.clip(gradient, gradient_min, gradient_max), None, None
 
 
 _clip_gradient.defvjp(_forward, _backward)

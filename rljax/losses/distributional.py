@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax._shapes import checked
-from rljax.losses._common import Stop, check_stop, chosen, stop_if
+from rljax.losses._common import Stop, checked, chosen, stop_if
 from rljax.losses.transforms import transform_to_2hot
 
 
@@ -29,17 +28,14 @@ def categorical_l2_project(
     distance of the cumulative functions. Within the range it keeps the mean.
 
     Args:
-      z_p: `[N]` atoms, in any order. The derivative is exact between the atoms `z_q`,
-        0 beyond their range, and the mean of both sides' at one of them.
-      probs: `[N]` their probabilities.
-      z_q: `[K]` increasing atoms, evenly spaced or not; differentiable. Of equal ones
-        the first gets what comes from below, the last the rest.
+      z_p: atoms, in any order. The derivative is exact between the atoms `z_q`, 0
+        beyond their range, and the mean of both sides' at one of them.
+      probs: probabilities of the atoms `z_p`.
+      z_q: increasing atoms, evenly spaced or not; differentiable. Of equal ones the
+        first gets what comes from below, the last the rest.
 
     Returns:
-      `[K]` probabilities of `z_q`; their sum is that of `probs`.
-
-    Raises:
-      AssertionError: rank, shape or dtype, at trace time.
+      `[K]` probabilities of `z_q`; they add up to the sum of `probs`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -85,25 +81,13 @@ def categorical_td_learning(
     with :math:`\Pi` the `categorical_l2_project`.
 
     Args:
-      v_atoms_tm1: `[N]` increasing atoms of the prediction. Only the projection uses
-        them: they are part of the target.
-      v_logits_tm1: `[N]` logits of the state acted in: the prediction.
-      r_t: `[]` reward.
-      discount_t: `[]` in [0, 1], 0 only at termination; differentiable.
-      v_atoms_t: `[M]` atoms of the true successor. Both supports are taken for
-        hyperparameters, not network outputs: only "target" stops them.
-      v_logits_t: `[M]` logits of the true successor (the final observation when
-        truncated).
+      v_logits_t: logits of the true successor (the final observation when truncated).
       stop: "bootstrap" stops `v_logits_t`, "target" the whole projected target, "none"
-        nothing; when which: `td_learning`.
+        nothing; when which: `rljax.losses`.
 
     Returns:
       `[]` loss; its semi-gradient in `v_logits_tm1` is the softmax of these minus the
       projected target.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -120,7 +104,6 @@ def categorical_td_learning(
       `rlax.categorical_td_learning` stops the whole target, and d/d discount with it;
       not stopped, its gradient is NaN where the target has a probability of 0.
     """
-    check_stop(stop)
     probs_t = jax.nn.softmax(stop_if(stop == "bootstrap", v_logits_t))
     z_t = r_t + discount_t * v_atoms_t
     target_tm1 = categorical_l2_project(z_t, probs_t, v_atoms_tm1)
@@ -152,25 +135,13 @@ def categorical_q_learning(
     with :math:`\Pi` the `categorical_l2_project`.
 
     Args:
-      q_atoms_tm1: `[N]` increasing atoms of the prediction. Only the projection uses
-        them: they are part of the target.
-      q_logits_tm1: `[A, N]` logits of the state acted in: the prediction.
-      a_tm1: `[]` int in [0, A), the action taken; outside, the result is NaN.
-      r_t: `[]` reward.
-      discount_t: `[]` in [0, 1], 0 only at termination; differentiable.
-      q_atoms_t: `[M]` atoms of the true successor. Both supports are taken for
-        hyperparameters, not network outputs: only "target" stops them.
-      q_logits_t: `[A, M]` logits of the true successor (the final observation when
-        truncated). The greedy action has no gradient in any mode.
+      q_logits_t: logits of the true successor (the final observation when truncated).
+        The greedy action has no gradient in any mode.
       stop: "bootstrap" stops `q_logits_t`, "target" the whole projected target, "none"
-        nothing; when which: `td_learning`.
+        nothing; when which: `rljax.losses`.
 
     Returns:
       `[]` loss.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -189,10 +160,15 @@ def categorical_q_learning(
       and takes an action out of range for the nearest one; not stopped, its gradient
       is NaN where the target has a probability of 0.
     """
-    check_stop(stop)
     q_t = jnp.sum(jax.nn.softmax(q_logits_t) * q_atoms_t[None, :], axis=1)
     return categorical_double_q_learning(
-        *(q_atoms_tm1, q_logits_tm1, a_tm1, r_t, discount_t, q_atoms_t, q_logits_t),
+        q_atoms_tm1=q_atoms_tm1,
+        q_logits_tm1=q_logits_tm1,
+        a_tm1=a_tm1,
+        r_t=r_t,
+        discount_t=discount_t,
+        q_atoms_t=q_atoms_t,
+        q_logits_t=q_logits_t,
         q_t_selector=q_t,
         stop=stop,
     )
@@ -224,27 +200,15 @@ def categorical_double_q_learning(
     with :math:`\Pi` the `categorical_l2_project`.
 
     Args:
-      q_atoms_tm1: `[N]` increasing atoms of the prediction. Only the projection uses
-        them: they are part of the target.
-      q_logits_tm1: `[A, N]` logits of the state acted in: the prediction.
-      a_tm1: `[]` int in [0, A), the action taken; outside, the result is NaN.
-      r_t: `[]` reward.
-      discount_t: `[]` in [0, 1], 0 only at termination; differentiable.
-      q_atoms_t: `[M]` atoms of the true successor. Both supports are taken for
-        hyperparameters, not network outputs: only "target" stops them.
-      q_logits_t: `[A, M]` logits of the true successor (the final observation when
-        truncated) by the evaluating network; the target network.
-      q_t_selector: `[A]` action values, means, by the network that chooses the action;
-        the online network. Has no gradient in any mode.
+      q_logits_t: logits of the true successor (the final observation when truncated) by
+        the evaluating network; the target network.
+      q_t_selector: action values, means, by the network that chooses the action; the
+        online network. Has no gradient in any mode.
       stop: "bootstrap" stops `q_logits_t`, "target" the whole projected target, "none"
-        nothing; when which: `td_learning`.
+        nothing; when which: `rljax.losses`.
 
     Returns:
       `[]` loss.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -266,12 +230,13 @@ def categorical_double_q_learning(
       it, and takes an action out of range for the nearest one; not stopped, its
       gradient is NaN where the target has a probability of 0.
     """
-    check_stop(stop)
     return categorical_td_learning(
-        q_atoms_tm1,
-        chosen(q_logits_tm1, a_tm1),
-        *(r_t, discount_t, q_atoms_t),
-        chosen(q_logits_t, jnp.argmax(q_t_selector)),
+        v_atoms_tm1=q_atoms_tm1,
+        v_logits_tm1=chosen(q_logits_tm1, a_tm1),
+        r_t=r_t,
+        discount_t=discount_t,
+        v_atoms_t=q_atoms_t,
+        v_logits_t=chosen(q_logits_t, jnp.argmax(q_t_selector)),
         stop=stop,
     )
 
@@ -291,17 +256,14 @@ def two_hot_loss(
     target is made.
 
     Args:
-      logits: `[N]` of N >= 2 bins, evenly spaced: the prediction.
-      target: `[]` scalar, clipped to the range of the bins; differentiable.
-      min_value: the first bin; a Python float.
-      max_value: the last bin, greater; a Python float.
+      logits: logits of N >= 2 bins, evenly spaced: the prediction.
+      target: scalar, clipped to the range of the bins; differentiable.
 
     Returns:
       `[]` loss.
 
     Raises:
       ValueError: fewer than 2 bins, or an empty range.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -347,20 +309,14 @@ def quantile_regression_loss(
     is least at the quantiles, the Huber term between these and the expectiles.
 
     Args:
-      dist_src: `[N]` values: the prediction.
-      tau_src: `[N]` in [0, 1], their cumulative probabilities; differentiable.
-      dist_target: `[M]` samples; differentiable.
-      huber_param: `[]` kappa; 0 (or less) for the absolute value. Differentiable, but
-        not at 0, where its derivative is 0.
-      stop: "target" stops `dist_target`; "bootstrap" and "none" stop nothing: stop
-        the bootstraps where the target is made.
+      dist_src: values: the prediction.
+      tau_src: in [0, 1], their cumulative probabilities; differentiable.
+      dist_target: samples; differentiable.
+      stop: "target" stops `dist_target`; "bootstrap" and "none" stop nothing: stop the
+        bootstraps where the target is made.
 
     Returns:
       `[]` loss.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -376,7 +332,6 @@ def quantile_regression_loss(
       `rlax.quantile_regression_loss` has a flag that stops nothing that has a gradient;
       its `huber_param` cannot be traced.
     """
-    check_stop(stop)
     dist_target = stop_if(stop == "target", dist_target)
     delta = dist_target[None, :] - dist_src[:, None]
     tau = tau_src[:, None]
@@ -411,26 +366,13 @@ def quantile_q_learning(
     with :math:`H_\kappa` of `quantile_regression_loss`, not divided by kappa.
 
     Args:
-      dist_q_tm1: `[N, A]` values at `tau_q_tm1`, by action, of the state acted in: the
-        prediction.
-      tau_q_tm1: `[N]` in [0, 1], cumulative probabilities; differentiable.
-      a_tm1: `[]` int in [0, A), the action taken; outside, the result is NaN.
-      r_t: `[]` reward.
-      discount_t: `[]` in [0, 1], 0 only at termination; differentiable.
-      dist_q_t_selector: `[K, A]` values of the true successor, whose means choose the
-        action; `dist_q_t` itself, or the online network's. Has no gradient in any mode.
-      dist_q_t: `[M, A]` values of the true successor (the final observation when
-        truncated); the target network's.
-      huber_param: `[]` kappa; 0 for the absolute value. Differentiable, but not at 0.
+      dist_q_t_selector: values of the true successor, whose means choose the action;
+        `dist_q_t` itself, or the online network's. Has no gradient in any mode.
       stop: "bootstrap" stops `dist_q_t`, "target" the whole target, "none" nothing;
-        when which: `td_learning`.
+        when which: `rljax.losses`.
 
     Returns:
       `[]` loss: a sum over N, a mean over M.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -454,14 +396,13 @@ def quantile_q_learning(
       takes an action out of range for the nearest one; its `huber_param` cannot be
       traced.
     """
-    check_stop(stop)
     a_t = jnp.argmax(jnp.mean(dist_q_t_selector, axis=0))
     dist_t = chosen(stop_if(stop == "bootstrap", dist_q_t).T, a_t)
     return quantile_regression_loss(
         chosen(dist_q_tm1.T, a_tm1),
         tau_q_tm1,
         r_t + discount_t * dist_t,
-        huber_param,
+        huber_param=huber_param,
         stop=stop,
     )
 
@@ -493,26 +434,13 @@ def quantile_expected_sarsa(
     target is the mixture of the actions' distributions, not their mean.
 
     Args:
-      dist_q_tm1: `[N, A]` values at `tau_q_tm1`, by action, of the state acted in: the
-        prediction.
-      tau_q_tm1: `[N]` in [0, 1], cumulative probabilities; differentiable.
-      a_tm1: `[]` int in [0, A), the action taken; outside, the result is NaN.
-      r_t: `[]` reward.
-      discount_t: `[]` in [0, 1], 0 only at termination; differentiable.
-      dist_q_t: `[M, A]` values of the true successor (the final observation when
-        truncated).
-      probs_a_t: `[A]` probabilities there of the policy that is evaluated. They belong
-        to the bootstrap: an epsilon in them has a gradient under "none" only.
-      huber_param: `[]` kappa; 0 for the absolute value. Differentiable, but not at 0.
+      dist_q_t: values of the true successor (the final observation when truncated), by
+        action.
       stop: "bootstrap" stops `dist_q_t` and `probs_a_t`, "target" these and the whole
-        target, "none" nothing; when which: `td_learning`.
+        target, "none" nothing; when which: `rljax.losses`.
 
     Returns:
       `[]` loss: a sum over N, a mean over M, an expectation over A.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -537,7 +465,6 @@ def quantile_expected_sarsa(
       and takes an action out of range for the nearest one; its `huber_param` cannot be
       traced.
     """
-    check_stop(stop)
     dist_q_t = stop_if(stop == "bootstrap", dist_q_t)
     probs_a_t = stop_if(stop != "none", probs_a_t)
     dist_qa_tm1 = chosen(dist_q_tm1.T, a_tm1)
@@ -547,7 +474,7 @@ def quantile_expected_sarsa(
     def loss(dist_t):
         target_tm1 = r_t + discount_t * dist_t
         return quantile_regression_loss(
-            dist_qa_tm1, tau_q_tm1, target_tm1, huber_param, stop=stop
+            dist_qa_tm1, tau_q_tm1, target_tm1, huber_param=huber_param, stop=stop
         )
 
     return jnp.sum(probs_a_t * jax.vmap(loss, in_axes=1)(dist_q_t))
@@ -580,28 +507,18 @@ def implicit_quantile_q_learning(
     that is, `quantile_q_learning` with the Huber term divided by kappa.
 
     Args:
-      dist_q_tm1: `[N, A]` values at `tau_q_tm1`, by action, of the state acted in: the
-        prediction.
-      tau_q_tm1: `[N]` in [0, 1], the samples it was made from; differentiable. Those
-        of the K and M values below are samples of their own, and not needed.
-      a_tm1: `[]` int in [0, A), the action taken; outside, the result is NaN.
-      r_t: `[]` reward.
-      discount_t: `[]` in [0, 1], 0 only at termination; differentiable.
-      dist_q_t_selector: `[K, A]` values of the true successor, whose means choose the
-        action. Has no gradient in any mode.
-      dist_q_t: `[M, A]` values of the true successor (the final observation when
-        truncated); the target network's.
-      huber_param: `[]` kappa; 0 for the absolute value, the limit. Differentiable, but
-        not at 0.
+      tau_q_tm1: in [0, 1], the samples that `dist_q_tm1` was made from; differentiable.
+        The K and M values below are made from samples of their own, which are not
+        needed.
+      dist_q_t_selector: values of the true successor, whose means choose the action.
+        Has no gradient in any mode.
+      huber_param: :math:`\kappa`; 0 for the absolute value, the limit. Differentiable,
+        but not at 0.
       stop: "bootstrap" stops `dist_q_t`, "target" the whole target, "none" nothing;
-        when which: `td_learning`.
+        when which: `rljax.losses`.
 
     Returns:
       `[]` loss: a sum over N, a mean over M.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -624,10 +541,15 @@ def implicit_quantile_q_learning(
     Differs from:
       rlax has no such loss; `rlax.quantile_q_learning` is kappa times this one.
     """
-    check_stop(stop)
     loss = quantile_q_learning(
-        *(dist_q_tm1, tau_q_tm1, a_tm1, r_t, discount_t),
-        *(dist_q_t_selector, dist_q_t, huber_param),
+        dist_q_tm1=dist_q_tm1,
+        tau_q_tm1=tau_q_tm1,
+        a_tm1=a_tm1,
+        r_t=r_t,
+        discount_t=discount_t,
+        dist_q_t_selector=dist_q_t_selector,
+        dist_q_t=dist_q_t,
+        huber_param=huber_param,
         stop=stop,
     )
     return loss / jnp.where(jnp.greater(huber_param, 0), huber_param, 1)

@@ -1,13 +1,12 @@
 """Gradient temporal-difference learning: TDC and GTD2 as one loss."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 
-from rljax._shapes import checked
-from rljax.losses._common import Stop, check_stop, stop_if
+from rljax.losses._common import Stop, checked, stop_if
 
-Method = Literal["tdc", "gtd2"]
+Rule = Literal["tdc", "gtd2"]
 
 
 @checked(
@@ -24,7 +23,7 @@ def gradient_td_loss(
     target_v_t: jax.Array,
     target_h_tm1: jax.Array,
     *,
-    method: Method = "tdc",
+    method: Rule = "tdc",
     stop: Stop = "bootstrap",
 ) -> jax.Array:
     r"""Loss of gradient TD learning: stable off-policy, with function approximation.
@@ -36,25 +35,24 @@ def gradient_td_loss(
         L^{GTD2}_t &= -\bar h_{t-1} (v_{t-1} - \gamma_t v_t)
         + (\delta_t - h_{t-1})^2 / 2
 
-    `h_tm1` predicts the TD error. Descending the loss moves its parameters by the LMS
-    rule and those of the values by the TDC or GTD2 rule; what the loss itself amounts
-    to means nothing. Every network output is passed twice: `target_v_tm1`,
-    `target_v_t` and `target_h_tm1` have the values of `v_tm1`, `v_t` and `h_tm1`.
+    `h_tm1` predicts the TD error. Descending the loss moves the parameters of `h_tm1`
+    by the LMS rule and the parameters of the values by the TDC or GTD2 rule; the number
+    that the loss amounts to means nothing. Every network output is passed twice:
+    `target_v_tm1`, `target_v_t` and `target_h_tm1` have the values of `v_tm1`, `v_t`
+    and `h_tm1`.
 
     Where `h_tm1` is the TD error itself, which it can be if every successor is certain,
-    both rules are the residual gradient: that of `td_learning`'s error under "none",
-    squared and halved.
+    both rules are the residual gradient: the gradient of `td_learning`'s error under
+    "none", squared and halved.
 
     Args:
-      v_tm1: `[]` value of the state acted in.
-      r_t: `[]` reward.
-      discount_t: `[]` in [0, 1], 0 only at termination; differentiable.
-      v_t: `[]` value of the true successor (the final observation when truncated); has
-        its gradient in every mode.
-      h_tm1: `[]` prediction of the TD error in the state acted in.
-      target_v_tm1: `[]` :math:`\bar v_{t-1}`, `v_tm1` once more.
-      target_v_t: `[]` :math:`\bar v_t`, `v_t` once more.
-      target_h_tm1: `[]` :math:`\bar h_{t-1}`, `h_tm1` once more.
+      v_tm1: value of the state acted in.
+      v_t: value of the true successor (the final observation when truncated); has its
+        gradient in every mode.
+      h_tm1: prediction of the TD error in the state acted in.
+      target_v_tm1: :math:`\bar v_{t-1}`, `v_tm1` once more.
+      target_v_t: :math:`\bar v_t`, `v_t` once more.
+      target_h_tm1: :math:`\bar h_{t-1}`, `h_tm1` once more.
       method: "tdc" or "gtd2".
       stop: "bootstrap" stops the three targets, "target" also `r_t` and `discount_t`,
         "none" nothing: then the targets must be made of other parameters,
@@ -63,10 +61,6 @@ def gradient_td_loss(
 
     Returns:
       `[]` loss.
-
-    Raises:
-      ValueError: unknown `stop` or `method`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax
@@ -84,9 +78,6 @@ def gradient_td_loss(
     Differs from:
       rlax has no gradient TD learning.
     """
-    check_stop(stop)
-    if method not in get_args(Method):
-        raise ValueError(f"method={method!r}, expected one of {get_args(Method)}")
     target_v_tm1, target_v_t, target_h_tm1 = stop_if(
         stop != "none", (target_v_tm1, target_v_t, target_h_tm1)
     )

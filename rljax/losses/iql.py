@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax._shapes import checked
+from rljax.losses._common import checked
 
 
 @checked("predictions[...] targets[...] expectile[]:scalar")
@@ -18,16 +18,13 @@ def expectile_loss(
     Nothing is stopped here: stop the targets where they are made.
 
     Args:
-      predictions: `[T]` (or any shape).
-      targets: `[T]`; differentiable.
-      expectile: `[]` in (0, 1): 1/2 for half the squared error, above for predictions
-        nearer to the greatest target; differentiable.
+      predictions: predictions.
+      targets: targets; differentiable.
+      expectile: in (0, 1): 1/2 for half the squared error, above for predictions nearer
+        to the greatest target; differentiable.
 
     Returns:
       `[T]` losses.
-
-    Raises:
-      AssertionError: shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp

@@ -9,15 +9,16 @@ policy. For a temperature that is tuned instead, weigh the log-probabilities by
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax._shapes import checked, promoted
-from rljax.losses._common import AxisName, Stop, check_stop, stop_if, unmasked, weighted
+from rljax._shapes import promoted
+from rljax.losses._common import AxisName, Stop, checked, stop_if, unmasked, weighted
 
 Projection = Callable[[jax.Array], jax.Array]
 
@@ -45,6 +46,7 @@ class MpoOutputs(NamedTuple):
 
 
 KlConstraints = Sequence[tuple[jax.Array, LagrangePenalty]]
+Part = tuple[jax.Array, ArrayLike]  # a loss and its weight
 clip_positive: Projection = functools.partial(jnp.clip, min=1e-10)
 
 
@@ -77,17 +79,9 @@ def mpo_loss(
       sample_log_probs: E and the axis of samples, log-probabilities, under the policy
         to be improved, of actions drawn from the old one.
       sample_q_values: the shape of `sample_log_probs`, values of these actions.
-      temperature_constraint: alpha is the temperature :math:`\eta`, `[]` or as E;
-        epsilon bounds the divergence of the weighted from the old policy.
-      kl_constraints: at least one pair of divergences of the new from the old policy,
-        E, and their `LagrangePenalty`; where it is per dimension, E + `[A]`.
       projection_operator: makes temperature and alpha positive. The default clips them
         at 1e-10, below which they have no gradient any more; `jax.nn.softplus` has.
-      policy_loss_weight: `[]` weight of the policy's loss.
-      temperature_loss_weight: `[]` weight of :math:`L_\eta`.
-      kl_loss_weight: `[]` weight of :math:`L_{KL}`.
-      alpha_loss_weight: `[]` weight of :math:`L_\alpha`.
-      sample_axis: which axis of the first two arguments is that of the samples.
+      sample_axis: the axis of the samples in the first two arguments.
       stop: "bootstrap" and "target" stop `sample_q_values`, the temperature in the
         weights, alpha in :math:`L_{KL}` and the divergences in :math:`L_\alpha`; "none"
         nothing. Bounds and weights of losses keep their gradients. To separate the
@@ -99,8 +93,7 @@ def mpo_loss(
       E losses, and their parts as `MpoOutputs`.
 
     Raises:
-      ValueError: unknown `stop`, `sample_axis` out of range, no `kl_constraints`.
-      AssertionError: rank, shape or dtype, at trace time.
+      ValueError: `sample_axis` out of range, no `kl_constraints`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -124,36 +117,42 @@ def mpo_loss(
       `rlax.mpo_loss` leaves the gradient of :math:`L_\eta` in the values: a critic
       that shared parameters with the policy would be pushed down.
     """
-    check_stop(stop)
     sample_axis = _axis(sample_axis, sample_q_values)
-    axes = [f"E{i}" for i in range(sample_q_values.ndim)]
-    arguments = {
-        f"sample_log_probs[{','.join(axes)}]": sample_log_probs,
-        f"sample_q_values[{','.join(axes)}]": sample_q_values,
-        **_words(temperature_constraint),
-    }
-    (sample_log_probs, sample_q_values, *temperature), kl_constraints = _promoted(
-        arguments, axes[:sample_axis] + axes[sample_axis + 1 :], kl_constraints
+    axes = [f"E{i}" for i in range(jnp.ndim(sample_q_values))]
+    samples = ",".join(axes)
+    del axes[sample_axis]
+    (sample_log_probs, sample_q_values, alpha, epsilon), kl_constraints = _promoted(
+        {
+            f"sample_log_probs[{samples}]": sample_log_probs,
+            f"sample_q_values[{samples}]": sample_q_values,
+            **_words(temperature_constraint),
+        },
+        kl_constraints,
+        examples=axes,
     )
     saddle = stop != "none"
     temperature_loss, weights, num_samples = mpo_compute_weights_and_temperature_loss(
         stop_if(saddle, sample_q_values),
-        LagrangePenalty(*temperature),
+        LagrangePenalty(alpha=alpha, epsilon=epsilon),
         projection_operator,
-        sample_axis,
+        sample_axis=sample_axis,
     )
     weights = stop_if(saddle, weights)
     policy_loss = -jnp.sum(weighted(weights, sample_log_probs), axis=sample_axis)
     kl_loss, alpha_loss = compute_parametric_kl_penalty_and_dual_loss(
         kl_constraints, projection_operator, stop=stop
     )
-    outputs = MpoOutputs(
-        temperature_loss, policy_loss, kl_loss, alpha_loss, weights, num_samples
+    return _assembled(
+        temperature=(temperature_loss, temperature_loss_weight),
+        policy=(policy_loss, policy_loss_weight),
+        kl=(kl_loss, kl_loss_weight),
+        alpha=(alpha_loss, alpha_loss_weight),
+        normalized_weights=weights,
+        num_samples=num_samples,
     )
-    loss_weights = (temperature_loss_weight, policy_loss_weight)
-    return _weighted(outputs, *loss_weights, kl_loss_weight, alpha_loss_weight), outputs
 
 
+@checked("sample_q_values[...]")
 def mpo_compute_weights_and_temperature_loss(
     sample_q_values: jax.Array,
     temperature_constraint: LagrangePenalty,
@@ -174,8 +173,7 @@ def mpo_compute_weights_and_temperature_loss(
       sample_q_values: E and the axis of samples, values of sampled actions.
       temperature_constraint: alpha is the temperature :math:`\eta`, `[]` or as E;
         epsilon bounds the divergence.
-      projection_operator: makes the temperature positive.
-      sample_axis: which axis is that of the samples.
+      sample_axis: the axis of the samples.
 
     Returns:
       E losses of the temperature, weights of the shape of `sample_q_values` that add up
@@ -183,7 +181,6 @@ def mpo_compute_weights_and_temperature_loss(
 
     Raises:
       ValueError: `sample_axis` out of range.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -204,9 +201,9 @@ def mpo_compute_weights_and_temperature_loss(
       `rlax.mpo_compute_weights_and_temperature_loss` accepts a temperature of any
       shape, also one that broadcasts the values.
     """
-    arguments = {"sample_q_values[...]": sample_q_values}
-    arguments |= _words(temperature_constraint)
-    sample_q_values, alpha, epsilon = promoted(" ".join(arguments), *arguments.values())
+    sample_q_values, alpha, epsilon = promoted(
+        {"sample_q_values[...]": sample_q_values, **_words(temperature_constraint)}
+    )
     sample_axis = _axis(sample_axis, sample_q_values)
     num_samples = sample_q_values.shape[sample_axis]
     temperature = projection_operator(jnp.asarray(alpha))
@@ -222,6 +219,7 @@ def mpo_compute_weights_and_temperature_loss(
     return temperature * (epsilon + log_mean), weights, num_samples
 
 
+@checked()
 def compute_parametric_kl_penalty_and_dual_loss(
     kl_constraints: KlConstraints,
     projection_operator: Projection,
@@ -240,7 +238,6 @@ def compute_parametric_kl_penalty_and_dual_loss(
     Args:
       kl_constraints: at least one pair of divergences, of any shape E (the same in all
         pairs), and their `LagrangePenalty`; where it is per dimension, E + `[A]`.
-      projection_operator: makes alpha positive.
       stop: "bootstrap" and "target" stop alpha in :math:`L_{KL}` and the divergences in
         :math:`L_\alpha`, "none" nothing. Bounds keep their gradients.
 
@@ -248,8 +245,7 @@ def compute_parametric_kl_penalty_and_dual_loss(
       E penalties and E losses of the dual variables.
 
     Raises:
-      ValueError: unknown `stop`, no `kl_constraints`.
-      AssertionError: rank, shape or dtype, at trace time.
+      ValueError: no `kl_constraints`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -268,8 +264,7 @@ def compute_parametric_kl_penalty_and_dual_loss(
       `rlax.compute_parametric_kl_penalty_and_dual_loss` gives (0, 0) where there are
       no constraints.
     """
-    check_stop(stop)
-    _, kl_constraints = _promoted({}, None, kl_constraints)
+    _, kl_constraints = _promoted({}, kl_constraints)
     kl_losses, alpha_losses = [], []
     for kl, penalty in kl_constraints:
         alpha = projection_operator(jnp.asarray(penalty.alpha))
@@ -283,6 +278,10 @@ def compute_parametric_kl_penalty_and_dual_loss(
     return sum(kl_losses[1:], kl_losses[0]), sum(alpha_losses[1:], alpha_losses[0])
 
 
+@checked(
+    "sample_log_probs[...] advantages[...] restarting_weights[...] "
+    "importance_weights[...]"
+)
 def vmpo_loss(
     sample_log_probs: jax.Array,
     advantages: jax.Array,
@@ -314,37 +313,26 @@ def vmpo_loss(
       sample_log_probs: E log-probabilities, under the policy to be improved, of the
         actions taken.
       advantages: E advantages of these actions; differentiable.
-      temperature_constraint: alpha is the temperature :math:`\eta`, `[]` or as E;
-        epsilon bounds the divergence of the weighted from the old policy.
-      kl_constraints: at least one pair of divergences of the new from the old policy,
-        E, and their `LagrangePenalty`; where it is per dimension, E + `[A]`.
       projection_operator: makes temperature and alpha positive. The default clips them
         at 1e-10, below which they have no gradient any more; `jax.nn.softplus` has.
       restarting_weights: E, 0 for examples that are left out of the weights, for
         instance the first step of an episode, else 1; by default all 1.
       importance_weights: E ratios of probabilities, by default all 1.
-      top_k_fraction: how many of the examples are used, those of the greatest
+      top_k_fraction: share of the examples that is used, the examples with the greatest
         advantages; a Python float in (0, 1].
-      policy_loss_weight: `[]` weight of the policy's loss.
-      temperature_loss_weight: `[]` weight of :math:`L_\eta`.
-      kl_loss_weight: `[]` weight of :math:`L_{KL}`.
-      alpha_loss_weight: `[]` weight of :math:`L_\alpha`.
-      axis_name: mapped axis or axes (`jax.vmap`, `jax.shard_map`) that hold further
-        examples.
       stop: "bootstrap" stops `importance_weights`, the temperature in the weights,
         alpha in :math:`L_{KL}` and the divergences in :math:`L_\alpha`; "target" stops
         `advantages` and `restarting_weights` as well; "none" nothing. An advantage from
-        `generalized_advantage_estimation` has its values stopped already, and
-        d/d discount and d/d lambda pass through it. To separate the arguments: as in
+        `generalized_advantage_estimation` has its values stopped already, and d/d
+        discount and d/d lambda pass through it. To separate the arguments: as in
         `mpo_loss`.
 
     Returns:
       E losses, and their parts as `MpoOutputs`.
 
     Raises:
-      ValueError: unknown `stop`, no `kl_constraints`, `top_k_fraction` out of range or
-        too small to leave an example.
-      AssertionError: rank, shape or dtype, at trace time.
+      ValueError: no `kl_constraints`, `top_k_fraction` out of range or too small to
+        leave an example.
 
     Example:
       >>> import jax.numpy as jnp
@@ -364,50 +352,51 @@ def vmpo_loss(
       Song et al. (2020), https://arxiv.org/abs/1909.12238
 
     Differs from:
-      `rlax.vmpo_loss` always stops the weights' advantages and never those of
-      :math:`L_\eta`; it cannot be differentiated along `axis_name` with nothing
-      stopped.
+      `rlax.vmpo_loss` always stops the advantages in the weights and never the
+      advantages in :math:`L_\eta`; it cannot be differentiated along `axis_name` with
+      nothing stopped.
     """
-    check_stop(stop)
     restarting, importance = (
         jnp.ones_like(sample_log_probs) if weights is None else weights
         for weights in (restarting_weights, importance_weights)
     )
-    examples = [f"E{i}" for i in range(jnp.ndim(sample_log_probs))]
-    axes = ",".join(examples)
-    arguments = {
-        f"sample_log_probs[{axes}]": sample_log_probs,
-        f"advantages[{axes}]": advantages,
-        f"restarting_weights[{axes}]": restarting,
-        f"importance_weights[{axes}]": importance,
-        **_words(temperature_constraint),
-    }
-    own, kl_constraints = _promoted(arguments, examples, kl_constraints)
-    sample_log_probs, advantages, restarting, importance, *temperature = own
+    own, kl_constraints = _promoted(
+        {
+            "sample_log_probs[...]": sample_log_probs,
+            "advantages[...]": advantages,
+            "restarting_weights[...]": restarting,
+            "importance_weights[...]": importance,
+            **_words(temperature_constraint),
+        },
+        kl_constraints,
+    )
+    sample_log_probs, advantages, restarting, importance, alpha, epsilon = own
     temperature_loss, weights, num_samples = vmpo_compute_weights_and_temperature_loss(
         advantages,
         restarting,
         importance,
-        LagrangePenalty(*temperature),
-        projection_operator,
-        top_k_fraction,
-        axis_name,
+        temperature_constraint=LagrangePenalty(alpha=alpha, epsilon=epsilon),
+        projection_operator=projection_operator,
+        top_k_fraction=top_k_fraction,
+        axis_name=axis_name,
         stop=stop,
     )
-    num_examples = sample_log_probs.size
-    if axis_name is not None:
-        num_examples *= jax.lax.psum(1, axis_name)
+    num_examples = _num_examples(sample_log_probs, axis_name)
     policy_loss = weighted(-num_examples * weights, sample_log_probs)
     kl_loss, alpha_loss = compute_parametric_kl_penalty_and_dual_loss(
         kl_constraints, projection_operator, stop=stop
     )
-    outputs = MpoOutputs(
-        temperature_loss, policy_loss, kl_loss, alpha_loss, weights, num_samples
+    return _assembled(
+        temperature=(temperature_loss, temperature_loss_weight),
+        policy=(policy_loss, policy_loss_weight),
+        kl=(kl_loss, kl_loss_weight),
+        alpha=(alpha_loss, alpha_loss_weight),
+        normalized_weights=weights,
+        num_samples=num_samples,
     )
-    loss_weights = (temperature_loss_weight, policy_loss_weight)
-    return _weighted(outputs, *loss_weights, kl_loss_weight, alpha_loss_weight), outputs
 
 
+@checked("advantages[...] restarting_weights[...] importance_weights[...]")
 def vmpo_compute_weights_and_temperature_loss(
     advantages: jax.Array,
     restarting_weights: jax.Array,
@@ -435,11 +424,8 @@ def vmpo_compute_weights_and_temperature_loss(
       importance_weights: E ratios of probabilities, :math:`\rho`.
       temperature_constraint: alpha is the temperature :math:`\eta`, `[]` or as E;
         epsilon bounds the divergence.
-      projection_operator: makes the temperature positive.
-      top_k_fraction: how many of all examples are used, rounded down, and more where
+      top_k_fraction: share of all examples that is used, rounded down, and more where
         advantages are equal; a Python float in (0, 1].
-      axis_name: mapped axis or axes (`jax.vmap`, `jax.shard_map`) that hold further
-        examples.
       stop: "bootstrap" stops `importance_weights` and the temperature in the weights;
         "target" stops `advantages` and `restarting_weights` as well; "none" nothing.
         The bound keeps its gradient.
@@ -449,9 +435,7 @@ def vmpo_compute_weights_and_temperature_loss(
       examples were used. Where there are none, the weights are 0.
 
     Raises:
-      ValueError: unknown `stop`, `top_k_fraction` out of range or too small to leave an
-        example.
-      AssertionError: rank, shape or dtype, at trace time.
+      ValueError: `top_k_fraction` out of range or too small to leave an example.
 
     Example:
       >>> import jax.numpy as jnp
@@ -475,18 +459,16 @@ def vmpo_compute_weights_and_temperature_loss(
 
     Differs from:
       `rlax.vmpo_compute_weights_and_temperature_loss` multiplies the advantages by the
-      restarting weights, loses all weights where the greatest of them is far above
-      those used, and adds 1e-10 to the sums.
+      restarting weights, loses all weights where the greatest of them is far above the
+      advantages that are used, and adds 1e-10 to the sums.
     """
-    check_stop(stop)
-    arguments = {
-        "advantages[...]": advantages,
-        "restarting_weights[...]": restarting_weights,
-        "importance_weights[...]": importance_weights,
-        **_words(temperature_constraint),
-    }
     advantages, restarting_weights, importance_weights, alpha, epsilon = promoted(
-        " ".join(arguments), *arguments.values()
+        {
+            "advantages[...]": advantages,
+            "restarting_weights[...]": restarting_weights,
+            "importance_weights[...]": importance_weights,
+            **_words(temperature_constraint),
+        }
     )
     importance = stop_if(stop != "none", importance_weights)
     advantages, restarting = stop_if(stop == "target", (advantages, restarting_weights))
@@ -507,19 +489,27 @@ def vmpo_compute_weights_and_temperature_loss(
     return temperature * (epsilon + log_mean), weights, num_samples
 
 
-def _weighted(
-    outputs: MpoOutputs,
-    temperature_weight: ArrayLike,
-    policy_weight: ArrayLike,
-    kl_weight: ArrayLike,
-    alpha_weight: ArrayLike,
-) -> jax.Array:
-    return (
-        outputs.temperature_loss * temperature_weight
-        + outputs.policy_loss * policy_weight
-        + outputs.kl_loss * kl_weight
-        + outputs.alpha_loss * alpha_weight
+def _assembled(
+    temperature: Part,
+    policy: Part,
+    kl: Part,
+    alpha: Part,
+    normalized_weights: jax.Array,
+    num_samples: ArrayLike,
+) -> tuple[jax.Array, MpoOutputs]:
+    """The weighted sum of the parts, and the parts."""
+    parts = (temperature, policy, kl, alpha)
+    temperature_loss, policy_loss, kl_loss, alpha_loss = (loss for loss, _ in parts)
+    outputs = MpoOutputs(
+        temperature_loss=temperature_loss,
+        policy_loss=policy_loss,
+        kl_loss=kl_loss,
+        alpha_loss=alpha_loss,
+        normalized_weights=normalized_weights,
+        num_samples=num_samples,
     )
+    terms = (loss * weight for loss, weight in parts)
+    return functools.reduce(operator.add, terms), outputs
 
 
 def _top_k(
@@ -548,12 +538,16 @@ def _weigh(
     greatest = jax.lax.stop_gradient(jnp.max(jnp.where(used, scaled, -jnp.inf)))
     if axis_name is not None:
         greatest = jax.lax.pmax(greatest, axis_name)
-    # Without a gradient because it cancels; what is not used must not overflow.
+    # Without a gradient because it cancels; unused examples must not overflow.
     weights = factors * jnp.exp(jnp.where(used, scaled - greatest, 0))
     total = _all_sum(weights, axis_name)
     positive = jnp.where(total > 0, total, 1)
     log_sum = jnp.where(total > 0, greatest + jnp.log(positive), 0)
     return weights / positive, log_sum
+
+
+def _num_examples(x: jax.Array, axis_name: AxisName) -> int:
+    return x.size if axis_name is None else x.size * jax.lax.psum(1, axis_name)
 
 
 def _all_sum(x: jax.Array, axis_name: AxisName) -> jax.Array:
@@ -585,31 +579,28 @@ def _broadcast(name: str, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _promoted(
-    arguments: dict[str, ArrayLike],
-    examples: list[str] | None,
+    arrays: dict[str, ArrayLike],
     kl_constraints: KlConstraints,
-) -> tuple[list[Any], list[tuple[jax.Array, LagrangePenalty]]]:
-    """Arguments, by their specs, and constraints: checked, and of one dtype.
+    examples: Sequence[str] = ("...",),
+) -> tuple[list[jax.Array], list[tuple[jax.Array, LagrangePenalty]]]:
+    """Arrays, by their declarations, and constraints: checked, and of one dtype.
 
-    `examples` names the axes of E, by default those of the first divergence.
+    `examples` names the axes of E.
     """
     if not kl_constraints:
         raise ValueError("kl_constraints=[]: must be at least one")
-    if examples is None:
-        kl, penalty = kl_constraints[0]
-        examples = [f"E{i}" for i in range(jnp.ndim(kl) - penalty.per_dimension)]
-    words = dict(arguments)
+    declared = dict(arrays)
     for i, (kl, penalty) in enumerate(kl_constraints):
         axes = [*examples, f"A{i}"] if penalty.per_dimension else examples
-        words |= {
+        declared |= {
             f"kl_{i}[{','.join(axes)}]": kl,
             f"alpha_{i}[*]|[]": penalty.alpha,
             f"epsilon_{i}[]:scalar": penalty.epsilon,
         }
-    arrays = promoted(" ".join(words), *words.values())
-    own, rest = arrays[: len(arguments)], arrays[len(arguments) :]
+    every = promoted(declared)
+    own, rest = every[: len(arrays)], every[len(arrays) :]
     constraints = [
-        (kl, LagrangePenalty(alpha, epsilon, penalty.per_dimension))
+        (kl, dataclasses.replace(penalty, alpha=alpha, epsilon=epsilon))
         for (_, penalty), kl, alpha, epsilon in zip(
             kl_constraints, rest[::3], rest[1::3], rest[2::3], strict=True
         )

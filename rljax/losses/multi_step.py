@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax._shapes import checked
-from rljax.losses._common import Stop, check_stop, chosen, stop_if
+from rljax.losses._common import Stop, checked, chosen, stop_if
 from rljax.losses.off_policy_returns import (
     general_off_policy_returns_from_action_values,
     general_off_policy_returns_from_q_and_v,
@@ -29,7 +28,7 @@ def td_lambda(
     *,
     stop: Stop = "bootstrap",
 ) -> jax.Array:
-    r"""TD(lambda) errors: those of the `lambda_returns`.
+    r"""TD(lambda) errors: `lambda_returns` minus predictions.
 
     .. math::
         \delta_t &= G_t - v_{t-1} \\
@@ -37,21 +36,11 @@ def td_lambda(
         \qquad G_{T} = v_{T-1}
 
     Args:
-      v_tm1: `[T]` values of the states acted in: the predictions.
-      r_t: `[T]` rewards.
-      discount_t: `[T]` in [0, 1], 0 only at termination; differentiable.
-      v_t: `[T]` values of the true successors (the final observation when truncated).
-      lambda_: `[T]` or `[]` in [0, 1], 0 wherever an episode was truncated;
-        differentiable.
       stop: "bootstrap" stops `v_t`, "target" the whole target, "none" nothing; when
-        which: `lambda_returns`.
+        which: `rljax.losses`.
 
     Returns:
       `[T]` targets minus predictions.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -72,8 +61,7 @@ def td_lambda(
       `rlax.td_lambda` stops the whole target, and d/d discount and d/d lambda with it,
       and broadcasts `v_tm1[1]`.
     """
-    check_stop(stop)
-    return lambda_returns(r_t, discount_t, v_t, lambda_, stop=stop) - v_tm1
+    return lambda_returns(r_t, discount_t, v_t, lambda_=lambda_, stop=stop) - v_tm1
 
 
 @checked(
@@ -98,25 +86,13 @@ def sarsa_lambda(
         \qquad G_{T} = q_{T-1}(a_{T-1})
 
     Args:
-      q_tm1: `[T, A]` action values of the states acted in: the predictions.
-      a_tm1: `[T]` int in [0, A), the actions taken; outside, the result is NaN.
-      r_t: `[T]` rewards.
-      discount_t: `[T]` in [0, 1], 0 only at termination; differentiable.
-      q_t: `[T, A]` action values of the true successors (the final observation when
-        truncated).
-      a_t: `[T]` int in [0, A), actions in those successors: the next ones taken, and
-        where the trajectory was cut one drawn from the policy. Outside, NaN.
-      lambda_: `[T]` or `[]` in [0, 1], 0 wherever an episode was truncated;
-        differentiable.
+      a_t: in [0, A), the action taken next, and where the trajectory was cut an action
+        drawn from the policy; outside, the result is NaN.
       stop: "bootstrap" stops `q_t`, "target" the whole target, "none" nothing; when
-        which: `lambda_returns`.
+        which: `rljax.losses`.
 
     Returns:
       `[T]` targets minus predictions.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -139,9 +115,8 @@ def sarsa_lambda(
       `rlax.sarsa_lambda` stops the whole target, and d/d discount and d/d lambda with
       it, and takes an action out of range for the nearest one.
     """
-    check_stop(stop)
     v_t = jax.vmap(chosen)(q_t, a_t)
-    target_tm1 = lambda_returns(r_t, discount_t, v_t, lambda_, stop=stop)
+    target_tm1 = lambda_returns(r_t, discount_t, v_t, lambda_=lambda_, stop=stop)
     return target_tm1 - jax.vmap(chosen)(q_tm1, a_tm1)
 
 
@@ -164,24 +139,14 @@ def q_lambda(
         \qquad G_{T} = v_{T-1}
 
     Args:
-      q_tm1: `[T, A]` action values of the states acted in: the predictions.
-      a_tm1: `[T]` int in [0, A), the actions taken; outside, the result is NaN.
-      r_t: `[T]` rewards.
-      discount_t: `[T]` in [0, 1], 0 only at termination; differentiable.
-      q_t: `[T, A]` action values of the true successors (the final observation when
-        truncated).
-      lambda_: `[T]` or `[]` in [0, 1], 0 wherever an episode was truncated;
-        differentiable. Peng: otherwise constant. Watkins: 0 also wherever the next
-        action taken was not the greedy one.
+      lambda_: in [0, 1], 0 wherever an episode was truncated; differentiable. Peng:
+        otherwise constant. Watkins: 0 also wherever the next action taken was not the
+        greedy one.
       stop: "bootstrap" stops `q_t`, "target" the whole target, "none" nothing; when
-        which: `lambda_returns`.
+        which: `rljax.losses`.
 
     Returns:
       `[T]` targets minus predictions.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -206,9 +171,8 @@ def q_lambda(
       `rlax.q_lambda` stops the whole target, and d/d discount and d/d lambda with it,
       and takes an action out of range for the nearest one.
     """
-    check_stop(stop)
     v_t = jnp.max(q_t, axis=-1)
-    target_tm1 = lambda_returns(r_t, discount_t, v_t, lambda_, stop=stop)
+    target_tm1 = lambda_returns(r_t, discount_t, v_t, lambda_=lambda_, stop=stop)
     return target_tm1 - jax.vmap(chosen)(q_tm1, a_tm1)
 
 
@@ -238,26 +202,11 @@ def tree_backup(
     In the last step the sum alone is left.
 
     Args:
-      q_tm1: `[T, A]` action values of the states acted in: the predictions.
-      a_tm1: `[T]` int in [0, A), the actions taken; outside, the result is NaN.
-      r_t: `[T]` rewards.
-      discount_t: `[T]` in [0, 1], 0 only at termination; differentiable.
-      q_t: `[T, A]` action values of the true successors (the final observation when
-        truncated).
-      a_t: `[T]` int in [0, A), the actions taken next; any where `lambda_` is 0 and at
-        the end. Outside, the result is NaN.
-      pi_t: `[T, A]` probabilities in those successors of the policy that is evaluated.
-      lambda_: `[T]` or `[]` in [0, 1], 0 wherever an episode was truncated;
-        differentiable.
       stop: "bootstrap" stops `q_t` and `pi_t`, in `c_t` too, "target" the whole target,
-        "none" nothing; when which: `lambda_returns`.
+        "none" nothing; when which: `rljax.losses`.
 
     Returns:
       `[T]` targets minus predictions.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -280,11 +229,16 @@ def tree_backup(
     Differs from:
       rlax has no tree backup, only the returns with any trace.
     """
-    check_stop(stop)
     pi_t = stop_if(stop == "bootstrap", pi_t)
     c_t = jax.vmap(chosen)(pi_t, a_t) * lambda_
     target_tm1 = general_off_policy_returns_from_action_values(
-        q_t, a_t, r_t, discount_t, c_t, pi_t, stop=stop
+        q_t=q_t,
+        a_t=a_t,
+        r_t=r_t,
+        discount_t=discount_t,
+        c_t=c_t,
+        pi_t=pi_t,
+        stop=stop,
     )
     return target_tm1 - jax.vmap(chosen)(q_tm1, a_tm1)
 
@@ -302,13 +256,10 @@ def _retrace_traces(
     return jnp.minimum(jax.vmap(chosen)(pi_t, a_t) / (mu_t + eps), 1) * lambda_
 
 
-_RETRACE = (
+@checked(
     "q_tm1[T,A] q_t[T,A] a_tm1[T]:int a_t[T]:int r_t[T] discount_t[T] pi_t[T,A] "
     "mu_t[T] lambda_[T]|[] eps[]:scalar"
 )
-
-
-@checked(_RETRACE)
 def retrace(
     q_tm1: jax.Array,
     q_t: jax.Array,
@@ -334,28 +285,11 @@ def retrace(
     In the last step the sum alone is left.
 
     Args:
-      q_tm1: `[T, A]` action values of the states acted in: the predictions.
-      q_t: `[T, A]` action values of the true successors (the final observation when
-        truncated).
-      a_tm1: `[T]` int in [0, A), the actions taken; outside, the result is NaN.
-      a_t: `[T]` int in [0, A), the actions taken next; any where `lambda_` is 0 and at
-        the end. Outside, the result is NaN.
-      r_t: `[T]` rewards.
-      discount_t: `[T]` in [0, 1], 0 only at termination; differentiable.
-      pi_t: `[T, A]` probabilities in those successors of the policy that is evaluated.
-      mu_t: `[T]` probabilities of `a_t` under the policy that took it.
-      lambda_: `[T]` or `[]` in [0, 1], 0 wherever an episode was truncated;
-        differentiable.
-      eps: `[]` added to `mu_t` against division by 0; differentiable.
       stop: "bootstrap" stops `q_t`, `pi_t` and `mu_t`, in `c_t` too, "target" the whole
-        target, "none" nothing; when which: `lambda_returns`.
+        target, "none" nothing; when which: `rljax.losses`.
 
     Returns:
       `[T]` targets minus predictions.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -380,10 +314,15 @@ def retrace(
       `rlax.retrace` stops the whole target, and d/d discount and d/d lambda with it,
       and takes an action out of range for the nearest one.
     """
-    check_stop(stop)
-    c_t = _retrace_traces(pi_t, a_t, mu_t, lambda_, eps, stop)
+    c_t = _retrace_traces(pi_t, a_t, mu_t, lambda_=lambda_, eps=eps, stop=stop)
     target_tm1 = general_off_policy_returns_from_action_values(
-        q_t, a_t, r_t, discount_t, c_t, pi_t, stop=stop
+        q_t=q_t,
+        a_t=a_t,
+        r_t=r_t,
+        discount_t=discount_t,
+        c_t=c_t,
+        pi_t=pi_t,
+        stop=stop,
     )
     return target_tm1 - jax.vmap(chosen)(q_tm1, a_tm1)
 
@@ -410,25 +349,17 @@ def retrace_continuous(
     For continuous actions, where `v_t` comes from another network or from samples.
 
     Args:
-      q_tm1: `[K]` values of the actions taken, in the states acted in: the predictions.
-      q_t: `[K-1]` values of the actions taken next, in the true successors.
-      v_t: `[K]` values of the true successors (the final observation when truncated)
-        under the policy that is evaluated.
-      r_t: `[K]` rewards.
-      discount_t: `[K]` in [0, 1], 0 only at termination; differentiable.
-      log_rhos: `[K-1]` log-probabilities of the actions taken next under the policy
-        that is evaluated, minus those under the policy that took them.
-      lambda_: `[K-1]` or `[]` in [0, 1], 0 wherever an episode was truncated;
-        differentiable.
+      q_tm1: values of the actions taken, in the states acted in: the predictions.
+      q_t: values of the actions taken next, in the true successors.
+      v_t: values of the true successors (the final observation when truncated) under
+        the policy that is evaluated.
+      log_rhos: log-probabilities of the actions taken next under the policy that is
+        evaluated, minus their log-probabilities under the policy that took them.
       stop: "bootstrap" stops `q_t`, `v_t` and `log_rhos`, "target" the whole target,
-        "none" nothing; when which: `lambda_returns`.
+        "none" nothing; when which: `rljax.losses`.
 
     Returns:
       `[K]` targets minus predictions.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -451,12 +382,16 @@ def retrace_continuous(
       `rlax.retrace_continuous` stops the whole target, and d/d discount and d/d lambda
       with it.
     """
-    check_stop(stop)
     log_rhos = stop_if(stop == "bootstrap", log_rhos)
     # min(1, exp) would have a NaN gradient where exp overflows.
     c_t = jnp.exp(jnp.minimum(log_rhos, 0)) * lambda_
     target_tm1 = general_off_policy_returns_from_q_and_v(
-        q_t, v_t, r_t, discount_t, c_t, stop=stop
+        q_t=q_t,
+        v_t=v_t,
+        r_t=r_t,
+        discount_t=discount_t,
+        c_t=c_t,
+        stop=stop,
     )
     return target_tm1 - q_tm1
 
@@ -480,23 +415,16 @@ def transformed_q_lambda(
         G_t \text{ the `lambda_returns` of } h^{-1}(\max_a q_t(a))
 
     Args:
-      q_tm1: `[T, A]` transformed action values of the states acted in: the predictions.
-      a_tm1: `[T]` int in [0, A), the actions taken; outside, the result is NaN.
-      r_t: `[T]` rewards, untransformed.
-      discount_t: `[T]` in [0, 1], 0 only at termination; differentiable.
-      q_t: `[T, A]` transformed action values of the true successors (the final
-        observation when truncated).
-      lambda_: `[T]` or `[]`, as in `q_lambda`.
+      q_tm1: transformed action values of the states acted in: the predictions.
+      r_t: rewards, untransformed.
+      q_t: transformed action values of the true successors (the final observation when
+        truncated).
+      lambda_: as in `q_lambda`.
       stop: "bootstrap" stops `q_t`, "target" the whole target, "none" nothing; when
-        which: `lambda_returns`.
-      tx_pair: increasing :math:`h` and its inverse.
+        which: `rljax.losses`.
 
     Returns:
       `[T]` targets minus predictions, both transformed.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -519,15 +447,22 @@ def transformed_q_lambda(
       `rlax.transformed_q_lambda` stops the whole target, and d/d discount and
       d/d lambda with it, and takes an action out of range for the nearest one.
     """
-    check_stop(stop)
     v_t = jnp.max(q_t, axis=-1)
     target_tm1 = transformed_lambda_returns(
-        tx_pair, r_t, discount_t, v_t, lambda_, stop=stop
+        tx_pair,
+        r_t=r_t,
+        discount_t=discount_t,
+        v_t=v_t,
+        lambda_=lambda_,
+        stop=stop,
     )
     return target_tm1 - jax.vmap(chosen)(q_tm1, a_tm1)
 
 
-@checked(_RETRACE)
+@checked(
+    "q_tm1[T,A] q_t[T,A] a_tm1[T]:int a_t[T]:int r_t[T] discount_t[T] pi_t[T,A] "
+    "mu_t[T] lambda_[T]|[] eps[]:scalar"
+)
 def transformed_retrace(
     q_tm1: jax.Array,
     q_t: jax.Array,
@@ -550,28 +485,15 @@ def transformed_retrace(
         G_t \text{ the return of `retrace` for } h^{-1}(q_t)
 
     Args:
-      q_tm1: `[T, A]` transformed action values of the states acted in: the predictions.
-      q_t: `[T, A]` transformed action values of the true successors (the final
-        observation when truncated).
-      a_tm1: `[T]` int in [0, A), the actions taken; outside, the result is NaN.
-      a_t: `[T]` int in [0, A), as in `retrace`.
-      r_t: `[T]` rewards, untransformed.
-      discount_t: `[T]` in [0, 1], 0 only at termination; differentiable.
-      pi_t: `[T, A]` probabilities in those successors of the policy that is evaluated.
-      mu_t: `[T]` probabilities of `a_t` under the policy that took it.
-      lambda_: `[T]` or `[]` in [0, 1], 0 wherever an episode was truncated;
-        differentiable.
-      eps: `[]` added to `mu_t` against division by 0; differentiable.
+      q_tm1: transformed action values of the states acted in: the predictions.
+      q_t: transformed action values of the true successors (the final observation when
+        truncated).
+      r_t: rewards, untransformed.
       stop: "bootstrap" stops `q_t`, `pi_t` and `mu_t`, in the traces too, "target" the
-        whole target, "none" nothing; when which: `lambda_returns`.
-      tx_pair: increasing :math:`h` and its inverse.
+        whole target, "none" nothing; when which: `rljax.losses`.
 
     Returns:
       `[T]` targets minus predictions, both transformed.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -598,10 +520,16 @@ def transformed_retrace(
       `rlax.transformed_retrace` stops the whole target, and d/d discount and
       d/d lambda with it, and takes an action out of range for the nearest one.
     """
-    check_stop(stop)
-    c_t = _retrace_traces(pi_t, a_t, mu_t, lambda_, eps, stop)
+    c_t = _retrace_traces(pi_t, a_t, mu_t, lambda_=lambda_, eps=eps, stop=stop)
     target_tm1 = transformed_general_off_policy_returns_from_action_values(
-        tx_pair, q_t, a_t, r_t, discount_t, c_t, pi_t, stop=stop
+        tx_pair,
+        q_t=q_t,
+        a_t=a_t,
+        r_t=r_t,
+        discount_t=discount_t,
+        c_t=c_t,
+        pi_t=pi_t,
+        stop=stop,
     )
     return target_tm1 - jax.vmap(chosen)(q_tm1, a_tm1)
 
@@ -630,28 +558,21 @@ def transformed_n_step_q_learning(
         G_t \text{ the `n_step_bootstrapped_returns` of } h^{-1}(q_t(a_t))
 
     Args:
-      q_tm1: `[T, A]` transformed action values of the states acted in: the predictions.
-      a_tm1: `[T]` int in [0, A), the actions taken; outside, the result is NaN.
-      target_q_t: `[T, A]` transformed action values of the true successors (the final
+      q_tm1: transformed action values of the states acted in: the predictions.
+      target_q_t: transformed action values of the true successors (the final
         observation when truncated), by the target network.
-      a_t: `[T]` int in [0, A), actions whose value is bootstrapped from: the greatest
-        of `target_q_t`, or for double Q-learning of the online network's values.
-        Outside, the result is NaN.
-      r_t: `[T]` rewards, untransformed.
-      discount_t: `[T]` in [0, 1], 0 only at termination; differentiable.
-      n: at least 1; a Python integer.
-      lambda_t: `[T]` or `[]` in [0, 1], 0 wherever an episode was truncated;
-        differentiable.
+      a_t: in [0, A), actions whose value is bootstrapped from: the greatest of
+        `target_q_t`, or for double Q-learning of the online network's values. Outside,
+        the result is NaN.
+      r_t: rewards, untransformed.
       stop: "bootstrap" stops `target_q_t`, "target" the whole target, "none" nothing;
-        when which: `lambda_returns`.
-      tx_pair: increasing :math:`h` and its inverse.
+        when which: `rljax.losses`.
 
     Returns:
       `[T]` targets minus predictions, both transformed.
 
     Raises:
-      ValueError: unknown `stop`, or n < 1.
-      AssertionError: rank, shape or dtype, at trace time.
+      ValueError: n < 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -676,9 +597,14 @@ def transformed_n_step_q_learning(
       the whole target, and d/d discount with it, and takes an action out of range for
       the nearest one.
     """
-    check_stop(stop)
     v_t = jax.vmap(chosen)(target_q_t, a_t)
     target_tm1 = transformed_n_step_returns(
-        tx_pair, r_t, discount_t, v_t, n, lambda_t, stop=stop
+        tx_pair,
+        r_t=r_t,
+        discount_t=discount_t,
+        v_t=v_t,
+        n=n,
+        lambda_t=lambda_t,
+        stop=stop,
     )
     return target_tm1 - jax.vmap(chosen)(q_tm1, a_tm1)

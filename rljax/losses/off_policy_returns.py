@@ -3,11 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from rljax._shapes import checked
 from rljax.losses._common import (
     Stop,
     accumulate,
-    check_stop,
+    checked,
     chosen,
     mean_value,
     stop_if,
@@ -31,27 +30,18 @@ def general_off_policy_returns_from_q_and_v(
         G_t = r_t + \gamma_t (v_t - c_t q_t + c_t G_{t+1}),
         \qquad G_{K-1} = r_{K-1} + \gamma_{K-1} v_{K-1}
 
-    What `c_t` is makes the algorithm, with the ratio
+    The trace `c_t` makes the algorithm, with the ratio
     :math:`\rho_t = \pi(a_t|s_t) / \mu(a_t|s_t)`: importance sampling :math:`\rho_t`,
     Q(lambda) :math:`\lambda`, tree backup :math:`\lambda \pi(a_t|s_t)`, Retrace
     :math:`\lambda \min(1, \rho_t)`.
 
     Args:
-      q_t: `[K-1]` values of the actions taken next, in the true successors.
-      v_t: `[K]` values of the true successors (the final observation when truncated).
-      r_t: `[K]` rewards.
-      discount_t: `[K]` in [0, 1], 0 only at termination; differentiable.
-      c_t: `[K-1]` trace coefficients of the actions taken next, 0 wherever an episode
-        was truncated. Differentiable, for the lambda in it: stop its ratio first.
+      q_t: values of the actions taken next, in the true successors.
       stop: "bootstrap" stops `q_t` and `v_t`, "target" the whole return, "none"
         nothing.
 
     Returns:
       `[K]` returns, to be compared with the values of the actions taken first.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -72,7 +62,6 @@ def general_off_policy_returns_from_q_and_v(
       `rlax.general_off_policy_returns_from_q_and_v` stops nothing by default, or else
       the whole return.
     """
-    check_stop(stop)
     q_t, v_t = stop_if(stop == "bootstrap", (q_t, v_t))
     last = jnp.zeros_like(r_t[:1])  # nothing follows the last step
     c_t, cq_t = jnp.append(c_t, last), jnp.append(weighted(c_t, q_t), last)
@@ -98,28 +87,14 @@ def general_off_policy_returns_from_action_values(
         v_t = \sum_a \pi_t(a) q_t(a) \\
         G_{K-1} &= r_{K-1} + \gamma_{K-1} v_{K-1}
 
-    Which `c_t` makes which algorithm: `general_off_policy_returns_from_q_and_v`.
+    The traces of the algorithms: see `general_off_policy_returns_from_q_and_v`.
 
     Args:
-      q_t: `[K, A]` action values of the true successors (the final observation when
-        truncated).
-      a_t: `[K]` int in [0, A), the actions taken next; the last one does not count.
-        Outside, the result is NaN.
-      r_t: `[K]` rewards.
-      discount_t: `[K]` in [0, 1], 0 only at termination; differentiable.
-      c_t: `[K]` trace coefficients of `a_t`, 0 wherever an episode was truncated; the
-        last one does not count. Differentiable, for the lambda in it: stop its ratio
-        first.
-      pi_t: `[K, A]` probabilities of the policy that is evaluated.
       stop: "bootstrap" stops `q_t` and `pi_t`, "target" the whole return, "none"
         nothing.
 
     Returns:
       `[K]` returns, to be compared with the values of the actions taken first.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -141,10 +116,11 @@ def general_off_policy_returns_from_action_values(
       `rlax.general_off_policy_returns_from_action_values` stops nothing by default, or
       else the whole return.
     """
-    check_stop(stop)
     return general_off_policy_returns_from_q_and_v(
-        jax.vmap(chosen)(q_t, a_t)[:-1],
-        mean_value(pi_t, q_t),
-        *(r_t, discount_t, c_t[:-1]),
+        q_t=jax.vmap(chosen)(q_t, a_t)[:-1],
+        v_t=mean_value(pi_t, q_t),
+        r_t=r_t,
+        discount_t=discount_t,
+        c_t=c_t[:-1],
         stop=stop,
     )

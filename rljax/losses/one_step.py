@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax._shapes import checked
-from rljax.losses._common import Stop, check_stop, chosen, mean_value, stop_if, weighted
+from rljax.losses._common import Stop, checked, chosen, mean_value, stop_if, weighted
 
 
 @checked("v_tm1[] r_t[] discount_t[] v_t[]")
@@ -22,21 +21,11 @@ def td_learning(
     .. math:: \delta_t = r_t + \gamma_t v_t - v_{t-1}
 
     Args:
-      v_tm1: `[]` value of the state acted in: the prediction.
-      r_t: `[]` reward.
-      discount_t: `[]` in [0, 1], 0 only at termination; differentiable.
-      v_t: `[]` value of the true successor (the final observation when truncated).
-      stop: "bootstrap" stops `v_t`, "target" the whole target, "none" nothing.
-        "bootstrap" gives exact meta-gradients through one inner step; through more,
-        separate the arguments, `jax.grad(loss, argnums=0)(params, params)`, and use
-        "none".
+      stop: "bootstrap" stops `v_t`, "target" the whole target, "none" nothing; when
+        which: `rljax.losses`.
 
     Returns:
       `[]` target minus prediction.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax
@@ -54,7 +43,6 @@ def td_learning(
     Differs from:
       `rlax.td_learning` stops the whole target, and d/d discount with it.
     """
-    check_stop(stop)
     target_tm1 = r_t + discount_t * stop_if(stop == "bootstrap", v_t)
     return stop_if(stop == "target", target_tm1) - v_tm1
 
@@ -74,23 +62,11 @@ def q_learning(
     .. math:: \delta_t = r_t + \gamma_t \max_a q_t(a) - q_{t-1}(a_{t-1})
 
     Args:
-      q_tm1: `[A]` action values of the state acted in: the prediction.
-      a_tm1: `[]` int in [0, A), the action taken; outside, the result is NaN.
-      r_t: `[]` reward.
-      discount_t: `[]` in [0, 1], 0 only at termination; differentiable.
-      q_t: `[A]` action values of the true successor (the final observation when
-        truncated).
-      stop: "bootstrap" stops `q_t`, "target" the whole target, "none" nothing.
-        "bootstrap" gives exact meta-gradients through one inner step; through more,
-        separate the arguments, `jax.grad(loss, argnums=0)(params, params)`, and use
-        "none".
+      stop: "bootstrap" stops `q_t`, "target" the whole target, "none" nothing; when
+        which: `rljax.losses`.
 
     Returns:
       `[]` target minus prediction.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -107,7 +83,6 @@ def q_learning(
       `rlax.q_learning` stops the whole target, and d/d discount with it, and takes an
       action out of range for the nearest one.
     """
-    check_stop(stop)
     target_tm1 = r_t + discount_t * jnp.max(stop_if(stop == "bootstrap", q_t))
     return stop_if(stop == "target", target_tm1) - chosen(q_tm1, a_tm1)
 
@@ -130,25 +105,15 @@ def double_q_learning(
         - q_{t-1}(a_{t-1})
 
     Args:
-      q_tm1: `[A]` action values of the state acted in: the prediction.
-      a_tm1: `[]` int in [0, A), the action taken; outside, the result is NaN.
-      r_t: `[]` reward.
-      discount_t: `[]` in [0, 1], 0 only at termination; differentiable.
-      q_t_value: `[A]` action values of the true successor (the final observation when
+      q_t_value: action values of the true successor (the final observation when
         truncated) by the evaluating network; DQN: the target network.
-      q_t_selector: `[A]` the same by the network that chooses the action; DQN: the
-        online network. Has no gradient in any mode.
-      stop: "bootstrap" stops `q_t_value`, "target" the whole target, "none" nothing.
-        "bootstrap" gives exact meta-gradients through one inner step; through more,
-        separate the arguments, `jax.grad(loss, argnums=0)(params, params)`, and use
-        "none".
+      q_t_selector: action values of the true successor by the network that chooses the
+        action; DQN: the online network. Has no gradient in any mode.
+      stop: "bootstrap" stops `q_t_value`, "target" the whole target, "none" nothing;
+        when which: `rljax.losses`.
 
     Returns:
       `[]` target minus prediction.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -166,7 +131,6 @@ def double_q_learning(
       `rlax.double_q_learning` stops the whole target, and d/d discount with it, and
       takes an action out of range for the nearest one.
     """
-    check_stop(stop)
     v_t = chosen(stop_if(stop == "bootstrap", q_t_value), jnp.argmax(q_t_selector))
     target_tm1 = r_t + discount_t * v_t
     return stop_if(stop == "target", target_tm1) - chosen(q_tm1, a_tm1)
@@ -188,23 +152,13 @@ def sarsa(
     .. math:: \delta_t = r_t + \gamma_t q_t(a_t) - q_{t-1}(a_{t-1})
 
     Args:
-      q_tm1: `[A]` action values of the state acted in: the prediction.
-      a_tm1: `[]` int in [0, A), the action taken; outside, the result is NaN.
-      r_t: `[]` reward.
-      discount_t: `[]` in [0, 1], 0 only at termination; differentiable.
-      q_t: `[A]` action values of the true successor (the final observation when
-        truncated).
-      a_t: `[]` int in [0, A), an action drawn in that successor from the policy that is
+      a_t: in [0, A), an action drawn in the true successor from the policy that is
         evaluated; outside, the result is NaN.
       stop: "bootstrap" stops `q_t`, "target" the whole target, "none" nothing; when
-        which: `td_learning`.
+        which: `rljax.losses`.
 
     Returns:
       `[]` target minus prediction.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -220,7 +174,6 @@ def sarsa(
       `rlax.sarsa` stops the whole target, and d/d discount with it, and takes an action
       out of range for the nearest one.
     """
-    check_stop(stop)
     v_t = chosen(stop_if(stop == "bootstrap", q_t), a_t)
     target_tm1 = r_t + discount_t * v_t
     return stop_if(stop == "target", target_tm1) - chosen(q_tm1, a_tm1)
@@ -242,23 +195,11 @@ def expected_sarsa(
     .. math:: \delta_t = r_t + \gamma_t \sum_a \pi_t(a) q_t(a) - q_{t-1}(a_{t-1})
 
     Args:
-      q_tm1: `[A]` action values of the state acted in: the prediction.
-      a_tm1: `[]` int in [0, A), the action taken; outside, the result is NaN.
-      r_t: `[]` reward.
-      discount_t: `[]` in [0, 1], 0 only at termination; differentiable.
-      q_t: `[A]` action values of the true successor (the final observation when
-        truncated).
-      probs_a_t: `[A]` probabilities there of the policy that is evaluated. They belong
-        to the bootstrap: an epsilon in them has a gradient under "none" only.
       stop: "bootstrap" stops `q_t` and `probs_a_t`, "target" the whole target, "none"
-        nothing; when which: `td_learning`.
+        nothing; when which: `rljax.losses`.
 
     Returns:
       `[]` target minus prediction.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -275,7 +216,6 @@ def expected_sarsa(
       `rlax.expected_sarsa` stops the whole target, and d/d discount with it, and takes
       an action out of range for the nearest one.
     """
-    check_stop(stop)
     q_t, probs_a_t = stop_if(stop == "bootstrap", (q_t, probs_a_t))
     target_tm1 = r_t + discount_t * mean_value(probs_a_t, q_t)
     return stop_if(stop == "target", target_tm1) - chosen(q_tm1, a_tm1)
@@ -299,23 +239,13 @@ def persistent_q_learning(
         + \alpha q_t(a_{t-1})\right) - q_{t-1}(a_{t-1})
 
     Args:
-      q_tm1: `[A]` action values of the state acted in: the prediction.
-      a_tm1: `[]` int in [0, A), the action taken; outside, the result is NaN.
-      r_t: `[]` reward.
-      discount_t: `[]` in [0, 1], 0 only at termination; differentiable.
-      q_t: `[A]` action values of the true successor (the final observation when
-        truncated).
-      action_gap_scale: `[]` in [0, 1], the weight :math:`\alpha` of repeating the
-        action; 0 gives `q_learning`. Differentiable.
+      action_gap_scale: in [0, 1], the weight :math:`\alpha` of repeating the action; 0
+        gives `q_learning`. Differentiable.
       stop: "bootstrap" stops `q_t`, "target" the whole target, "none" nothing; when
-        which: `td_learning`.
+        which: `rljax.losses`.
 
     Returns:
       `[]` target minus prediction.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -331,7 +261,6 @@ def persistent_q_learning(
       `rlax.persistent_q_learning` stops the whole target, and d/d discount with it, and
       takes an action out of range for the nearest one.
     """
-    check_stop(stop)
     q_t = stop_if(stop == "bootstrap", q_t)
     greedy_t, repeated_t = jnp.max(q_t), chosen(q_t, a_tm1)
     repetition = jnp.asarray(action_gap_scale)
@@ -367,23 +296,13 @@ def soft_q_learning(
         - q_{t-1}(a_{t-1})
 
     Args:
-      q_tm1: `[A]` action values of the state acted in: the prediction.
-      a_tm1: `[]` int in [0, A), the action taken; outside, the result is NaN.
-      r_t: `[]` reward.
-      discount_t: `[]` in [0, 1], 0 only at termination; differentiable.
-      q_t: `[A]` action values of the true successor (the final observation when
-        truncated).
-      entropy_temperature: `[]` positive, the worth :math:`\tau` of a nat of the
-        policy's entropy; towards 0 this is `q_learning`. Differentiable.
+      entropy_temperature: positive, the worth :math:`\tau` of a nat of the policy's
+        entropy; towards 0 this is `q_learning`. Differentiable.
       stop: "bootstrap" stops `q_t`, "target" the whole target, "none" nothing; when
-        which: `td_learning`.
+        which: `rljax.losses`.
 
     Returns:
       `[]` target minus prediction.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -399,7 +318,6 @@ def soft_q_learning(
     Differs from:
       rlax has no soft Q-learning.
     """
-    check_stop(stop)
     v_t = _soft_maximum(stop_if(stop == "bootstrap", q_t), entropy_temperature)
     target_tm1 = r_t + discount_t * v_t
     return stop_if(stop == "target", target_tm1) - chosen(q_tm1, a_tm1)
@@ -423,7 +341,7 @@ def munchausen_q_learning(
     *,
     stop: Stop = "bootstrap",
 ) -> jax.Array:
-    r"""Munchausen Q-learning error: soft Q-learning, paid for what it would do anyway.
+    r"""Munchausen Q-learning error: soft Q-learning, rewarded by its log-policy.
 
     .. math::
         \pi(\cdot|s) &\propto \exp(q(s, \cdot) / \tau) \\
@@ -431,31 +349,23 @@ def munchausen_q_learning(
         + \gamma_t \sum_a \pi(a|s_t) (q_t(a) - \tau \log \pi(a|s_t))
         - q_{t-1}(a_{t-1})
 
-    The sum is that of `soft_q_learning`.
+    The sum over actions is the soft value of `soft_q_learning`.
 
     Args:
-      q_tm1: `[A]` action values of the state acted in: the prediction.
-      a_tm1: `[]` int in [0, A), the action taken; outside, the result is NaN.
-      r_t: `[]` reward.
-      discount_t: `[]` in [0, 1], 0 only at termination; differentiable.
-      q_t: `[A]` action values of the true successor (the final observation when
-        truncated), by the target network.
-      target_q_tm1: `[A]` action values of the state acted in, by the target network:
-        they give :math:`\pi(a_{t-1}|s_{t-1})`.
-      entropy_temperature: `[]` positive, :math:`\tau`; differentiable.
-      munchausen_coefficient: `[]` in [0, 1], :math:`m`, 0 for `soft_q_learning`;
+      q_t: action values of the true successor (the final observation when truncated),
+        by the target network.
+      target_q_tm1: action values of the state acted in, by the target network: they
+        give :math:`\pi(a_{t-1}|s_{t-1})`.
+      entropy_temperature: positive, :math:`\tau`; differentiable.
+      munchausen_coefficient: in [0, 1], :math:`m`, 0 for `soft_q_learning`;
         differentiable.
-      clip_value_min: `[]` negative, :math:`l_0`, the least of the added rewards before
-        they are scaled by :math:`m`; differentiable.
+      clip_value_min: negative, :math:`l_0`, the least of the added rewards before they
+        are scaled by :math:`m`; differentiable.
       stop: "bootstrap" stops `q_t` and `target_q_tm1`, "target" the whole target,
-        "none" nothing; when which: `td_learning`.
+        "none" nothing; when which: `rljax.losses`.
 
     Returns:
       `[]` target minus prediction.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -471,7 +381,6 @@ def munchausen_q_learning(
     Differs from:
       rlax has no Munchausen Q-learning.
     """
-    check_stop(stop)
     q_t, target_q_tm1 = stop_if(stop == "bootstrap", (q_t, target_q_tm1))
     # Temperature times log-probability without forming either: finite however cold,
     # and without the greatest value, which would round it away.
@@ -501,20 +410,11 @@ def qv_learning(
     The state values are learned beside them, by `td_learning`.
 
     Args:
-      q_tm1: `[A]` action values of the state acted in: the prediction.
-      a_tm1: `[]` int in [0, A), the action taken; outside, the result is NaN.
-      r_t: `[]` reward.
-      discount_t: `[]` in [0, 1], 0 only at termination; differentiable.
-      v_t: `[]` value of the true successor (the final observation when truncated).
       stop: "bootstrap" stops `v_t`, "target" the whole target, "none" nothing; when
-        which: `td_learning`.
+        which: `rljax.losses`.
 
     Returns:
       `[]` target minus prediction.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -529,7 +429,6 @@ def qv_learning(
       `rlax.qv_learning` stops the whole target, and d/d discount with it, and takes an
       action out of range for the nearest one.
     """
-    check_stop(stop)
     target_tm1 = r_t + discount_t * stop_if(stop == "bootstrap", v_t)
     return stop_if(stop == "target", target_tm1) - chosen(q_tm1, a_tm1)
 
@@ -550,20 +449,11 @@ def qv_max(
     The action values are learned beside them, by `qv_learning`.
 
     Args:
-      v_tm1: `[]` value of the state acted in: the prediction.
-      r_t: `[]` reward.
-      discount_t: `[]` in [0, 1], 0 only at termination; differentiable.
-      q_t: `[A]` action values of the true successor (the final observation when
-        truncated).
       stop: "bootstrap" stops `q_t`, "target" the whole target, "none" nothing; when
-        which: `td_learning`.
+        which: `rljax.losses`.
 
     Returns:
       `[]` target minus prediction.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -577,6 +467,5 @@ def qv_max(
     Differs from:
       `rlax.qv_max` stops the whole target, and d/d discount with it.
     """
-    check_stop(stop)
     target_tm1 = r_t + discount_t * jnp.max(stop_if(stop == "bootstrap", q_t))
     return stop_if(stop == "target", target_tm1) - v_tm1

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax._shapes import checked
-from rljax.losses._common import Stop, check_stop, chosen, expectation, stop_if
+from rljax.losses._common import Stop, checked, chosen, expectation, stop_if
 
 
 @checked("logits_t[T,A] a_t[T]:int adv_t[T] w_t[T]|[]")
@@ -22,20 +21,13 @@ def policy_gradient_loss(
     .. math:: L_t = -w_t A_t \log \pi_t(a_t), \qquad \pi_t = \mathrm{softmax}(logits_t)
 
     Args:
-      logits_t: `[T, A]` log-probabilities up to a constant, -inf for masked actions.
-      a_t: `[T]` int in [0, A), the actions taken; outside, the loss is NaN.
-      adv_t: `[T]` advantages; differentiable.
-      w_t: `[T]` or `[]` weights; differentiable.
+      a_t: in [0, A), the action taken; outside, the loss is NaN.
       stop: "target" stops `adv_t`; "bootstrap" and "none" stop nothing, because an
         advantage from `generalized_advantage_estimation` has its values stopped
         already, and d/d discount and d/d lambda pass through it.
 
     Returns:
       `[T]` losses.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -52,7 +44,6 @@ def policy_gradient_loss(
       `rlax.policy_gradient_loss` returns the mean over T and stops the advantage by
       default; with an action out of range it is infinite.
     """
-    check_stop(stop)
     log_prob_t = jax.vmap(chosen)(jax.nn.log_softmax(logits_t), a_t)
     return -log_prob_t * stop_if(stop == "target", adv_t) * w_t
 
@@ -65,14 +56,10 @@ def entropy_loss(logits_t: jax.Array, w_t: ArrayLike) -> jax.Array:
         \pi_t = \mathrm{softmax}(logits_t)
 
     Args:
-      logits_t: `[T, A]` log-probabilities up to a constant, -inf for masked actions.
-      w_t: `[T]` or `[]` weights, for instance an entropy cost; differentiable.
+      w_t: weights, for instance an entropy cost; differentiable.
 
     Returns:
       `[T]` losses: minus the entropies, in nats, times the weights.
-
-    Raises:
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -105,22 +92,17 @@ def clipped_surrogate_pg_loss(
         L_t = -\min(\rho_t A_t,\; \mathrm{clip}(\rho_t, 1-\epsilon, 1+\epsilon) A_t)
 
     Args:
-      prob_ratios_t: `[T]` (or any shape) probability of the action taken under the
-        policy to be improved over that under the policy that took it.
-      adv_t: `[T]` advantages; differentiable.
-      epsilon: `[]` or `[T]`, positive, how far a ratio pays to go from 1. The loss is
-        differentiable in it, but its slope in the ratios is not a function of it: a
-        meta-gradient through inner steps is 0.
+      prob_ratios_t: probability of the action taken under the policy to be improved
+        over that under the policy that took it.
+      epsilon: positive, how far a ratio pays to go from 1. The loss is differentiable
+        in it, but its slope in the ratios is not a function of it: a meta-gradient
+        through inner steps is 0.
       stop: "target" stops `adv_t`; "bootstrap" and "none" stop nothing, because an
         advantage from `generalized_advantage_estimation` has its values stopped
         already, and d/d discount and d/d lambda pass through it.
 
     Returns:
       `[T]` losses; their mean is PPO's.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -137,7 +119,6 @@ def clipped_surrogate_pg_loss(
       `rlax.clipped_surrogate_pg_loss` returns the mean over T and stops the advantage
       by default.
     """
-    check_stop(stop)
     adv_t = stop_if(stop == "target", adv_t)
     clipped_ratios_t = jnp.clip(prob_ratios_t, 1 - epsilon, 1 + epsilon)
     return -jnp.minimum(prob_ratios_t * adv_t, clipped_ratios_t * adv_t)
@@ -159,17 +140,14 @@ def clipped_value_loss(
     Nothing is stopped here: stop the bootstraps where the target is made.
 
     Args:
-      v_t: `[T]` (or any shape) values to be improved: the prediction.
-      v_old_t: `[T]` values of the same states when the rollout was collected.
-      target_t: `[T]` for instance `lambda_returns`; differentiable.
-      epsilon: `[]` or `[T]`, positive, how far a value pays to go from the old one, in
-        units of value; its meta-gradient is 0, as in `clipped_surrogate_pg_loss`.
+      v_t: values to be improved: the prediction.
+      v_old_t: values of the same states when the rollout was collected.
+      target_t: for instance `lambda_returns`; differentiable.
+      epsilon: positive, how far a value pays to go from the old one, in units of value;
+        its meta-gradient is 0, as in `clipped_surrogate_pg_loss`.
 
     Returns:
       `[T]` losses.
-
-    Raises:
-      AssertionError: shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -202,17 +180,14 @@ def kl_penalty_loss(
     their derivative is there for whoever differentiates through the rollout.
 
     Args:
-      logits_t: `[T, A]` log-probabilities up to a constant of the policy to be
-        improved, -inf for masked actions.
-      old_logits_t: `[T, A]` those of the policy that took the actions, with the same
-        mask; differentiable.
-      w_t: `[T]` or `[]` weights, for instance PPO's penalty; differentiable.
+      logits_t: log-probabilities up to a constant of the policy to be improved, -inf
+        for masked actions.
+      old_logits_t: logits of the policy that took the actions, with the same mask;
+        differentiable.
+      w_t: weights, for instance PPO's penalty; differentiable.
 
     Returns:
       `[T]` losses: KL(old || new), in nats, times the weights.
-
-    Raises:
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -241,18 +216,12 @@ def qpg_loss(
     A baseline would change nothing, since the gradients of the probabilities sum to 0.
 
     Args:
-      logits_t: `[T, A]` log-probabilities up to a constant, -inf for masked actions.
-      q_t: `[T, A]` action values of the same states.
-      stop: "bootstrap" and "target" stop `q_t`, "none" nothing. Stopping gives exact
-        meta-gradients through one inner step; through more, separate the arguments,
-        `jax.grad(loss, argnums=0)(params, params)`, and use "none".
+      q_t: action values of the same states.
+      stop: "bootstrap" and "target" stop `q_t`, "none" nothing; when which:
+        `rljax.losses`.
 
     Returns:
       `[T]` losses: minus the values of the states.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -268,7 +237,6 @@ def qpg_loss(
       `rlax.qpg_loss` returns the mean over T and subtracts the value of the state: its
       own value is 0, and its gradient, otherwise the same, is 0 without stopping.
     """
-    check_stop(stop)
     q_t = stop_if(stop != "none", q_t)
     return -expectation(jax.nn.log_softmax(logits_t), q_t)
 
@@ -285,8 +253,7 @@ def rm_loss(
         R_t(a) &= \max(0,\; q_t(a) - \textstyle\sum_b \pi_t(b) q_t(b))
 
     Args:
-      logits_t: `[T, A]` log-probabilities up to a constant, -inf for masked actions.
-      q_t: `[T, A]` action values of the same states.
+      q_t: action values of the same states.
       stop: "bootstrap" and "target" stop the regrets `R_t`, with `q_t` and the policy
         in them: the paper's update. "none" stops nothing, which is another update. To
         separate the arguments: `qpg_loss(logits_t, regrets, stop="none")`, where the
@@ -294,10 +261,6 @@ def rm_loss(
 
     Returns:
       `[T]` losses.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -311,7 +274,6 @@ def rm_loss(
     Differs from:
       `rlax.rm_loss` returns the mean over T and stops `q_t` whatever its flag.
     """
-    check_stop(stop)
     log_pi_t = jax.nn.log_softmax(logits_t)
     return -expectation(log_pi_t, stop_if(stop != "none", _regrets(log_pi_t, q_t)))
 
@@ -326,18 +288,12 @@ def rpg_loss(
         \qquad \pi_t = \mathrm{softmax}(logits_t)
 
     Args:
-      logits_t: `[T, A]` log-probabilities up to a constant, -inf for masked actions.
-      q_t: `[T, A]` action values of the same states.
-      stop: "bootstrap" and "target" stop `q_t`, "none" nothing. Stopping gives exact
-        meta-gradients through one inner step; through more, separate the arguments,
-        `jax.grad(loss, argnums=0)(params, params)`, and use "none".
+      q_t: action values of the same states.
+      stop: "bootstrap" and "target" stop `q_t`, "none" nothing; when which:
+        `rljax.losses`.
 
     Returns:
       `[T]` losses: the regrets of the actions better than the policy, summed.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -351,7 +307,6 @@ def rpg_loss(
     Differs from:
       `rlax.rpg_loss` returns the mean over T.
     """
-    check_stop(stop)
     q_t = stop_if(stop != "none", q_t)
     return jnp.sum(_regrets(jax.nn.log_softmax(logits_t), q_t), axis=-1)
 
@@ -371,18 +326,15 @@ def policy_distillation_loss(
     the caller.
 
     Args:
-      logits_t: `[T, A]` log-probabilities up to a constant of the student, -inf for
-        masked actions.
-      teacher_logits_t: `[T, A]` those of the teacher, or its action values, with the
-        same mask; differentiable.
-      temperature: `[]`, positive: below 1 it sharpens the teacher, and the teacher
-        only; differentiable.
+      logits_t: log-probabilities up to a constant of the student, -inf for masked
+        actions.
+      teacher_logits_t: logits of the teacher, or its action values, with the same mask;
+        differentiable.
+      temperature: positive: below 1 it sharpens the teacher, and the teacher only;
+        differentiable.
 
     Returns:
       `[T]` losses: KL(teacher || student), in nats.
-
-    Raises:
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -420,20 +372,15 @@ def awr_loss(
     :math:`A_t = q_t(a_t) - v_t`.
 
     Args:
-      log_prob_t: `[T]` (or any shape) log-probabilities of the actions taken.
-      adv_t: `[T]` advantages; differentiable.
-      temperature: `[]`, positive; differentiable.
-      max_weight: `[]`, positive; differentiable.
+      log_prob_t: log-probabilities of the actions taken.
+      temperature: positive; differentiable.
+      max_weight: positive; differentiable.
       stop: "target" stops the weight, "bootstrap" and "none" stop nothing, because an
         advantage from `generalized_advantage_estimation` has its values stopped
         already. One from two networks' outputs is stopped by the caller.
 
     Returns:
       `[T]` losses.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -449,7 +396,6 @@ def awr_loss(
     Differs from:
       rlax has no such loss; its policy losses return means over T.
     """
-    check_stop(stop)
     exponent_t = adv_t / temperature
     capped = exponent_t > jnp.log(max_weight)
     # Without this `where` exp would overflow, and its gradient be NaN.

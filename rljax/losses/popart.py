@@ -12,7 +12,7 @@ from rljax._shapes import promoted
 from rljax.losses._common import AxisName, chosen
 from rljax.losses.basic import batched_index
 
-Params = Mapping[str, jax.Array]
+LinearParams = Mapping[str, jax.Array]  # of one layer: a kernel and a bias
 
 
 class PopArtState(NamedTuple):
@@ -44,7 +44,7 @@ def popart(
 ) -> tuple[
     Callable[[], PopArtState],
     Callable[
-        [Params, PopArtState, jax.Array, jax.Array],
+        [LinearParams, PopArtState, jax.Array, jax.Array],
         tuple[dict[str, jax.Array], PopArtState],
     ],
 ]:
@@ -98,9 +98,17 @@ def popart(
         return PopArtState(shift=zeros, scale=ones, variance=ones)
 
     def update(
-        params: Params, state: PopArtState, targets: jax.Array, indices: jax.Array
+        params: LinearParams, state: PopArtState, targets: jax.Array, indices: jax.Array
     ) -> tuple[dict[str, jax.Array], PopArtState]:
-        new = art(state, targets, indices, step_size, scale_lb, scale_ub, axis_name)
+        new = art(
+            state,
+            targets,
+            indices,
+            step_size=step_size,
+            scale_lb=scale_lb,
+            scale_ub=scale_ub,
+            axis_name=axis_name,
+        )
         return pop(params, state, new), new
 
     return init, update
@@ -115,7 +123,7 @@ def art(
     scale_ub: float,
     axis_name: AxisName = None,
 ) -> PopArtState:
-    r"""Moves the statistics towards those of new targets: "adaptively rescale targets".
+    r"""Moves the statistics towards new targets: "adaptively rescale targets".
 
     .. math::
         \mu_i &\leftarrow \mu_i + \beta \sum_{j: k_j = i} (G_j - \mu_i), \qquad
@@ -165,12 +173,13 @@ def art(
     """
     _check_bounds(scale_lb, scale_ub)
     shift, variance, targets, indices, step_size = promoted(
-        "shift[N] variance[N] targets[...] indices[...]:int step_size[]:scalar",
-        state.shift,
-        state.variance,
-        targets,
-        indices,
-        step_size,
+        {
+            "shift[N]": state.shift,
+            "variance[N]": state.variance,
+            "targets[...]": targets,
+            "indices[...]:int": indices,
+            "step_size[]:scalar": step_size,
+        }
     )
     indices = indices.reshape(-1, 1)
     own = indices == jnp.arange(len(shift))[None]
@@ -193,7 +202,9 @@ def art(
     return jax.tree.map(lambda x, old: x.astype(jnp.result_type(old)), new, state)
 
 
-def pop(params: Params, old: PopArtState, new: PopArtState) -> dict[str, jax.Array]:
+def pop(
+    params: LinearParams, old: PopArtState, new: PopArtState
+) -> dict[str, jax.Array]:
     r"""Parameters that preserve a linear layer's unnormalised outputs.
 
     .. math::
@@ -233,23 +244,22 @@ def pop(params: Params, old: PopArtState, new: PopArtState) -> dict[str, jax.Arr
             f"params has the keys {sorted(params)}: expected 'kernel' and 'bias', or "
             "'w' and 'b'"
         )
-    dtypes = [jnp.result_type(params[name]) for name in names]
+    weight_name, bias_name = names
     weight, bias, old_shift, old_scale, new_shift, new_scale = promoted(
-        "weight[...] bias[N] old_shift[N] old_scale[N] new_shift[N] new_scale[N]",
-        *(params[name] for name in names),
-        old.shift,
-        old.scale,
-        new.shift,
-        new.scale,
-    )
-    chex.assert_axis_dimension(
-        weight, -1, len(bias), custom_message=f"weight {weight.shape}"
+        {
+            "weight[...,N]": params[weight_name],
+            "bias[N]": params[bias_name],
+            "old_shift[N]": old.shift,
+            "old_scale[N]": old.scale,
+            "new_shift[N]": new.shift,
+            "new_scale[N]": new.scale,
+        }
     )
     weight = weight * jnp.broadcast_to(old_scale / new_scale, weight.shape)
     bias = (old_scale * bias + old_shift - new_shift) / new_scale
     return {
-        name: x.astype(dtype)
-        for name, x, dtype in zip(names, (weight, bias), dtypes, strict=True)
+        name: x.astype(jnp.result_type(params[name]))
+        for name, x in ((weight_name, weight), (bias_name, bias))
     }
 
 
@@ -361,7 +371,9 @@ def unnormalize_linear(
         inputs, -1, len(state.shift), custom_message=f"inputs {inputs.shape}"
     )
     normalized = batched_index(inputs, indices)
-    return PopArtOutput(normalized, unnormalize(state, normalized, indices))
+    return PopArtOutput(
+        normalized=normalized, unnormalized=unnormalize(state, normalized, indices)
+    )
 
 
 def _check_bounds(scale_lb: float, scale_ub: float) -> None:
@@ -376,6 +388,12 @@ def _select(
     state: PopArtState, name: str, x: jax.Array, indices: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The argument `name`, and the shift and the scale of each of its elements."""
-    spec = f"shift[N] scale[N] {name}[...] indices[...]:int"
-    shift, scale, x, indices = promoted(spec, state.shift, state.scale, x, indices)
+    shift, scale, x, indices = promoted(
+        {
+            "shift[N]": state.shift,
+            "scale[N]": state.scale,
+            f"{name}[...]": x,
+            "indices[...]:int": indices,
+        }
+    )
     return x, chosen(shift, indices), chosen(scale, indices)

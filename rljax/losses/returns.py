@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax._shapes import checked
-from rljax.losses._common import Stop, accumulate, check_stop, stop_if
+from rljax.losses._common import Stop, accumulate, checked, stop_if
 
 
 @checked("r_t[T] discount_t[T] v_tm1[T] v_t[T] lambda_t[T]|[]")
@@ -24,27 +23,18 @@ def generalized_advantage_estimation(
         \delta_t &= r_t + \gamma_t v_t - v_{t-1} \\
         A_t &= \delta_t + \gamma_t \lambda_t A_{t+1}, \qquad A_{T} = 0
 
-    `v_t` is not `v_tm1` shifted: where an episode was truncated, `v_t` is the value
-    of the true successor and the next `v_tm1` that of a new episode's first state.
+    `v_t` is not `v_tm1` shifted: where an episode was truncated, `v_t` is the value of
+    the true successor, and the next `v_tm1` the value of a new episode's first state.
 
     Args:
-      r_t: `[T]` rewards.
-      discount_t: `[T]` in [0, 1], 0 only at termination; differentiable.
-      v_tm1: `[T]` values of the states acted in.
-      v_t: `[T]` values of the true successors (the final observation when truncated).
-      lambda_t: `[T]` or `[]` in [0, 1], 0 wherever an episode ended, terminated or
-        truncated; differentiable.
+      v_tm1: values of the states acted in.
+      lambda_t: in [0, 1], 0 wherever an episode ended, terminated or truncated;
+        differentiable.
       stop: "bootstrap" stops `v_tm1` and `v_t`, "target" the whole advantage, "none"
-        nothing. "bootstrap" gives exact meta-gradients through one inner step; through
-        more, separate the arguments, `jax.grad(loss, argnums=0)(params, params)`, and
-        use "none".
+        nothing; when which: `rljax.losses`.
 
     Returns:
       `[T]` advantages of the actions taken. Plus `v_tm1`: the `lambda_returns`.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -67,7 +57,6 @@ def generalized_advantage_estimation(
       `rlax.truncated_generalized_advantage_estimation` takes one `values[T+1]`, so it
       cannot express truncation, and stops nothing by default.
     """
-    check_stop(stop)
     v_tm1, v_t = stop_if(stop == "bootstrap", (v_tm1, v_t))
     delta_t = r_t + discount_t * v_t - v_tm1
     adv_t = accumulate(delta_t, discount_t * lambda_t, 0.0)
@@ -89,17 +78,11 @@ def discounted_returns(
     Nothing can cut these at a truncation within the trajectory: `lambda_returns` can.
 
     Args:
-      r_t: `[T]` rewards.
-      discount_t: `[T]` in [0, 1], 0 only at termination; differentiable.
-      v_t: `[]`, or `[T]` of which the last one counts: value of the last successor.
+      v_t: value of the last successor; of `[T]` the last one counts.
       stop: "bootstrap" stops `v_t`, "target" the whole return, "none" nothing.
 
     Returns:
       `[T]` returns, to be compared with the values of the states acted in.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -114,7 +97,6 @@ def discounted_returns(
     Differs from:
       `rlax.discounted_returns` stops nothing by default, or else the whole return.
     """
-    check_stop(stop)
     v_t = stop_if(stop == "bootstrap", v_t)
     last = v_t if jnp.ndim(v_t) == 0 else jnp.asarray(v_t)[-1]
     return stop_if(stop == "target", accumulate(r_t, discount_t, last))
@@ -139,20 +121,13 @@ def n_step_bootstrapped_returns(
     Within n steps of the end they use the rewards that are left and the last value.
 
     Args:
-      r_t: `[T]` rewards.
-      discount_t: `[T]` in [0, 1], 0 only at termination; differentiable.
-      v_t: `[T]` values of the true successors (the final observation when truncated).
-      n: at least 1; a Python integer.
-      lambda_t: `[T]` or `[]` in [0, 1], 0 wherever an episode was truncated;
-        differentiable.
       stop: "bootstrap" stops `v_t`, "target" the whole return, "none" nothing.
 
     Returns:
       `[T]` returns, to be compared with the values of the states acted in.
 
     Raises:
-      ValueError: unknown `stop`, or n < 1.
-      AssertionError: rank, shape or dtype, at trace time.
+      ValueError: n < 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -172,7 +147,6 @@ def n_step_bootstrapped_returns(
       `rlax.n_step_bootstrapped_returns` stops nothing by default, or else the whole
       return.
     """
-    check_stop(stop)
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"n={n}: must be an integer >= 1")
     v_t = stop_if(stop == "bootstrap", v_t)
@@ -207,22 +181,13 @@ def lambda_returns(
     these are the targets of TD(lambda), Peng's Q(lambda) and Sarsa(lambda).
 
     Args:
-      r_t: `[T]` rewards.
-      discount_t: `[T]` in [0, 1], 0 only at termination; differentiable.
-      v_t: `[T]` values of the true successors (the final observation when truncated).
-      lambda_: `[T]` or `[]` in [0, 1], 0 wherever an episode was truncated;
-        differentiable. 0 gives one-step targets, 1 the discounted return.
-      stop: "bootstrap" stops `v_t`, "target" the whole return, "none" nothing.
-        "bootstrap" gives exact meta-gradients through one inner step; through more,
-        separate the arguments, `jax.grad(loss, argnums=0)(params, params)`, and use
-        "none".
+      lambda_: in [0, 1], 0 wherever an episode was truncated; differentiable. 0 gives
+        one-step targets, 1 the discounted return.
+      stop: "bootstrap" stops `v_t`, "target" the whole return, "none" nothing; when
+        which: `rljax.losses`.
 
     Returns:
       `[T]` returns, to be compared with the values of the states acted in.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -241,7 +206,6 @@ def lambda_returns(
     Differs from:
       `rlax.lambda_returns` stops nothing by default, or else the whole return.
     """
-    check_stop(stop)
     v_t = stop_if(stop == "bootstrap", v_t)
     g_t = accumulate(
         r_t + discount_t * (1 - lambda_) * v_t, discount_t * lambda_, v_t[-1]

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax._shapes import checked
-from rljax.losses._common import Stop, check_stop, chosen, expectation, stop_if
+from rljax.losses._common import Stop, checked, chosen, expectation, stop_if
 
 
 @checked("q_tm1[] r_t[] discount_t[] q_t[C] log_prob_t[] temperature[]:scalar")
@@ -25,24 +24,15 @@ def sac_learning(
         \delta_t = r_t + \gamma_t (\min_c q_t(c) - \tau \log \pi_t) - q_{t-1}
 
     Args:
-      q_tm1: `[]` value of the action taken: the prediction.
-      r_t: `[]` reward.
-      discount_t: `[]` in [0, 1], 0 only at termination; differentiable.
-      q_t: `[C]` values, by each critic of an ensemble, of an action of the policy in
-        the true successor (the final observation when truncated).
-      log_prob_t: `[]` log-probability (density) of that action.
-      temperature: `[]` not negative; differentiable.
+      q_tm1: value of the action taken: the prediction.
+      q_t: values, by each critic of an ensemble, of an action of the policy in the true
+        successor (the final observation when truncated).
+      log_prob_t: log-probability (density) of that action.
       stop: "bootstrap" stops `q_t` and `log_prob_t`, "target" the whole target, "none"
-        nothing. "bootstrap" gives exact meta-gradients through one inner step; through
-        more, separate the arguments, `jax.grad(loss, argnums=0)(params, params)`, and
-        use "none".
+        nothing; when which: `rljax.losses`.
 
     Returns:
       `[]` target minus prediction.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -57,7 +47,6 @@ def sac_learning(
     Differs from:
       rlax has no soft actor-critic.
     """
-    check_stop(stop)
     q_t, log_prob_t = stop_if(stop == "bootstrap", (q_t, log_prob_t))
     target_tm1 = r_t + discount_t * (jnp.min(q_t) - temperature * log_prob_t)
     return stop_if(stop == "target", target_tm1) - q_tm1
@@ -76,16 +65,11 @@ def sac_actor_loss(
     own, for `jax.grad` to leave out.
 
     Args:
-      log_prob_t: `[T]` (or any shape) log-probabilities (densities) of actions of the
-        policy.
-      q_t: `[T]` values of these actions, the least ones of an ensemble.
-      temperature: `[]` not negative; differentiable.
+      log_prob_t: log-probabilities (densities) of actions of the policy.
+      q_t: values of these actions, the least ones of an ensemble.
 
     Returns:
       `[T]` losses.
-
-    Raises:
-      AssertionError: shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -123,26 +107,15 @@ def sac_discrete_learning(
         (\min_c q_t(c, a) - \tau \log \pi_t(a)) - q_{t-1}(a_{t-1})
 
     Args:
-      q_tm1: `[A]` action values of the state acted in: the prediction.
-      a_tm1: `[]` int in [0, A), the action taken; outside, the result is NaN.
-      r_t: `[]` reward.
-      discount_t: `[]` in [0, 1], 0 only at termination; differentiable.
-      q_t: `[C, A]` action values, by each critic of an ensemble, of the true successor
-        (the final observation when truncated).
-      logits_t: `[A]` log-probabilities up to a constant of the policy there, -inf for
-        masked actions.
-      temperature: `[]` not negative; differentiable.
+      q_t: action values, by each critic of an ensemble, of the true successor (the
+        final observation when truncated).
+      logits_t: log-probabilities up to a constant of the policy there, -inf for masked
+        actions.
       stop: "bootstrap" stops `q_t` and `logits_t`, "target" the whole target, "none"
-        nothing. "bootstrap" gives exact meta-gradients through one inner step; through
-        more, separate the arguments, `jax.grad(loss, argnums=0)(params, params)`, and
-        use "none".
+        nothing; when which: `rljax.losses`.
 
     Returns:
       `[]` target minus prediction.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -158,7 +131,6 @@ def sac_discrete_learning(
     Differs from:
       rlax has no soft actor-critic.
     """
-    check_stop(stop)
     q_t, logits_t = stop_if(stop == "bootstrap", (q_t, logits_t))
     v_t = _soft_value(logits_t, jnp.min(q_t, axis=0), temperature)
     target_tm1 = r_t + discount_t * v_t
@@ -179,19 +151,12 @@ def sac_discrete_actor_loss(
         \pi_t = \mathrm{softmax}(logits_t)
 
     Args:
-      logits_t: `[A]` log-probabilities up to a constant, -inf for masked actions.
-      q_t: `[A]` action values of the same state, the least ones of an ensemble.
-      temperature: `[]` not negative; differentiable.
-      stop: "bootstrap" and "target" stop `q_t`, "none" nothing. Stopping gives exact
-        meta-gradients through one inner step; through more, separate the arguments,
-        `jax.grad(loss, argnums=0)(params, params)`, and use "none".
+      q_t: action values of the same state, the least ones of an ensemble.
+      stop: "bootstrap" and "target" stop `q_t`, "none" nothing; when which:
+        `rljax.losses`.
 
     Returns:
       `[]` loss: minus the soft value of the state.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -206,7 +171,6 @@ def sac_discrete_actor_loss(
     Differs from:
       rlax has no soft actor-critic.
     """
-    check_stop(stop)
     return -_soft_value(logits_t, stop_if(stop != "none", q_t), temperature)
 
 
@@ -223,21 +187,17 @@ def sac_temperature_loss(
     .. math:: L_t = -\tau (\log \pi_t + \bar H), \qquad \tau = \exp(log\_temperature)
 
     Args:
-      log_temperature: `[]` logarithm of the temperature, which stays positive.
-      log_prob_t: `[T]` (or any shape) log-probabilities (densities) of actions of the
-        policy; with discrete actions, minus its entropies.
-      target_entropy: `[]` in nats, for instance minus the number of action
-        dimensions; differentiable.
+      log_temperature: logarithm of the temperature, which stays positive.
+      log_prob_t: log-probabilities (densities) of actions of the policy; with discrete
+        actions, minus its entropies.
+      target_entropy: in nats, for instance minus the number of action dimensions;
+        differentiable.
       stop: "bootstrap" stops `log_prob_t`, "target" its sum with `target_entropy`,
         "none" nothing.
 
     Returns:
       `[T]` losses: descending them raises the temperature while the entropy is below
       its target.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -251,7 +211,6 @@ def sac_temperature_loss(
     Differs from:
       rlax has no soft actor-critic.
     """
-    check_stop(stop)
     missing_t = stop_if(stop == "bootstrap", log_prob_t) + target_entropy
     return -jnp.exp(log_temperature) * stop_if(stop == "target", missing_t)
 

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax._shapes import checked
-from rljax.losses._common import Stop, check_stop, stop_if
+from rljax.losses._common import Stop, checked, stop_if
 
 
 @checked("a_t[D] dqda_t[D] dqda_clipping[]:scalar")
@@ -22,21 +21,15 @@ def dpg_loss(
         g_t = \nabla_a q_t \min(1,\; c / \lVert \nabla_a q_t \rVert)
 
     Args:
-      a_t: `[D]` action of the policy.
-      dqda_t: `[D]` gradient of the critic's value with respect to the action, at `a_t`.
-      dqda_clipping: `[]`, positive: the greatest norm of the gradient, None for no
-        clipping; differentiable.
-      stop: "bootstrap" stops `dqda_t`, "target" the clipped gradient, "none" nothing.
-        "bootstrap" gives exact meta-gradients through one inner step; through more,
-        separate the arguments, `jax.grad(loss, argnums=0)(params, params)`, and use
-        "none".
+      a_t: action of the policy.
+      dqda_t: gradient of the critic's value with respect to the action, at `a_t`.
+      dqda_clipping: positive: the greatest norm of the gradient, None for no clipping;
+        differentiable.
+      stop: "bootstrap" stops `dqda_t`, "target" the clipped gradient, "none" nothing;
+        when which: `rljax.losses`.
 
     Returns:
       `[]` loss, whose derivative in `a_t` is minus the clipped gradient.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -51,7 +44,6 @@ def dpg_loss(
       `rlax.dpg_loss` returns `[D]` halves of squared gradients, of the same derivative
       in `a_t` but with a second one; without stopping the derivative is 0.
     """
-    check_stop(stop)
     dqda_t = stop_if(stop == "bootstrap", dqda_t)
     if dqda_clipping is not None:
         dqda_t = _clip_norm(dqda_t, dqda_clipping)
@@ -72,23 +64,15 @@ def td3_learning(
     .. math:: \delta_t = r_t + \gamma_t \min_c q_t(c) - q_{t-1}
 
     Args:
-      q_tm1: `[]` value of the action taken: the prediction.
-      r_t: `[]` reward.
-      discount_t: `[]` in [0, 1], 0 only at termination; differentiable.
-      q_t: `[C]` values, by each critic of the ensemble, of the target policy's action
-        (see `td3_smoothed_action`) in the true successor (the final observation when
+      q_tm1: value of the action taken: the prediction.
+      q_t: values, by each critic of the ensemble, of the target policy's action (see
+        `td3_smoothed_action`) in the true successor (the final observation when
         truncated).
-      stop: "bootstrap" stops `q_t`, "target" the whole target, "none" nothing.
-        "bootstrap" gives exact meta-gradients through one inner step; through more,
-        separate the arguments, `jax.grad(loss, argnums=0)(params, params)`, and use
-        "none".
+      stop: "bootstrap" stops `q_t`, "target" the whole target, "none" nothing; when
+        which: `rljax.losses`.
 
     Returns:
       `[]` target minus prediction.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -102,7 +86,6 @@ def td3_learning(
     Differs from:
       rlax has no clipped double Q-learning.
     """
-    check_stop(stop)
     target_tm1 = r_t + discount_t * jnp.min(stop_if(stop == "bootstrap", q_t))
     return stop_if(stop == "target", target_tm1) - q_tm1
 
@@ -126,18 +109,15 @@ def td3_smoothed_action(
     Nothing is stopped here.
 
     Args:
-      key: a random key.
-      action: `[D]` (or any shape) action of the target policy; differentiable.
-      stddev: `[]` or `[D]` standard deviation of the noise, in units of the action.
-      noise_clip: `[]` or `[D]` greatest size of the noise.
-      minimum: `[]` or `[D]` least action.
-      maximum: `[]` or `[D]` greatest action.
+      key: used once.
+      action: action of the target policy; differentiable.
+      stddev: standard deviation of the noise, in units of the action.
+      noise_clip: greatest size of the noise.
+      minimum: least action.
+      maximum: greatest action.
 
     Returns:
       `[D]` action.
-
-    Raises:
-      AssertionError: shape or dtype, at trace time.
 
     Example:
       >>> import jax

@@ -3,8 +3,7 @@
 import jax
 from jax.typing import ArrayLike
 
-from rljax._shapes import checked
-from rljax.losses._common import Stop, check_stop, stop_if, unmasked
+from rljax.losses._common import Stop, checked, stop_if, unmasked
 from rljax.losses.off_policy_returns import (
     general_off_policy_returns_from_action_values,
 )
@@ -27,19 +26,12 @@ def transformed_lambda_returns(
     .. math:: h(G_t), \quad G_t \text{ the `lambda_returns` of } h^{-1}(v_t)
 
     Args:
-      tx_pair: :math:`h` and its inverse; parameters inside stay differentiable.
-      r_t: `[T]` rewards, untransformed.
-      discount_t: `[T]` as in `lambda_returns`.
-      v_t: `[T]` transformed values of the true successors.
-      lambda_: `[T]` or `[]` as in `lambda_returns`.
-      stop: as in `lambda_returns`.
+      r_t: rewards, untransformed.
+      v_t: transformed values of the true successors.
+      stop: "bootstrap" stops `v_t`, "target" the whole return, "none" nothing.
 
     Returns:
       `[T]` transformed returns.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -56,9 +48,8 @@ def transformed_lambda_returns(
     Differs from:
       `rlax.transformed_lambda_returns` stops nothing by default, or else all.
     """
-    check_stop(stop)
     v_t = unmasked(tx_pair.apply_inv, stop_if(stop == "bootstrap", v_t))
-    g_t = lambda_returns(r_t, discount_t, v_t, lambda_, stop="none")
+    g_t = lambda_returns(r_t, discount_t, v_t, lambda_=lambda_, stop="none")
     return stop_if(stop == "target", tx_pair.apply(g_t))
 
 
@@ -79,20 +70,15 @@ def transformed_n_step_returns(
         h(G_t), \quad G_t \text{ the `n_step_bootstrapped_returns` of } h^{-1}(v_t)
 
     Args:
-      tx_pair: :math:`h` and its inverse; parameters inside stay differentiable.
-      r_t: `[T]` rewards, untransformed.
-      discount_t: `[T]` as in `n_step_bootstrapped_returns`.
-      v_t: `[T]` transformed values of the true successors.
-      n: at least 1; a Python integer.
-      lambda_t: `[T]` or `[]` as in `n_step_bootstrapped_returns`.
-      stop: as in `n_step_bootstrapped_returns`.
+      r_t: rewards, untransformed.
+      v_t: transformed values of the true successors.
+      stop: "bootstrap" stops `v_t`, "target" the whole return, "none" nothing.
 
     Returns:
       `[T]` transformed returns.
 
     Raises:
-      ValueError: unknown `stop`, or n < 1.
-      AssertionError: rank, shape or dtype, at trace time.
+      ValueError: n < 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -108,9 +94,10 @@ def transformed_n_step_returns(
     Differs from:
       `rlax.transformed_n_step_returns` stops nothing by default, or else all.
     """
-    check_stop(stop)
     v_t = unmasked(tx_pair.apply_inv, stop_if(stop == "bootstrap", v_t))
-    g_t = n_step_bootstrapped_returns(r_t, discount_t, v_t, n, lambda_t, stop="none")
+    g_t = n_step_bootstrapped_returns(
+        r_t, discount_t, v_t, n=n, lambda_t=lambda_t, stop="none"
+    )
     return stop_if(stop == "target", tx_pair.apply(g_t))
 
 
@@ -133,21 +120,13 @@ def transformed_general_off_policy_returns_from_action_values(
         `general_off_policy_returns_from_action_values` of } h^{-1}(q_t)
 
     Args:
-      tx_pair: :math:`h` and its inverse; parameters inside stay differentiable.
-      q_t: `[K, A]` transformed action values of the true successors.
-      a_t: `[K]` as in `general_off_policy_returns_from_action_values`.
-      r_t: `[K]` rewards, untransformed.
-      discount_t: `[K]` likewise.
-      c_t: `[K]` likewise.
-      pi_t: `[K, A]` likewise.
-      stop: likewise.
+      q_t: transformed action values of the true successors.
+      r_t: rewards, untransformed.
+      stop: "bootstrap" stops `q_t` and `pi_t`, "target" the whole return, "none"
+        nothing.
 
     Returns:
       `[K]` transformed returns.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -170,9 +149,14 @@ def transformed_general_off_policy_returns_from_action_values(
       `rlax.transformed_general_off_policy_returns_from_action_values` stops nothing by
       default, or else all.
     """
-    check_stop(stop)
     q_t, pi_t = stop_if(stop == "bootstrap", (q_t, pi_t))
     g_t = general_off_policy_returns_from_action_values(
-        unmasked(tx_pair.apply_inv, q_t), a_t, r_t, discount_t, c_t, pi_t, stop="none"
+        q_t=unmasked(tx_pair.apply_inv, q_t),
+        a_t=a_t,
+        r_t=r_t,
+        discount_t=discount_t,
+        c_t=c_t,
+        pi_t=pi_t,
+        stop="none",
     )
     return stop_if(stop == "target", tx_pair.apply(g_t))

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax._shapes import checked, promoted
+from rljax._shapes import promoted
+from rljax.losses._common import checked
 
 
 @checked("x[...]")
@@ -19,13 +20,10 @@ def signed_logp1(x: jax.Array) -> jax.Array:
     .. math:: h(x) = \mathrm{sign}(x) \log(1 + |x|)
 
     Args:
-      x: any shape; the derivative at 0 is 1.
+      x: values; the derivative at 0 is 1.
 
     Returns:
       The shape of `x`.
-
-    Raises:
-      AssertionError: dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -49,13 +47,10 @@ def signed_expm1(x: jax.Array) -> jax.Array:
     .. math:: h^{-1}(x) = \mathrm{sign}(x) (e^{|x|} - 1)
 
     Args:
-      x: any shape; the derivative at 0 is 1.
+      x: values; the derivative at 0 is 1.
 
     Returns:
       The shape of `x`.
-
-    Raises:
-      AssertionError: dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -81,14 +76,11 @@ def signed_hyperbolic(x: jax.Array, eps: ArrayLike = 1e-3) -> jax.Array:
         = x \left(\frac{1}{\sqrt{|x| + 1} + 1} + \epsilon\right)
 
     Args:
-      x: any shape; the derivative at 0 is 1/2 + eps.
-      eps: `[]`, not negative, the slope of the linear part; differentiable.
+      x: values; the derivative at 0 is 1/2 + eps.
+      eps: not negative, the slope of the linear part; differentiable.
 
     Returns:
       The shape of `x`.
-
-    Raises:
-      AssertionError: shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -118,14 +110,11 @@ def signed_parabolic(x: jax.Array, eps: ArrayLike = 1e-3) -> jax.Array:
         w = \frac{2}{\sqrt{(1 + 2 \epsilon)^2 + 4 \epsilon |x|} + 1 + 2 \epsilon}
 
     Args:
-      x: any shape; the derivative at 0 is 1 / (1/2 + eps).
-      eps: `[]`, not negative, that of `signed_hyperbolic`; differentiable.
+      x: values; the derivative at 0 is 1 / (1/2 + eps).
+      eps: not negative, the same as in `signed_hyperbolic`; differentiable.
 
     Returns:
       The shape of `x`.
-
-    Raises:
-      AssertionError: shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -153,14 +142,11 @@ def power(x: jax.Array, p: ArrayLike) -> jax.Array:
         h(x) = \mathrm{sign}(x) \frac{(|x| / \sqrt{p} + 1)^p - 1}{\sqrt{p}}
 
     Args:
-      x: any shape; the derivative at 0 is 1.
-      p: `[]`, positive; differentiable.
+      x: values; the derivative at 0 is 1.
+      p: positive; differentiable.
 
     Returns:
       The shape of `x`.
-
-    Raises:
-      AssertionError: shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -190,7 +176,7 @@ def _odd(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
 class TxPair(NamedTuple):
     """A transform and its inverse."""
 
-    apply: Callable[[jax.Array], jax.Array]  # from values to what is learned
+    apply: Callable[[jax.Array], jax.Array]  # from values to learned values
     apply_inv: Callable[[jax.Array], jax.Array]  # and back
 
 
@@ -216,7 +202,7 @@ def compose_tx(*tx_list: TxPair) -> TxPair:
       A `TxPair`.
 
     Raises:
-      What the transforms raise, when they are applied.
+      Errors of the transforms, when they are applied.
 
     Example:
       >>> import jax.numpy as jnp
@@ -257,18 +243,15 @@ def transform_to_2hot(
         z_i = z_0 + i \Delta, \quad \sum_i p_i z_i = x
 
     Args:
-      scalar: `[...]` any shape, clipped to the range of the bins. The derivative is
-        exact between bins, that of the bins above at a bin, and 0 where it is clipped.
-      min_value: the first bin; a Python float.
-      max_value: the last bin, greater; a Python float.
-      num_bins: at least 2; a Python integer.
+      scalar: values, clipped to the range of the bins. The derivative is exact
+        between bins, belongs to the bins above at a bin, and is 0 where the value is
+        clipped.
 
     Returns:
       `[..., num_bins]` probabilities, at most two of which are not 0.
 
     Raises:
       ValueError: fewer than 2 bins, or an empty range.
-      AssertionError: dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -291,7 +274,7 @@ def transform_to_2hot(
     return _two_hot(lower.astype(int), position - lower, num_bins)
 
 
-@checked("probs[...]")
+@checked("probs[...,N]")
 def transform_from_2hot(
     probs: jax.Array, min_value: float, max_value: float, num_bins: int
 ) -> jax.Array:
@@ -300,17 +283,13 @@ def transform_from_2hot(
     .. math:: x = \sum_i p_i z_i, \qquad z_i = z_0 + i \Delta
 
     Args:
-      probs: `[..., num_bins]` probabilities.
-      min_value: the first bin; a Python float.
-      max_value: the last bin, greater; a Python float.
-      num_bins: at least 2; a Python integer.
+      probs: probabilities of the bins: N is `num_bins`.
 
     Returns:
       `[...]` scalars.
 
     Raises:
       ValueError: fewer than 2 bins, or an empty range.
-      AssertionError: last axis or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -447,14 +426,14 @@ def unbiased_transform_pair(
         return tx.apply_inv(z)
 
     def apply(x):
-        (x,) = promoted("x[...]", x)
+        (x,) = promoted({"x[...]": x})
         z = bins(x)
         x = jnp.clip(x, z[0], z[-1])
         lower = jnp.clip(jnp.searchsorted(z, x, side="right") - 1, 0, num_bins - 2)
         return _two_hot(lower, (x - z[lower]) / (z[lower + 1] - z[lower]), num_bins)
 
     def apply_inv(probs):
-        (probs,) = promoted("probs[...]", probs)
+        (probs,) = promoted({"probs[...,N]": probs})
         return _mean(probs, bins(probs))
 
     return TxPair(apply, apply_inv)

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rljax._shapes import checked
-from rljax.losses._common import Stop, accumulate, check_stop, stop_if
+from rljax.losses._common import Stop, accumulate, checked, stop_if
 
 
 @checked("r_t[T] discount_t[T] rho_tm1[T] lambda_[T]|[] v_tm1[T] v_t[T]")
@@ -29,24 +28,12 @@ def importance_corrected_td_errors(
         \text{error}_t = \rho_{t-1} e_t
 
     Args:
-      r_t: `[T]` rewards.
-      discount_t: `[T]` in [0, 1], 0 only at termination; differentiable.
-      rho_tm1: `[T]` probability of the action taken under the policy that is
-        evaluated over that under the policy that took it.
-      lambda_: `[T]` or `[]` in [0, 1], 0 wherever an episode was truncated;
-        differentiable.
-      v_tm1: `[T]` values of the states acted in: the prediction.
-      v_t: `[T]` values of the true successors (the final observation when truncated).
       stop: "bootstrap" stops `v_t`, `rho_tm1` and `v_tm1` but for the prediction,
         "target" the whole target, "none" nothing. To separate the arguments, add the
         bootstrap's `v_tm1` and subtract the prediction, as in `vtrace`.
 
     Returns:
       `[T]` errors: target minus prediction.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -68,7 +55,6 @@ def importance_corrected_td_errors(
       `rlax._src.multistep.importance_corrected_td_errors` takes one `values[T+1]`, so
       it cannot express truncation, and stops nothing by default.
     """
-    check_stop(stop)
     rho, base, v_t = stop_if(stop == "bootstrap", (rho_tm1, v_tm1, v_t))
     next_rho = jnp.append(rho[1:], jnp.zeros_like(rho[:1]))
     delta_t = r_t + discount_t * v_t - base
@@ -77,7 +63,7 @@ def importance_corrected_td_errors(
 
 
 class VTraceOutput(NamedTuple):
-    """What V-trace gives an actor and its critic."""
+    """Results of V-trace for an actor and its critic."""
 
     errors: jax.Array  # [T] of the critic, target minus prediction
     pg_advantage: jax.Array  # [T] of the actions taken, with their clipped ratio
@@ -86,7 +72,7 @@ class VTraceOutput(NamedTuple):
 
 @checked(
     "v_tm1[T] v_t[T] r_t[T] discount_t[T] rho_tm1[T] lambda_[T]|[] "
-    "clip_rho_threshold[]:scalar"
+    "clip_rho_threshold[]:scalar sample_mask[T]:bool"
 )
 def vtrace(
     v_tm1: jax.Array,
@@ -107,28 +93,13 @@ def vtrace(
         e_t &= \delta_t + \gamma_t \lambda_t \min(1, \rho_{t-1}) e_{t+1}
 
     Args:
-      v_tm1: `[T]` values of the states acted in: the prediction.
-      v_t: `[T]` values of the true successors (the final observation when truncated).
-      r_t: `[T]` rewards.
-      discount_t: `[T]` in [0, 1], 0 only at termination; differentiable.
-      rho_tm1: `[T]` probability of the action taken under the policy that is
-        evaluated over that under the policy that took it.
-      lambda_: `[T]` or `[]` in [0, 1], 0 wherever an episode was truncated;
-        differentiable.
-      clip_rho_threshold: `[]`, where ratios are clipped; differentiable.
       stop: "bootstrap" stops `v_t`, `rho_tm1` and `v_tm1` but for the prediction,
         "target" the whole target, "none" nothing. To separate the arguments:
         `vtrace(old_v_tm1, v_t, ..., stop="none") + old_v_tm1 - v_tm1`, where all but
         the last `v_tm1` come from `bootstrap_params`.
-      sample_mask: `[T]` bool, False for steps that are left out of the trace: their
-        errors are the next step's. Mask the loss as well.
 
     Returns:
       `[T]` errors: target minus prediction.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -149,7 +120,14 @@ def vtrace(
       `rlax.vtrace` stops the whole target, and d/d discount and d/d lambda with it.
     """
     return leaky_vtrace(
-        *(v_tm1, v_t, r_t, discount_t, rho_tm1, 1.0, lambda_, clip_rho_threshold),
+        v_tm1=v_tm1,
+        v_t=v_t,
+        r_t=r_t,
+        discount_t=discount_t,
+        rho_tm1=rho_tm1,
+        alpha_=1.0,
+        lambda_=lambda_,
+        clip_rho_threshold=clip_rho_threshold,
         stop=stop,
         sample_mask=sample_mask,
     )
@@ -180,27 +158,10 @@ def leaky_vtrace(
         e_t &= \delta_t + \gamma_t \lambda_t f_1(\rho_{t-1}) e_{t+1}
 
     Args:
-      v_tm1: `[T]` values of the states acted in: the prediction.
-      v_t: `[T]` values of the true successors (the final observation when truncated).
-      r_t: `[T]` rewards.
-      discount_t: `[T]` in [0, 1], 0 only at termination; differentiable.
-      rho_tm1: `[T]` probability of the action taken under the policy that is
-        evaluated over that under the policy that took it.
-      alpha_: `[]` in [0, 1], 1 for V-trace, 0 for importance sampling;
-        differentiable.
-      lambda_: `[T]` or `[]` in [0, 1], 0 wherever an episode was truncated;
-        differentiable.
-      clip_rho_threshold: `[]`, where ratios are clipped; differentiable.
       stop: as in `vtrace`.
-      sample_mask: `[T]` bool, False for steps that are left out of the trace: their
-        errors are the next step's. Mask the loss as well.
 
     Returns:
       `[T]` errors: target minus prediction.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -222,7 +183,6 @@ def leaky_vtrace(
       `rlax.leaky_vtrace` stops the whole target, and with it the meta-gradient for
       which alpha is there.
     """
-    check_stop(stop)
     base, v_t, rho = stop_if(stop == "bootstrap", (v_tm1, v_t, rho_tm1))
     delta_t = _leaky_clip(rho, clip_rho_threshold, alpha_) * (
         r_t + discount_t * v_t - base
@@ -236,7 +196,7 @@ def leaky_vtrace(
 
 @checked(
     "v_tm1[T] v_t[T] r_t[T] discount_t[T] rho_tm1[T] lambda_[T]|[] "
-    "clip_rho_threshold[]:scalar clip_pg_rho_threshold[]:scalar"
+    "clip_rho_threshold[]:scalar clip_pg_rho_threshold[]:scalar sample_mask[T]:bool"
 )
 def vtrace_td_error_and_advantage(
     v_tm1: jax.Array,
@@ -260,27 +220,11 @@ def vtrace_td_error_and_advantage(
     with the errors :math:`e_t` of `vtrace`.
 
     Args:
-      v_tm1: `[T]` values of the states acted in: the prediction.
-      v_t: `[T]` values of the true successors (the final observation when truncated).
-      r_t: `[T]` rewards.
-      discount_t: `[T]` in [0, 1], 0 only at termination; differentiable.
-      rho_tm1: `[T]` probability of the action taken under the policy that is
-        evaluated over that under the policy that took it.
-      lambda_: `[T]` or `[]` in [0, 1], 0 wherever an episode was truncated;
-        differentiable.
-      clip_rho_threshold: `[]`, where the errors' ratios are clipped; differentiable.
-      clip_pg_rho_threshold: `[]`, where the advantages' are; differentiable.
-      stop: as in `vtrace`; no mode leaves a gradient with respect to the values in
-        the advantage but "none".
-      sample_mask: `[T]` bool, False for steps that are left out of the trace: their
-        errors are the next step's. Mask the loss as well.
+      stop: as in `vtrace`; no mode leaves a gradient with respect to the values in the
+        advantage but "none".
 
     Returns:
       Errors, advantages and estimates of action values, `[T]` each.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -305,8 +249,15 @@ def vtrace_td_error_and_advantage(
       where an episode was truncated, and leaves the values' gradient in the advantage.
     """
     return leaky_vtrace_td_error_and_advantage(
-        *(v_tm1, v_t, r_t, discount_t, rho_tm1, 1.0, lambda_),
-        *(clip_rho_threshold, clip_pg_rho_threshold),
+        v_tm1=v_tm1,
+        v_t=v_t,
+        r_t=r_t,
+        discount_t=discount_t,
+        rho_tm1=rho_tm1,
+        alpha=1.0,
+        lambda_=lambda_,
+        clip_rho_threshold=clip_rho_threshold,
+        clip_pg_rho_threshold=clip_pg_rho_threshold,
         stop=stop,
         sample_mask=sample_mask,
     )
@@ -314,7 +265,7 @@ def vtrace_td_error_and_advantage(
 
 @checked(
     "v_tm1[T] v_t[T] r_t[T] discount_t[T] rho_tm1[T] alpha[]:scalar lambda_[T]|[] "
-    "clip_rho_threshold[]:scalar clip_pg_rho_threshold[]:scalar"
+    "clip_rho_threshold[]:scalar clip_pg_rho_threshold[]:scalar sample_mask[T]:bool"
 )
 def leaky_vtrace_td_error_and_advantage(
     v_tm1: jax.Array,
@@ -340,27 +291,10 @@ def leaky_vtrace_td_error_and_advantage(
     with the errors :math:`e_t` of `leaky_vtrace`.
 
     Args:
-      v_tm1: `[T]` values of the states acted in: the prediction.
-      v_t: `[T]` values of the true successors (the final observation when truncated).
-      r_t: `[T]` rewards.
-      discount_t: `[T]` in [0, 1], 0 only at termination; differentiable.
-      rho_tm1: `[T]` probability of the action taken under the policy that is
-        evaluated over that under the policy that took it.
-      alpha: `[]` in [0, 1], 1 for V-trace, 0 for importance sampling; differentiable.
-      lambda_: `[T]` or `[]` in [0, 1], 0 wherever an episode was truncated;
-        differentiable.
-      clip_rho_threshold: `[]`, where the errors' ratios are clipped; differentiable.
-      clip_pg_rho_threshold: `[]`, where the advantages' are; differentiable.
       stop: as in `vtrace_td_error_and_advantage`.
-      sample_mask: `[T]` bool, False for steps that are left out of the trace: their
-        errors are the next step's. Mask the loss as well.
 
     Returns:
       Errors, advantages and estimates of action values, `[T]` each.
-
-    Raises:
-      ValueError: unknown `stop`.
-      AssertionError: rank, shape or dtype, at trace time.
 
     Example:
       >>> import jax.numpy as jnp
@@ -382,7 +316,14 @@ def leaky_vtrace_td_error_and_advantage(
       `rlax.leaky_vtrace_td_error_and_advantage`: as `vtrace_td_error_and_advantage`.
     """
     errors = leaky_vtrace(
-        *(v_tm1, v_t, r_t, discount_t, rho_tm1, alpha, lambda_, clip_rho_threshold),
+        v_tm1=v_tm1,
+        v_t=v_t,
+        r_t=r_t,
+        discount_t=discount_t,
+        rho_tm1=rho_tm1,
+        alpha_=alpha,
+        lambda_=lambda_,
+        clip_rho_threshold=clip_rho_threshold,
         stop=stop,
         sample_mask=sample_mask,
     )
@@ -391,7 +332,11 @@ def leaky_vtrace_td_error_and_advantage(
     next_errors = jnp.append(errors_t[1:], jnp.zeros_like(errors[:1]))
     q_t = r_t + discount_t * (v_t + lambda_ * next_errors)
     adv_t = _leaky_clip(rho, clip_pg_rho_threshold, alpha) * (q_t - base)
-    return VTraceOutput(errors, *stop_if(stop == "target", (adv_t, q_t)))
+    return VTraceOutput(
+        errors=errors,
+        pg_advantage=stop_if(stop == "target", adv_t),
+        q_estimate=stop_if(stop == "target", q_t),
+    )
 
 
 def _leaky_clip(rho: jax.Array, threshold: ArrayLike, alpha: ArrayLike) -> jax.Array:

@@ -6,11 +6,12 @@ to a loss is tested in the file of its module.
 
 import functools
 import inspect
+import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_origin
 
 import chex
 import jax
@@ -21,7 +22,7 @@ import rlax
 from absl.testing import parameterized
 from jax.extend.core import jaxprs_in_params
 
-from rljax import losses
+from rljax import _shapes, losses
 
 from . import (
     cases_basic,
@@ -149,16 +150,76 @@ def test_every_export_is_swept():
 FUNCTIONS = [n for n in losses.__all__ if inspect.isfunction(getattr(losses, n))]
 
 
+DECLARED = [n for n in FUNCTIONS if hasattr(getattr(losses, n), "declared")]
+GLOSSARY = _shapes.entries(losses.__doc__ or "")
+
+
+def own_entries(name):
+    """What the source says of the arguments, without the glossary."""
+    source = inspect.getdoc(getattr(losses, name).__wrapped__) or ""
+    _, _, after = source.partition("\nArgs:\n")
+    return _shapes.entries(after.partition("\n\n")[0])
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_docstring_is_complete(name):
-    doc = inspect.getdoc(getattr(losses, name)) or ""
+    """As `help` shows it: every parameter with its shape and what it is."""
+    f = getattr(losses, name)
+    doc = inspect.getdoc(f) or ""
     sections = ["Args:", "Returns:", "Raises:", "Example:", "References:"]
-    for section in (*sections, "Differs from:"):
-        assert f"\n{section}" in doc, section
+    places = [doc.find(f"\n{section}\n") for section in (*sections, "Differs from:")]
+    assert -1 not in places and places == sorted(places)
     assert ".. math::" in doc and ">>> " in doc and "http" in doc
-    parameters = inspect.signature(getattr(losses, name)).parameters.values()
-    missing = [p for p in parameters if f"\n  {str(p).split(':')[0]}: " not in doc]
-    assert not missing
+    shapes = {}
+    for word in getattr(f, "declared", "").split():
+        argument, axes = re.findall(r"^(\w+)\[(.*?)\]", word)[0]
+        shapes[argument] = f"`[{axes.replace(',', ', ')}]`"
+    parameters = inspect.signature(f).parameters.values()
+    for p in parameters:
+        start = f"\n  {str(p).split(':')[0]}: {shapes.get(p.name, '')}"
+        assert start in doc
+        assert doc.partition(start)[2][:6].strip(), p  # not the shape alone
+    for p in parameters:
+        if get_origin(p.annotation) is Literal:
+            assert re.search(rf"\n  ValueError: unknown .*`{p.name}`", doc)
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_the_source_says_nothing_twice(name):
+    """Neither the shapes that are declared, nor what the glossary explains."""
+    declared = re.findall(r"(\w+)\[", getattr(losses, name).declared)
+    for argument, text in own_entries(name).items():
+        assert not (argument in declared and text.startswith("`["))
+        assert text != GLOSSARY.get(argument)
+
+
+def test_the_glossary_explains_what_losses_share():
+    used = {
+        parameter
+        for name in DECLARED
+        for parameter in inspect.signature(getattr(losses, name)).parameters
+        if parameter not in own_entries(name)
+    }
+    first = re.findall(r"^  (\w+)(?:, \w+)*: ", losses.__doc__ or "", re.M)
+    assert first == sorted(first)
+    # Each loss says itself what "bootstrap" stops; the glossary, when to choose which.
+    assert set(GLOSSARY) == used | {"stop"} and "stop" not in used
+    assert {"r_t", "discount_t", "lambda_", "rho_tm1", "q_tm1"} <= used
+
+
+@sweep(lambda case: hasattr(case.fn, "declared"))
+def test_what_is_declared_is_in_the_table(name):
+    case = CASES[name]
+    words = re.findall(r"(\w+)\[(.*?)\](\|\[\])?:?(\w*)", case.fn.declared)
+    for argument, axes, or_scalar, type_ in words:
+        if argument not in case.args:
+            assert argument in {*case.static, "sample_mask"}
+            continue
+        rank = len(shape(case, argument))
+        assert "..." in axes or rank == (len(axes.split(",")) if axes and rank else 0)
+        assert rank or or_scalar or not axes
+        assert (type_ == "int") == (kind(case, argument) == "action")
+        assert bool(or_scalar) == (argument in case.scalar or (axes != "" and not rank))
 
 
 @sweep(lambda case: case.stops)
