@@ -93,11 +93,16 @@ class EpochsConfig(Protocol):
     def num_minibatches(self) -> int: ...  # gradient steps per pass
 
 
-class ReplayConfig(RunConfig, Protocol):
-    """Of agents that draw from a replay."""
+class BufferConfig(RunConfig, Protocol):
+    """Of a replay's buffer."""
 
     @property
     def capacity(self) -> int: ...  # steps in the replay
+
+
+class ReplayConfig(BufferConfig, Protocol):
+    """Of agents that draw from a replay."""
+
     @property
     def warmup_steps(self) -> int: ...  # stored before the first update
     @property

@@ -37,7 +37,7 @@ def play(
     agent: Agent, env: Any, config: Any, state: Any, key: jax.Array, length: int
 ) -> tuple[Any, jax.Array, jax.Array]:
     """One greedy episode: gymnax's states and rewards `[T]`, and where it ended."""
-    key, reset_key = jax.random.split(prng.unrolled(key))
+    key, reset_key = jax.random.split(prng.fusible(key))
     env_state, obs = env.reset(reset_key, 1)
 
     def step(carry: Any, key: jax.Array) -> Any:

@@ -103,7 +103,7 @@ def find(gym: Any, params: Any, action: Discrete | Box, form: ActionFormat) -> C
     if isinstance(action, Box):
         example = jax.ShapeDtypeStruct(action.shape, jnp.float32)
     # Keys whose numbers XLA can fuse, if the environment does not mind.
-    key = prng.unrolled(jax.random.key(0))
+    key = prng.fusible(jax.random.key(0))
     try:
         trial = _try(gym, params, example, key)
         minds = any(map(_is_key, jax.tree.leaves(trial.state)))

@@ -234,6 +234,6 @@ def run(
         params, opt_state, metrics = on_policy.descend(*args)
         return State(params, opt_state, key), metrics
 
-    state = state._replace(key=prng.unrolled(state.key))
+    state = state._replace(key=prng.fusible(state.key))
     state, metrics = jax.lax.scan(step, state, None, iterations)
     return state._replace(key=prng.plain(state.key)), metrics

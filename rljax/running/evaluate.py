@@ -59,7 +59,7 @@ def evaluate(
         raise TypeError(f"ts: must be a TrainState, not {type(ts).__name__}")
     config = as_arrays(config)
     env = env.for_evaluation(ts.env)
-    reset_key, key = jax.random.split(prng.unrolled(key))
+    reset_key, key = jax.random.split(prng.fusible(key))
     env_state, obs = env.reset(reset_key, episodes)
     memory = agent.memory(config, episodes)
     zeros = jnp.zeros(episodes, jnp.float32)

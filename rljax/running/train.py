@@ -74,7 +74,7 @@ def init(agent: Agent, env: BatchedEnv, config: Any, key: jax.Array) -> TrainSta
         return ts._replace(agent=agent_state, key=key), None
 
     if warm_up_iterations(config):
-        ts = ts._replace(key=prng.unrolled(ts.key))
+        ts = ts._replace(key=prng.fusible(ts.key))
         ts, _ = jax.lax.scan(warm_up, ts, None, warm_up_iterations(config))
         ts = ts._replace(key=prng.plain(ts.key))
     return ts
@@ -147,7 +147,7 @@ def run(
             (ts, total), _ = jax.lax.scan(accumulate, (ts, zeros), None, log_every)
         return ts, _averages(total, log_every) | {"step": ts.step}
 
-    ts = ts._replace(key=prng.unrolled(ts.key))
+    ts = ts._replace(key=prng.fusible(ts.key))
     ts, metrics = jax.lax.scan(row, ts, None, iterations // log_every)
     return ts._replace(key=prng.plain(ts.key)), metrics
 
