@@ -23,6 +23,14 @@ class RunConfig(Protocol):
     def rollout_length(self) -> int: ...  # steps per environment and update
 
 
+class TrainConfig(RunConfig, Protocol):
+    """Of a training: `train.init` and `train.train`."""
+
+    def validate(self) -> None:
+        """Raise ValueError naming a field out of range."""
+        ...
+
+
 class OptimizerConfig(RunConfig, Protocol):
     """Of the optimiser that agents share."""
 

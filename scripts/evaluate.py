@@ -68,7 +68,7 @@ def draw(path: Path, run: common.Run, ts: TrainState) -> None:
     from gymnax.visualize import Visualizer
 
     agent, env = run.build()
-    bare, _ = unwrap(env, ts.env)
+    bare: Any = unwrap(env, ts.env)[0]  # an `envs.Env`
     env = env.for_evaluation(ts.env)
     arguments = (agent, env, run.config, ts.agent, common.key(run.seed))
     states, rewards, done = play(*arguments, int(env.max_steps))
