@@ -288,7 +288,7 @@ class StickyActions(Wrapper[StickyState]):
 class Statistics(NamedTuple):
     """Of all samples so far, the same for all environments."""
 
-    count: jax.Array  # [] float32
+    count: jax.Array  # [] float32  # pyright: ignore[reportIncompatibleMethodOverride]
     mean: jax.Array  # [...]
     var: jax.Array  # [...]
 

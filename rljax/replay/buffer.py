@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 from rljax import config as cfg
 from rljax import prng
@@ -58,7 +58,8 @@ class Windows(NamedTuple):
 class Sample(NamedTuple):
     """Steps as drawn by `sample`."""
 
-    index: jax.Array  # [B] int32, for `update_priorities`
+    # [B] int32, for `update_priorities`
+    index: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     windows: Windows
     probability: jax.Array  # [B] of each draw
 
@@ -90,36 +91,33 @@ def init(
       The buffer.
     """
     rows = capacity // num_envs
-    boxed = isinstance(spec.action, Box)
-    action_shape = spec.action.shape if isinstance(spec.action, Box) else ()
+    action = jnp.zeros((rows, num_envs), jnp.int32)
+    if isinstance(spec.action, Box):
+        action = jnp.zeros((rows, num_envs, *spec.action.shape), jnp.float32)
     # Of `max_steps` steps in a row at most one is truncated.
     num_finals = num_envs * min(rows, rows // spec.max_steps + 1)
-
-    def zeros(*shape: int, dtype: DTypeLike = jnp.float32) -> jax.Array:
-        return jnp.zeros(shape, dtype)
-
-    lead = (rows, num_envs)
+    steps = Steps(
+        obs=jnp.zeros((rows, num_envs, *spec.obs_shape), spec.obs_dtype),
+        action=action,
+        reward=jnp.zeros((rows, num_envs), jnp.float32),
+        terminated=jnp.zeros((rows, num_envs), bool),
+        truncated=jnp.zeros((rows, num_envs), bool),
+        memory=jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), memory),
+    )
     return Replay(
-        steps=Steps(
-            obs=zeros(*lead, *spec.obs_shape, dtype=spec.obs_dtype),
-            action=zeros(*lead, *action_shape, dtype="float32" if boxed else "int32"),
-            reward=zeros(*lead),
-            terminated=zeros(*lead, dtype=bool),
-            truncated=zeros(*lead, dtype=bool),
-            memory=jax.tree.map(lambda x: zeros(rows, *x.shape, dtype=x.dtype), memory),
-        ),
-        head=zeros(num_envs, *spec.obs_shape, dtype=spec.obs_dtype),
-        finals=zeros(num_finals, *spec.obs_shape, dtype=spec.obs_dtype),
-        final=zeros(*lead, dtype=jnp.int32),
-        num_finals=zeros(dtype=jnp.int32),
-        added=zeros(dtype=jnp.int32),
+        steps=steps,
+        head=jnp.zeros((num_envs, *spec.obs_shape), spec.obs_dtype),
+        finals=jnp.zeros((num_finals, *spec.obs_shape), spec.obs_dtype),
+        final=jnp.zeros((rows, num_envs), jnp.int32),
+        num_finals=jnp.zeros((), jnp.int32),
+        added=jnp.zeros((), jnp.int32),
         tree=sum_tree.init(rows * num_envs) if prioritized else None,
         max_priority=jnp.ones((), jnp.float32),
     )
 
 
 def size(replay: Replay) -> jax.Array:
-    """Steps held, `[]` int32."""
+    """Count the steps held, `[]` int32."""
     rows, num_envs = replay.final.shape
     return jnp.minimum(replay.added, rows) * num_envs
 

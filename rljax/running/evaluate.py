@@ -108,13 +108,17 @@ def evaluate(
     start = _Playing(
         step=jnp.zeros((), jnp.int32),
         running=jnp.ones(episodes, bool),
-        episodes=Episodes(
-            returns=jnp.zeros(episodes, jnp.float32),
-            lengths=jnp.zeros(episodes, jnp.int32),
-        ),
+        episodes=_no_episodes(episodes),
         env=env_state,
         obs=obs,
         memory=memory,
         key=key,
     )
     return jax.lax.while_loop(unfinished, step, start).episodes
+
+
+def _no_episodes(num: int) -> Episodes:
+    """Episodes without a step."""
+    return Episodes(
+        returns=jnp.zeros(num, jnp.float32), lengths=jnp.zeros(num, jnp.int32)
+    )
