@@ -10,7 +10,7 @@ from typing import Any
 
 
 class _Deferred(types.ModuleType):
-    """Stands for a module and imports it when something of it is asked for."""
+    """Stands for a module and imports it when an attribute is asked for."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # asked by the import system itself
@@ -20,7 +20,7 @@ class _Deferred(types.ModuleType):
 
 @contextlib.contextmanager
 def deferred(name: str) -> Iterator[None]:
-    """Modules imported within get `name` as a module that loads at its first use.
+    """Give modules imported within `name` as a module that loads at its first use.
 
     Args:
       name: a top-level module that they import but seldom use. Loaded already, it
@@ -43,11 +43,11 @@ def deferred(name: str) -> Iterator[None]:
 
 
 def submodule(package: str, name: str) -> types.ModuleType:
-    """A package's `__getattr__`: its modules are imported when they are first used.
+    """Import a package's module when it is first used: for the package's `__getattr__`.
 
     Args:
       package: its name.
-      name: of what was asked for.
+      name: the module's.
 
     Returns:
       The module.

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.tree_util import KeyPath
 from jax.typing import ArrayLike
 
 from rljax import contracts
+from rljax.contracts import RunConfig
 
 C = TypeVar("C")
 INT32_MAX = 2**31 - 1  # the greatest count in a program
@@ -30,12 +32,14 @@ def static(default: Any) -> Any:
 
 
 def saturating_add(count: ArrayLike, more: int) -> jax.Array:
-    """`count + more`, or the greatest int32 where that is beyond it."""
+    """Return `count + more`, or the greatest int32 where the sum is beyond int32."""
     return jnp.minimum(count, INT32_MAX - more) + more
 
 
 def next_count(count: ArrayLike, period: int = 1) -> jax.Array:
-    """`count + 1`; beyond int32 less by `period`, by which it is right for ever.
+    """Return `count + 1`, less by `period` where it is beyond int32.
+
+    Modulo `period` the count is then right for ever.
 
     Example:
       >>> int(next_count(2**31 - 1)) == 2**31 - 1
@@ -45,7 +49,7 @@ def next_count(count: ArrayLike, period: int = 1) -> jax.Array:
 
 
 def with_room(count: ArrayLike, more: int, period: int) -> jax.Array:
-    """The count, less by some periods where `more` would lead it beyond int32.
+    """Return the count, less by some periods where `more` would lead beyond int32.
 
     Example:
       >>> int(with_room(2**31 - 1, 2, period=5)) == 2**31 - 6
@@ -56,16 +60,16 @@ def with_room(count: ArrayLike, more: int, period: int) -> jax.Array:
 
 
 def as_arrays(config: C) -> C:
-    """Cast every leaf to float32, so that jit sees one type: that of a run's arrays.
+    """Cast every leaf to float32, the type of a run's arrays: jit sees one type.
 
     A Python float, a numpy scalar and a weakly typed array in the same field would
-    be three compilations. With `jax_enable_x64` too a run is one in float32.
+    be three compilations. A run is one in float32 with `jax_enable_x64` too.
 
     Raises:
       ValueError: a leaf that is no number.
     """
 
-    def cast(path: Any, leaf: Any) -> jax.Array:
+    def cast(path: KeyPath, leaf: ArrayLike) -> jax.Array:
         try:
             return jnp.asarray(leaf, jnp.float32)
         except (TypeError, ValueError) as error:
@@ -78,7 +82,7 @@ def as_arrays(config: C) -> C:
     return jax.tree.map_with_path(cast, config)
 
 
-def check_fields(needed_by: str, config: Any, *names: str) -> None:
+def check_fields(needed_by: str, config: object, *names: str) -> None:
     """Raise unless the config has all these fields.
 
     Raises:
@@ -101,8 +105,12 @@ def check_contract(needed_by: str, config: Any, contract: type) -> None:
     check_fields(needed_by, config, *contracts.fields(contract))
 
 
-def check_functions(agent: Any, *names: str) -> None:
-    """Raise ValueError naming those of the agent's functions that are none."""
+def check_functions(agent: object, *names: str) -> None:
+    """Raise unless the agent has all these functions.
+
+    Raises:
+      ValueError: names the functions that are missing, and all that are needed.
+    """
     missing = [name for name in names if not callable(getattr(agent, name, None))]
     if missing:
         needed = f"needed are {', '.join(names)}"
@@ -110,7 +118,11 @@ def check_functions(agent: Any, *names: str) -> None:
 
 
 def check_range(
-    config: Any, *names: str, low: Any = -np.inf, high: float = np.inf, open_low=False
+    config: object,
+    *names: str,
+    low: ArrayLike = -np.inf,
+    high: float = np.inf,
+    open_low: bool = False,
 ) -> None:
     """Raise unless the named fields are numbers in `[low, high]`, or `(low, high]`.
 
@@ -132,7 +144,9 @@ def check_range(
             raise ValueError(f"{name}={value}: {allowed}")
 
 
-def check_count(config: Any, *names: str, low: int = 1, high: int = INT32_MAX) -> None:
+def check_count(
+    config: object, *names: str, low: int = 1, high: int = INT32_MAX
+) -> None:
     """Raise unless the named fields are integers from `low` to `high`.
 
     Raises:
@@ -146,11 +160,11 @@ def check_count(config: Any, *names: str, low: int = 1, high: int = INT32_MAX) -
             raise ValueError(f"{name}={value!r}: must be an integer <= {high}")
 
 
-def check_loop(config: Any) -> None:
+def check_loop(config: RunConfig) -> None:
     """Raise unless the loop can count: the fields that say how long a run is.
 
-    These are `num_envs`, `rollout_length` and `total_steps`. What a program counts in
-    int32 are rollouts, so that there may be more environment steps than that.
+    These are `num_envs`, `rollout_length` and `total_steps`. A program counts rollouts
+    in int32, so that there may be more environment steps than int32 can count.
 
     Raises:
       ValueError: names the field, its value and what is allowed.
@@ -165,7 +179,7 @@ def check_loop(config: Any) -> None:
     check_count(config, "total_steps", high=INT32_MAX * steps)
 
 
-def check_divides(config: Any, name: str, total: int, what: str) -> None:
+def check_divides(config: object, name: str, total: int, what: str) -> None:
     """Raise unless the named field divides `total`, which `what` describes.
 
     Raises:
@@ -176,7 +190,7 @@ def check_divides(config: Any, name: str, total: int, what: str) -> None:
         raise ValueError(f"{name}={value}: must divide {what} = {total}")
 
 
-def check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
+def check_choice(config: object, name: str, choices: tuple[str, ...]) -> None:
     """Raise unless the named field is one of `choices`.
 
     Raises:
@@ -187,7 +201,7 @@ def check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r}: must be one of {', '.join(choices)}")
 
 
-def check_sizes(config: Any, name: str) -> None:
+def check_sizes(config: object, name: str) -> None:
     """Raise unless the named field is a tuple of positive integers.
 
     Raises:
@@ -199,18 +213,18 @@ def check_sizes(config: Any, name: str) -> None:
         raise ValueError(f"{name}={value!r}: must be a tuple of integers >= 1")
 
 
-def _field(config: Any, name: str) -> Any:
+def _field(config: object, name: str) -> Any:
     if not hasattr(config, name):
         raise ValueError(f"{type(config).__name__} has no {name}")
     return getattr(config, name)
 
 
-def _is_int(value: Any) -> bool:
+def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def unknown(kind: str, name: str, known: Sequence[str]) -> str:
-    """The error message for a name that is not known, with the near matches."""
+    """Return the error message for a name that is not known, with the near matches."""
     lower = {candidate.lower(): candidate for candidate in known}
     near = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.4)
     hint = ", ".join(lower[match] for match in near) or ", ".join(known)

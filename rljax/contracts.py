@@ -36,6 +36,14 @@ class RunConfig(Protocol):
     def rollout_length(self) -> int: ...  # steps per environment and update
 
 
+class TrainConfig(RunConfig, Protocol):
+    """Of a training: `train.init` and `train.train`."""
+
+    def validate(self) -> None:
+        """Raise ValueError naming a field out of range."""
+        ...
+
+
 class ClipConfig(Protocol):
     """Of gradients that are clipped."""
 
@@ -136,11 +144,16 @@ class RolloutEpochsConfig(LearnerConfig, EpochsConfig, Protocol):
     """Of agents that go over each rollout several times."""
 
 
-class ReplayConfig(RunConfig, Protocol):
-    """Of agents that draw from a replay."""
+class BufferConfig(RunConfig, Protocol):
+    """Of a replay's buffer."""
 
     @property
     def capacity(self) -> int: ...  # steps in the replay
+
+
+class ReplayConfig(BufferConfig, Protocol):
+    """Of agents that draw from a replay."""
+
     @property
     def batch_size(self) -> int: ...
     @property

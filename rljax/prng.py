@@ -1,10 +1,9 @@
 """Random numbers that cost little inside loops. The numbers are jax's own."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.extend import random as jex_random
+from jax.typing import ArrayLike
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
@@ -51,7 +50,7 @@ def _split(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.random.key_data(keys)
 
 
-def _fold_in(key: jax.Array, data: Any) -> jax.Array:
+def _fold_in(key: jax.Array, data: ArrayLike) -> jax.Array:
     new = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), data)
     return jax.random.key_data(new)
 
@@ -72,8 +71,8 @@ _UNROLLED = jex_random.define_prng_impl(
 )
 
 
-def unrolled(key: jax.Array) -> jax.Array:
-    """The same key, whose random numbers XLA can fuse into their consumers on CPU.
+def fusible(key: jax.Array) -> jax.Array:
+    """Make XLA fuse a key's random numbers into their consumers on CPU.
 
     jax lowers threefry on CPU to a loop, which costs more than a whole environment
     step of a small program. Unrolled, the rounds that draw bits fuse; those that make
@@ -88,7 +87,7 @@ def unrolled(key: jax.Array) -> jax.Array:
 
     Example:
       >>> key = jax.random.key(0)
-      >>> bool(jax.random.normal(unrolled(key)) == jax.random.normal(key))
+      >>> bool(jax.random.normal(fusible(key)) == jax.random.normal(key))
       True
     """
     if jax.default_backend() != "cpu" or jax.random.key_impl(key) != "threefry2x32":
@@ -97,7 +96,7 @@ def unrolled(key: jax.Array) -> jax.Array:
 
 
 def plain(key: jax.Array) -> jax.Array:
-    """Undo `unrolled`, so that a stored key is one of jax's own."""
+    """Undo `fusible`, so that a stored key is one of jax's own."""
     if jax.random.key_impl(key) != _UNROLLED:
         return key
     return jax.random.wrap_key_data(jax.random.key_data(key), impl="threefry2x32")
@@ -111,7 +110,7 @@ def permutations(key: jax.Array, num: int, length: int) -> jax.Array:
 
     Args:
       key: `[]` typed key, consumed here.
-      num: how many permutations.
+      num: number of permutations.
       length: at most 2**16; above that ties between the random high bits would
         bias the order, and `jax.random.permutation` is used.
 

@@ -15,6 +15,7 @@ Obs = Any  # [..., *obs_shape], what an environment shows
 Memory = Any  # tree of [N, ...], what an agent carries from step to step; () if nothing
 Extras = Any  # tree of [N, ...], what `act` returns beside the action; () if nothing
 EnvState = Any  # of N environments, a tree
+Policy = Any  # a distribution of distrax over actions, of batch shape [...]
 Noise = Any  # tree of [T, N, ...], the randomness of T steps; a row of it: of one step
 
 
@@ -46,6 +47,9 @@ class Levels(NamedTuple):
     high: tuple[float, ...]
 
 
+Reading = States | Levels | None  # how networks see observations; None: as they come
+
+
 class Spec(NamedTuple):
     """What an agent must know of an environment. Hashable."""
 
@@ -56,7 +60,7 @@ class Spec(NamedTuple):
     # 1 where nothing is known: what follows every truncated step is then kept.
     max_steps: int = 1
     differentiable: bool = False  # steps have derivatives in state and action
-    reading: States | Levels | None = None  # of observations; None: as they come
+    reading: Reading = None
 
 
 class TimeStep(NamedTuple):
@@ -157,7 +161,9 @@ class UpdateFn(Protocol):
 class PolicyFn(Protocol):
     """Return the distribution over actions at observations `[..., *obs_shape]`."""
 
-    def __call__(self, config: AgentConfig, state: AgentState, obs: Obs, /) -> Any: ...
+    def __call__(
+        self, config: AgentConfig, state: AgentState, obs: Obs, /
+    ) -> Policy: ...
 
 
 class ValuesFn(Protocol):

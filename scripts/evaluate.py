@@ -37,7 +37,7 @@ def play(
     agent: Agent, env: Any, config: Any, state: Any, key: jax.Array, length: int
 ) -> tuple[Any, jax.Array, jax.Array]:
     """One greedy episode: gymnax's states and rewards `[T]`, and where it ended."""
-    key, reset_key = jax.random.split(prng.unrolled(key))
+    key, reset_key = jax.random.split(prng.fusible(key))
     env_state, obs = env.reset(reset_key, 1)
 
     def step(carry: Any, key: jax.Array) -> Any:
@@ -68,7 +68,7 @@ def draw(path: Path, run: common.Run, ts: TrainState) -> None:
     from gymnax.visualize import Visualizer
 
     agent, env = run.build()
-    bare, _ = unwrap(env, ts.env)
+    bare: Any = unwrap(env, ts.env)[0]  # an `envs.Env`
     env = env.for_evaluation(ts.env)
     arguments = (agent, env, run.config, ts.agent, common.key(run.seed))
     states, rewards, done = play(*arguments, int(env.max_steps))

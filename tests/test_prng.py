@@ -1,4 +1,4 @@
-"""Unrolled keys give jax's own numbers; bulk permutations and indices are uniform."""
+"""Fusible keys give jax's own numbers; bulk permutations and indices are uniform."""
 
 import itertools
 
@@ -34,14 +34,14 @@ def key():
     return jax.random.key(1234567)
 
 
-def is_unrolled(key):
+def is_fusible(key):
     return "unrolled" in str(jax.random.key_impl(key))
 
 
 @pytest.fixture(autouse=True)
 def cpu_only():
     if jax.default_backend() != "cpu":
-        pytest.skip("keys are unrolled on CPU only")
+        pytest.skip("keys are made fusible on CPU only")
 
 
 def test_numbers_equal_jax():
@@ -49,8 +49,8 @@ def test_numbers_equal_jax():
         return {name: fn(key) for name, fn in DRAWS.items()}
 
     want = jax.jit(draw)(key())
-    got = jax.jit(draw)(prng.unrolled(key()))
-    mapped = jax.jit(jax.vmap(draw))(prng.unrolled(jnp.stack([key(), key()])))
+    got = jax.jit(draw)(prng.fusible(key()))
+    mapped = jax.jit(jax.vmap(draw))(prng.fusible(jnp.stack([key(), key()])))
     got, want, mapped = jax.tree.map(np.array, (got, want, mapped))
     for name in DRAWS:
         assert got[name].dtype == want[name].dtype
@@ -63,10 +63,10 @@ def test_keys_equal_jax():
         return {name: fn(key) for name, fn in KEYS.items()}
 
     want = jax.jit(derive)(key())
-    got = jax.jit(derive)(prng.unrolled(key()))
-    mapped = jax.jit(jax.vmap(derive))(prng.unrolled(jnp.stack([key(), key()])))
+    got = jax.jit(derive)(prng.fusible(key()))
+    mapped = jax.jit(jax.vmap(derive))(prng.fusible(jnp.stack([key(), key()])))
     for name in KEYS:
-        assert is_unrolled(got[name]) and is_unrolled(mapped[name])
+        assert is_fusible(got[name]) and is_fusible(mapped[name])
         data = jax.random.key_data(want[name])
         np.testing.assert_array_equal(jax.random.key_data(got[name]), data, name)
         np.testing.assert_array_equal(jax.random.key_data(mapped[name][1]), data, name)
@@ -81,16 +81,16 @@ def test_numbers_of_64_bits_equal_jax(x64):
             jax.random.key_data(jax.random.fold_in(key, jnp.int64(2**33 + 3))),
         )
 
-    got, want = draw(prng.unrolled(key())), draw(key())
+    got, want = draw(prng.fusible(key())), draw(key())
     assert got[0].dtype == jnp.uint64 and got[1].dtype == jnp.float64
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-def test_plain_undoes_unrolled():
+def test_plain_undoes_fusible():
     keys = jax.random.split(key(), (2, 3))
-    unrolled = prng.unrolled(keys)
-    assert is_unrolled(unrolled) and unrolled.shape == keys.shape
-    back = prng.plain(unrolled)
+    fusible = prng.fusible(keys)
+    assert is_fusible(fusible) and fusible.shape == keys.shape
+    back = prng.plain(fusible)
     assert jax.random.key_impl(back) == jax.random.key_impl(keys)
     assert (back == keys).all()
     assert prng.plain(keys) is keys
@@ -98,16 +98,16 @@ def test_plain_undoes_unrolled():
 
 def test_keys_of_another_kind_come_back():
     rbg = jax.random.key(0, impl="rbg")
-    assert prng.unrolled(rbg) is rbg
+    assert prng.fusible(rbg) is rbg
     assert prng.plain(rbg) is rbg
-    twice = prng.unrolled(prng.unrolled(key()))
-    assert is_unrolled(twice) and prng.plain(twice) == key()
+    twice = prng.fusible(prng.fusible(key()))
+    assert is_fusible(twice) and prng.plain(twice) == key()
 
 
 def test_too_many_numbers_from_one_key():
     bits = jax.jit(lambda k: jax.random.bits(k, (2**16, 2**16)))
     with pytest.raises(ValueError, match=r"shape=\(65536, 65536\): at most"):
-        bits.lower(prng.unrolled(key()))
+        bits.lower(prng.fusible(key()))
 
 
 permutations = jax.jit(prng.permutations, static_argnums=(1, 2))

@@ -1,8 +1,11 @@
 """gymnax, imported once and looked at: others install a module of that name too."""
 
+import jax
+
 from rljax._deferred import deferred
 
 _WANTED = "gymnax >= 1.0.1"
+Action = int | float | jax.Array  # as hooks take it
 
 try:
     with deferred("seaborn"):  # only to draw Pong, and a third of all import time
@@ -11,11 +14,9 @@ try:
 
     registration = gymnax.registration
     _used = (gymnax.register, gymnax.make, gymnax.registered_envs)
-    Environment, EnvParams, EnvState = (
-        environment.Environment,
-        environment.EnvParams,
-        environment.EnvState,
-    )
+    Environment = environment.Environment
+    EnvParams = environment.EnvParams
+    EnvState = environment.EnvState
     _used = (Environment.is_truncated, Environment.with_transition_gradients)
 except (ImportError, AttributeError) as error:
     import importlib.util
@@ -29,4 +30,12 @@ except (ImportError, AttributeError) as error:
         "pip install --force-reinstall gymnax"
     ) from error
 
-__all__ = ["EnvParams", "EnvState", "Environment", "gymnax", "registration", "spaces"]
+__all__ = [
+    "Action",
+    "EnvParams",
+    "EnvState",
+    "Environment",
+    "gymnax",
+    "registration",
+    "spaces",
+]

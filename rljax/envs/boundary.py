@@ -1,22 +1,26 @@
-"""What an environment returns, found by tracing it once, and made regular at each step.
+"""An environment's contract, found by tracing it once, and kept to at each step.
 
 The only place where shapes, dtypes and keys of a user's environment are looked at.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Literal, Var
+from jax.typing import ArrayLike
 
 from rljax import prng
 from rljax.envs._gymnax import Environment as Gymnax
 from rljax.envs.spaces import ActionFormat
-from rljax.types import Box, Discrete
+from rljax.types import Box, Discrete, Obs
 
+GymParams = Any  # of a user's environment, a pytree
+GymState = Any  # of one copy of a user's environment, a pytree
+T = TypeVar("T")
 _SIX = (
     "obs, state, reward, terminated, truncated, info (gymnax >= 1; gymnax 0.x's step "
     "has five)"
@@ -26,30 +30,69 @@ _FIVE = "obs, state, reward, terminated, info"
 _SAME = ("stop_gradient", "convert_element_type", "broadcast_in_dim", "copy", "reshape")
 
 
+class GymEnv(Protocol):
+    """One environment with gymnax's API. Its parameters are given by position.
+
+    It may also have `observation_space(params)`, `action_mask(state, params)`, and
+    gymnax's hooks `reset_env`, `step_env` and `is_truncated`.
+    """
+
+    @property
+    def default_params(self) -> GymParams:
+        """Parameters for who gives none."""
+        ...
+
+    def reset(self, key: jax.Array, params: GymParams, /) -> tuple[Obs, GymState]:
+        """Start an episode."""
+        ...
+
+    def step(
+        self, key: jax.Array, state: GymState, action: Any, params: GymParams, /
+    ) -> tuple[Obs, GymState, jax.Array, jax.Array, jax.Array, dict[str, Any]]:
+        """Return `obs, state, reward, terminated, truncated, info`.
+
+        Where an episode ended, `obs` and `state` are the next one's first;
+        `info["final_observation"]` is the observation before the reset.
+        """
+        ...
+
+    def action_space(self, params: GymParams, /) -> object:
+        """Return an object with the fields of a Discrete or a Box."""
+        ...
+
+
+class MaskedGymEnv(GymEnv, Protocol):
+    """One environment that tells which actions are legal."""
+
+    def action_mask(self, state: GymState, params: GymParams, /) -> jax.Array:
+        """Return bool `[A]`."""
+        ...
+
+
 class Contract(NamedTuple):
-    """What was found out about an environment. Hashable."""
+    """Facts about an environment. Hashable."""
 
     obs_shape: tuple[int, ...]
     obs_dtype: str
     state_dtypes: tuple[str | None, ...]  # of the leaves of a state; None for keys
     plain_keys: bool  # whether it keeps keys, or minds of which kind they are
     cuts: str  # "limit": at the limit, counted from 0; "never"; "anytime": not known
-    made_regular: tuple[str, ...] = ()  # what had another dtype or shape, in words
+    made_regular: tuple[str, ...] = ()  # other dtypes or shapes, in words
 
 
-def has_gymnax_step(gym: Any) -> bool:
+def has_gymnax_step(gym: object) -> bool:
     """Whether an environment steps as gymnax does, by `step_env` and `reset_env`."""
     return getattr(type(gym), "step", None) is Gymnax.step
 
 
-def name_of(gym: Any) -> str:
-    """What errors call an environment."""
+def name_of(gym: object) -> str:
+    """The name of an environment in errors."""
     name = getattr(gym, "name", None)
     return name if isinstance(name, str) else type(gym).__name__
 
 
-def check_hooks(gym: Any, params: Any) -> Any:
-    """The parameters to use, once all that is called is there.
+def check_hooks(gym: GymEnv, params: GymParams | None) -> GymParams:
+    """Return the parameters to use, once all that is called is there.
 
     Raises:
       ValueError: something is missing, or cannot be hashed; names the class and it.
@@ -77,14 +120,14 @@ def check_hooks(gym: Any, params: Any) -> Any:
     return gym.default_params
 
 
-def call(name: str, hook: str, function: Callable[..., Any], *args: Any) -> Any:
-    """The result of a user's function.
+def call(name: str, hook: str, function: Callable[[], T]) -> T:
+    """Return the result of a user's function.
 
     Raises:
       ValueError: it failed; names the environment, the hook and what was raised.
     """
     try:
-        return function(*args)
+        return function()
     except Exception as error:
         text = (str(error).splitlines() or [""])[0]
         raise ValueError(
@@ -92,25 +135,27 @@ def call(name: str, hook: str, function: Callable[..., Any], *args: Any) -> Any:
         ) from error
 
 
-def find(gym: Any, params: Any, action: Discrete | Box, form: ActionFormat) -> Contract:
+def find(
+    gym: GymEnv, params: GymParams, *, action: Discrete | Box, form: ActionFormat
+) -> Contract:
     """Trace an environment once, without running it.
 
     Raises:
       ValueError: names the environment, the hook, what it returned and what it should.
     """
-    params = call(name_of(gym), "params", jax.tree.map, _abstract, params)
+    params = call(name_of(gym), "params", lambda: jax.tree.map(_abstract, params))
     example = jax.ShapeDtypeStruct(form.shape, form.dtype)
     if isinstance(action, Box):
         example = jax.ShapeDtypeStruct(action.shape, jnp.float32)
     # Keys whose numbers XLA can fuse, if the environment does not mind.
-    key = prng.unrolled(jax.random.key(0))
+    key = prng.fusible(jax.random.key(0))
     try:
-        trial = _try(gym, params, example, key)
+        trial = _try(gym, params, action=example, key=key)
         minds = any(map(_is_key, jax.tree.leaves(trial.state)))
     except Exception:  # with jax's own keys the error is the environment's
         trial, minds = None, True
     if trial is None or (minds and key.dtype != jax.random.key(0).dtype):
-        trial = _try(gym, params, example, jax.random.key(0))
+        trial = _try(gym, params, action=example, key=jax.random.key(0))
     return Contract(
         obs_shape=trial.obs.shape or (1,),
         # With jax_enable_x64 too a run is one in 32 bits.
@@ -123,24 +168,26 @@ def find(gym: Any, params: Any, action: Discrete | Box, form: ActionFormat) -> C
 
 
 class _Trial(NamedTuple):
-    """What an environment returned to tracers."""
+    """An environment's answer to tracers."""
 
     obs: jax.ShapeDtypeStruct
-    state: Any  # with the dtypes that all steps can keep to
-    reset: Any  # its program
-    step: Any  # its program
-    notes: tuple[str, ...]  # what has to be made regular
+    state: GymState  # of shapes, with the dtypes that all steps can keep to
+    reset: ClosedJaxpr
+    step: ClosedJaxpr
+    notes: tuple[str, ...]  # what has to be made regular, in words
 
 
 class _Step(NamedTuple):
     """The shapes that a step returned."""
 
-    observations: list[Any]
-    state: Any
-    scalars: dict[str, Any]  # reward and flags
+    observations: list[jax.ShapeDtypeStruct]  # or, before a check, any tree of them
+    state: GymState
+    scalars: dict[str, jax.ShapeDtypeStruct]  # reward and flags
 
 
-def _try(gym: Any, params: Any, action: Any, key: jax.Array) -> _Trial:
+def _try(
+    gym: GymEnv, params: GymParams, *, action: jax.ShapeDtypeStruct, key: jax.Array
+) -> _Trial:
     name, own = name_of(gym), not has_gymnax_step(gym)
     reset_hook, hook = ("reset", "step") if own else ("reset_env", "step_env")
     reset, first = _trace(name, reset_hook, getattr(gym, reset_hook), key, params)
@@ -156,9 +203,10 @@ def _try(gym: Any, params: Any, action: Any, key: jax.Array) -> _Trial:
         step, result = _trace(
             name, hook, getattr(gym, hook), key, state, action, params
         )
-        found = _read_step(name, hook, result, own)
-        _check_state(name, hook, state, found.state)
-        before, state = state, jax.tree.map(_wider, state, found.state)
+        found = _read_step(name, hook, result, own=own)
+        _check_state(name, hook, before=state, after=found.state)
+        before = state
+        state = jax.tree.map(_wider, before, found.state)
         if _dtypes(before) == _dtypes(state):
             break
     else:
@@ -167,32 +215,39 @@ def _try(gym: Any, params: Any, action: Any, key: jax.Array) -> _Trial:
         if getattr(x, "shape", None) != obs.shape:
             what = f"{_words(x)}, {reset_hook} {_words(obs)}"
             raise ValueError(f"{name}: {hook} returns observations {what}")
-    notes = _notes(reset_hook, hook, obs, first[1], found)
+    notes = _notes(reset_hook, hook, obs=obs, state=first[1], step=found)
     obs = jax.ShapeDtypeStruct(obs.shape, jnp.result_type(obs, *found.observations))
     return _Trial(obs=obs, state=state, reset=reset, step=step, notes=notes)
 
 
 def _notes(
-    reset_hook: str, hook: str, obs: Any, state: Any, step: _Step
+    reset_hook: str,
+    hook: str,
+    *,
+    obs: jax.ShapeDtypeStruct,
+    state: GymState,
+    step: _Step,
 ) -> tuple[str, ...]:
-    """What has another dtype or shape than it should, or than at the reset."""
+    """Say where a dtype or shape is not as it should be, or not as at the reset."""
     notes = [
         f"{hook} returns {field} as {_words(x)}, taken for true where it is not 0"
         for field, x in step.scalars.items()
         if field != "reward" and (x.shape, x.dtype) != ((), bool)
     ]
-    pairs = {f"the state{path}": (x, y) for path, x, y in _pairs(state, step.state)}
-    pairs["observations"] = (obs, step.observations[-1])
+    pairs = [(f"the state{path}", x, y) for path, x, y in _pairs(state, step.state)]
+    pairs.append(("observations", obs, step.observations[-1]))
     notes += [
         f"{reset_hook} returns {what} as {_words(x)}, {hook} as {_words(y)}: one dtype "
         "holds both"
-        for what, (x, y) in pairs.items()
+        for what, x, y in pairs
         if x.dtype != y.dtype
     ]
     return tuple(notes)
 
 
-def _pairs(before: Any, after: Any) -> list[tuple[str, Any, Any]]:
+def _pairs(
+    before: GymState, after: GymState
+) -> list[tuple[str, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]]:
     """The leaves of two states, with their place."""
     return [
         (jax.tree_util.keystr(path), x, y)
@@ -204,13 +259,15 @@ def _pairs(before: Any, after: Any) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def _trace(name: str, hook: str, function: Any, *args: Any) -> tuple[Any, Any]:
-    """A hook's program and the shapes of its result."""
-    program = jax.make_jaxpr(function, return_shape=True)
-    return call(name, hook, program, *args)
+def _trace(
+    name: str, hook: str, function: Callable[..., object], *args: Any
+) -> tuple[ClosedJaxpr, Any]:
+    """Return a hook's program and the shapes of its result."""
+    traced = jax.make_jaxpr(function, return_shape=True)
+    return call(name, hook, lambda: traced(*args))
 
 
-def _read_step(name: str, hook: str, result: Any, own: bool) -> _Step:
+def _read_step(name: str, hook: str, result: object, *, own: bool) -> _Step:
     expected = 6 if own else 5
     is_tuple = isinstance(result, tuple | list)
     if not (is_tuple and len(result) == expected):
@@ -232,19 +289,20 @@ def _read_step(name: str, hook: str, result: Any, own: bool) -> _Step:
         observations.append(info["final_observation"])
     for field, value in scalars.items():
         _check_scalar(name, hook, field, value)
-    return _Step(observations, state, scalars)
+    return _Step(observations=observations, state=state, scalars=scalars)
 
 
-def _check_scalar(name: str, hook: str, field: str, value: Any) -> None:
-    good = isinstance(value, jax.ShapeDtypeStruct) and np.prod(value.shape) == 1
-    kinds = "biuf" + "V" * (value.dtype == jnp.bfloat16) if good else ""
-    if not good or value.dtype.kind not in kinds:
-        raise ValueError(
-            f"{name}: {hook} returns {field} {_words(value)}, expected one number"
-        )
+def _check_scalar(name: str, hook: str, field: str, value: object) -> None:
+    if isinstance(value, jax.ShapeDtypeStruct) and np.prod(value.shape) == 1:
+        dtype = value.dtype
+        if dtype.kind in "biuf" or dtype == jnp.bfloat16:
+            return
+    raise ValueError(
+        f"{name}: {hook} returns {field} {_words(value)}, expected one number"
+    )
 
 
-def _check_state(name: str, hook: str, before: Any, after: Any) -> None:
+def _check_state(name: str, hook: str, *, before: GymState, after: GymState) -> None:
     """Raise unless a step keeps the structure and the shapes of the state."""
     if jax.tree.structure(before) != jax.tree.structure(after):
         raise ValueError(
@@ -259,15 +317,17 @@ def _check_state(name: str, hook: str, before: Any, after: Any) -> None:
             )
 
 
-def _cuts(gym: Any, trial: _Trial, params: Any) -> str:
-    """When `is_truncated` may be true, by what programs show."""
+def _cuts(gym: GymEnv, trial: _Trial, params: GymParams) -> str:
+    """Tell from programs when `is_truncated` may be true."""
     if not has_gymnax_step(gym):
         return "anytime"
+    hooks = cast(Gymnax, gym)
     name, state = name_of(gym), trial.state
-    rule, cut = _trace(name, "is_truncated", gym.is_truncated, state, params)
+    rule, cut = _trace(name, "is_truncated", hooks.is_truncated, state, params)
     _check_scalar(name, "is_truncated", "truncated", cut)
-    if getattr(gym.is_truncated, "__func__", None) is not Gymnax.is_truncated:
-        never = _origin(rule, rule.jaxpr.outvars[0]) == (None, 0)
+    if getattr(hooks.is_truncated, "__func__", None) is not Gymnax.is_truncated:
+        false = _Origin(place=None, added=0)
+        never = _origin(rule, rule.jaxpr.outvars[0]) == false
         return "never" if never else "anytime"
     times = [
         i for i, (path, _, _) in enumerate(_pairs(state, state)) if path == ".time"
@@ -276,22 +336,27 @@ def _cuts(gym: Any, trial: _Trial, params: Any) -> str:
         return "anytime"
     # The observation, one array, comes before the state, and so does the key.
     place = 1 + times[0]
-    starts = _origin(trial.reset, trial.reset.jaxpr.outvars[place])
-    goes_on = _origin(trial.step, trial.step.jaxpr.outvars[place])
-    return "limit" if (starts, goes_on) == ((None, 0), (place, 1)) else "anytime"
+    at_reset = _origin(trial.reset, trial.reset.jaxpr.outvars[place])
+    at_step = _origin(trial.step, trial.step.jaxpr.outvars[place])
+    from_zero = at_reset == _Origin(place=None, added=0)
+    by_one = at_step == _Origin(place=place, added=1)
+    return "limit" if from_zero and by_one else "anytime"
 
 
-def _origin(program: Any, var: Any) -> tuple[int | None, int] | None:
-    """Where a count comes from: an input and what was added to it, or a constant.
+class _Origin(NamedTuple):
+    """A count is an input of the program, or nothing, plus a constant."""
 
-    Returns:
-      `(i, k)`: input i plus k; `(None, k)`: always k; None: anything else.
-    """
+    place: int | None  # of the input; None: nothing
+    added: int  # the constant
+
+
+def _origin(program: ClosedJaxpr, var: Var | Literal) -> _Origin | None:
+    """Return where a count in a program comes from, None if it is no such sum."""
     jaxpr = program.jaxpr
     if isinstance(var, Literal):
         return _constant(var.val)
     if var in jaxpr.invars:
-        return jaxpr.invars.index(var), 0
+        return _Origin(place=jaxpr.invars.index(var), added=0)
     if var in jaxpr.constvars:
         return _constant(program.consts[jaxpr.constvars.index(var)])
     made_by = [eqn for eqn in jaxpr.eqns if var in eqn.outvars]
@@ -303,58 +368,62 @@ def _origin(program: Any, var: Any) -> tuple[int | None, int] | None:
     if kind in ("jit", "pjit"):
         inner = eqn.params["jaxpr"]
         found = _origin(inner, inner.jaxpr.outvars[eqn.outvars.index(var)])
-        if found is None or found[0] is None:
+        if found is None or found.place is None:
             return found
-        return _sum(_origin(program, eqn.invars[found[0]]), (None, found[1]))
+        outside = _origin(program, eqn.invars[found.place])
+        return _sum(outside, _Origin(place=None, added=found.added))
     if kind == "add":
-        return _sum(*(_origin(program, x) for x in eqn.invars))
+        one, other = eqn.invars
+        return _sum(_origin(program, one), _origin(program, other))
     return None
 
 
-def _constant(value: Any) -> tuple[None, int] | None:
+def _constant(value: Any) -> _Origin | None:
     if isinstance(value, Tracer) or np.ndim(value) or value != int(value):
         return None
-    return None, int(value)
+    return _Origin(place=None, added=int(value))
 
 
-def _sum(one: Any, other: Any) -> tuple[int | None, int] | None:
-    """Of two origins; there is none for the sum of two inputs."""
+def _sum(one: _Origin | None, other: _Origin | None) -> _Origin | None:
+    """Return the origin of a sum; there is none for the sum of two inputs."""
     if one is None or other is None:
         return None
-    inputs = [i for i, _ in (one, other) if i is not None]
-    return None if len(inputs) > 1 else ((*inputs, None)[0], one[1] + other[1])
+    inputs = [origin.place for origin in (one, other) if origin.place is not None]
+    place = inputs[0] if inputs else None
+    added = one.added + other.added
+    return None if len(inputs) > 1 else _Origin(place=place, added=added)
 
 
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+def _abstract(leaf: ArrayLike) -> jax.ShapeDtypeStruct:
     """Shape and dtype of a parameter, whatever holds it."""
     aval = jax.typeof(leaf)
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
 
 
-def _is_key(leaf: Any) -> bool:
+def _is_key(leaf: jax.Array | jax.ShapeDtypeStruct) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _dtypes(state: Any) -> tuple[str | None, ...]:
+def _dtypes(state: GymState) -> tuple[str | None, ...]:
     leaves = jax.tree.leaves(state)
     return tuple(None if _is_key(leaf) else leaf.dtype.name for leaf in leaves)
 
 
-def _wider(x: Any, y: Any) -> jax.ShapeDtypeStruct:
+def _wider(x: jax.ShapeDtypeStruct, y: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """A leaf of the state with a dtype for what both hold."""
     dtype = x.dtype if _is_key(x) else jnp.promote_types(x.dtype, y.dtype)
     return jax.ShapeDtypeStruct(x.shape, dtype)
 
 
-def _words(value: Any) -> str:
+def _words(value: object) -> str:
     """A result in words."""
     if isinstance(value, jax.ShapeDtypeStruct):
         return f"{value.dtype}{list(value.shape)}"
     return f"{jax.tree.map(_words, value)}" if value is not None else "None"
 
 
-def regular_state(contract: Contract, state: Any) -> Any:
-    """The state with the dtypes of the contract, none of them weak.
+def regular_state(contract: Contract, state: GymState) -> GymState:
+    """Give a state the dtypes of the contract, none of them weak.
 
     Every step then returns what it was given, and nothing compiles twice.
     """
@@ -365,12 +434,12 @@ def regular_state(contract: Contract, state: Any) -> Any:
     )
 
 
-def flag(value: Any) -> jax.Array:
-    """One truth value of any dtype and of any shape with one element, as `[]` bool."""
+def flag(value: ArrayLike) -> jax.Array:
+    """Make `[]` bool of a truth value of any dtype and any shape with one element."""
     value = jnp.asarray(value).reshape(())
     return value if value.dtype == bool else value != 0
 
 
 def keys_for(contract: Contract, key: jax.Array) -> jax.Array:
-    """Keys to hand to the environment."""
+    """Return keys to hand to the environment."""
     return prng.plain(key) if contract.plain_keys else key

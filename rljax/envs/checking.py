@@ -1,17 +1,19 @@
-"""Tries an environment and says, in a line each, what its author would want to know."""
+"""Tries an environment and tells its author, in a line each, of faults."""
 
 import difflib
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rljax.contracts import BatchedEnv
 from rljax.envs import boundary, spaces
 from rljax.envs.batched import Env
+from rljax.envs.boundary import GymEnv, GymParams
 from rljax.envs.making import obs_space, wrap
 from rljax.envs.wrappers import Wrapper, apart, with_statistics
-from rljax.types import Box, Spec, States, TimeStep
+from rljax.types import Box, EnvState, Noise, Obs, Spec, States, TimeStep
 
 _HOOKS = ("reset_env", "step_env", "is_truncated", "observe", "action_mask")
 _KNOWN = {*_HOOKS, *dir(boundary.Gymnax)}
@@ -23,7 +25,7 @@ _NUM_ENVS = 16
 
 
 class Finding(NamedTuple):
-    """What was found, in one line."""
+    """One line on an environment."""
 
     level: str  # "error": training is wrong or fails; "warning"; "note"
     text: str
@@ -32,18 +34,32 @@ class Finding(NamedTuple):
         return f"{self.level}: {self.text}"
 
 
-def check(env: Any, params: Any = None, *, steps: int = 1000) -> list[Finding]:
+def _error(text: str) -> Finding:
+    return Finding(level="error", text=text)
+
+
+def _warning(text: str) -> Finding:
+    return Finding(level="warning", text=text)
+
+
+def _note(text: str) -> Finding:
+    return Finding(level="note", text=text)
+
+
+def check(
+    env: GymEnv | BatchedEnv, params: GymParams | None = None, *, steps: int = 1000
+) -> list[Finding]:
     """Try an environment as training would use it.
 
-    What its methods return against its spaces; whether keys alone decide; true
+    Results of its methods against its spaces; whether keys alone decide; true
     successors and flags at both kinds of end; time limits; NaN; masks; methods that are
     never called.
 
     Args:
       env: an object with gymnax's API, as `wrap` takes it, or a batched environment.
       params: its parameters, its defaults unless given.
-      steps: to play at random in 16 environments. 0: only what is seen without running
-        anything, in the time of a trace.
+      steps: to play at random in 16 environments. 0: nothing is run, and only such
+        faults are found as show in the time of a trace.
 
     Returns:
       Findings, none for an environment without fault.
@@ -56,50 +72,54 @@ def check(env: Any, params: Any = None, *, steps: int = 1000) -> list[Finding]:
     if steps < 0:
         raise ValueError(f"steps={steps}: must be >= 0")
     try:
-        batched = env if _is_batched(env) else wrap(env, params)
+        if _is_batched(env):
+            batched = cast(BatchedEnv, env)
+        else:
+            batched = wrap(cast(GymEnv, env), params)
         whole = with_statistics(batched)
     except ValueError as error:
-        return [Finding("error", str(error))]
+        return [_error(str(error))]
     inner = _innermost(whole)
     found = _by_looking(inner) if isinstance(inner, Env) else []
     return found + (_by_playing(whole, steps) if steps else [])
 
 
-def _is_batched(env: Any) -> bool:
+def _is_batched(env: object) -> bool:
     return isinstance(env, Env | Wrapper) or hasattr(env, "for_evaluation")
 
 
-def _innermost(env: Any) -> Any:
+def _innermost(env: BatchedEnv) -> BatchedEnv:
     while isinstance(env, Wrapper):
         env = env.env
     return env
 
 
 def _by_looking(env: Env) -> list[Finding]:
-    """What is seen without running anything."""
+    """Find the faults that are seen without running anything."""
     name = boundary.name_of(env.gym)
-    notes = [Finding("note", f"{name}: {text}") for text in env.contract.made_regular]
-    found = [*_unused_methods(name, env.gym), *_limit(name, env), *notes]
-    space, shape = obs_space(env.gym, env.params), env.contract.obs_shape
+    found = _unused_methods(name, env.gym) + _limit(name, env)
+    found += [_note(f"{name}: {text}") for text in env.contract.made_regular]
+    space = obs_space(env.gym, env.params)
+    shape = env.contract.obs_shape
     if space is None:
-        return [*found, Finding("note", f"{name}: has no observation_space")]
+        return [*found, _note(f"{name}: has no observation_space")]
     try:
         spaces.some_bounds(name, space, shape)
     except ValueError as error:
-        found.append(Finding("warning", str(error)))
+        found.append(_warning(str(error)))
     space_shape = tuple(getattr(space, "shape", shape)) or (1,)
     if space_shape != shape:
         text = f"{name}: observations have shape {shape}, their space {space_shape}"
-        found.append(Finding("warning", text))
+        found.append(_warning(text))
     of_space = np.dtype(getattr(space, "dtype", env.contract.obs_dtype))
     if of_space.kind != np.dtype(env.contract.obs_dtype).kind:
         text = f"{name}: observations are {env.contract.obs_dtype}, their space "
-        found.append(Finding("note", f"{text}{of_space.name}"))
+        found.append(_note(f"{text}{of_space.name}"))
     return found
 
 
-def _unused_methods(name: str, gym: Any) -> list[Finding]:
-    """Methods whose names are nearly those of hooks, or were hooks once."""
+def _unused_methods(name: str, gym: object) -> list[Finding]:
+    """Find methods whose names are nearly hooks' names, or were hooks once."""
     own = [
         attribute
         for kind in type(gym).__mro__
@@ -115,7 +135,7 @@ def _unused_methods(name: str, gym: Any) -> list[Finding]:
             should = f"did you mean {near[0]}?"
         if should:
             text = f"{name}: nothing calls {attribute}: {should}"
-            found.append(Finding("warning", text))
+            found.append(_warning(text))
     return found
 
 
@@ -123,27 +143,29 @@ def _limit(name: str, env: Env) -> list[Finding]:
     limit = getattr(env.params, "max_steps_in_episode", None)
     if limit == 1:
         text = "max_steps_in_episode=1, gymnax's default: every episode is one step"
-        return [Finding("warning", f"{name}: {text}")]
+        return [_warning(f"{name}: {text}")]
     if env.contract.cuts == "anytime":
         text = "may be truncated at any time, as far as is known: every successor is "
-        return [Finding("note", f"{name}: {text}kept and valued, which costs time")]
+        return [_note(f"{name}: {text}kept and valued, which costs time")]
     return []
 
 
 class _Played(NamedTuple):
-    """What was seen in T steps of N environments."""
+    """T steps of N environments."""
 
     steps: TimeStep  # [T, N, ...]
     spoiled: jax.Array  # [T] whether the state has a NaN
     stuck: jax.Array  # [T, N] whether no action was legal
 
 
-def _play(env: Any, key: jax.Array, length: int) -> _Played:
+def _play(env: BatchedEnv, key: jax.Array, length: int) -> _Played:
     """Act at random, within the masks."""
     reset_key, draw_key, act_key = jax.random.split(key, 3)
     state, obs = env.reset(reset_key, _NUM_ENVS)
 
-    def step(carry: Any, inputs: Any) -> Any:
+    def step(
+        carry: tuple[EnvState, Obs], inputs: tuple[Noise, jax.Array]
+    ) -> tuple[tuple[EnvState, Obs], _Played]:
         state, obs = carry
         noise, key = inputs
         action, stuck = _random_action(env.spec, obs, key)
@@ -151,7 +173,8 @@ def _play(env: Any, key: jax.Array, length: int) -> _Played:
         leaves = jax.tree.leaves(state)
         floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
         spoiled = jnp.array([False, *(jnp.isnan(x).any() for x in floats)]).any()
-        return (state, timestep.obs), _Played(timestep, spoiled, stuck)
+        played = _Played(steps=timestep, spoiled=spoiled, stuck=stuck)
+        return (state, timestep.obs), played
 
     noises = env.draw(draw_key, length, _NUM_ENVS)
     keys = jax.random.split(act_key, length)
@@ -161,11 +184,12 @@ def _play(env: Any, key: jax.Array, length: int) -> _Played:
 def _random_action(
     spec: Spec, obs: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Legal actions of each environment, and whether there is none."""
+    """Draw a legal action for each environment, and tell whether there is none."""
     action, shape = spec.action, (_NUM_ENVS,)
     if isinstance(action, Box):
         # An environment without bounds is tried on a few units.
-        low, high = (jnp.clip(jnp.array(x), -10.0, 10.0) for x in action[1:])
+        low = jnp.clip(jnp.array(action.low), -10.0, 10.0)
+        high = jnp.clip(jnp.array(action.high), -10.0, 10.0)
         share = jax.random.uniform(key, (*shape, len(low)))
         chosen = low + share * (high - low)
         return chosen.reshape(*shape, *action.shape), jnp.zeros(shape, bool)
@@ -177,12 +201,12 @@ def _random_action(
     return chosen.astype(jnp.int32), ~legal.any(axis=-1)
 
 
-def _by_playing(env: Any, length: int) -> list[Finding]:
-    """What random actions show."""
+def _by_playing(env: BatchedEnv, length: int) -> list[Finding]:
+    """Find the faults that random actions show."""
     inner = _innermost(env)
-    name = (
-        boundary.name_of(inner.gym) if isinstance(inner, Env) else type(inner).__name__
-    )
+    name = type(inner).__name__
+    if isinstance(inner, Env):
+        name = boundary.name_of(inner.gym)
     # Two programs, so that what Python draws or counts while tracing differs.
     runs = []
     for _ in range(2):
@@ -192,13 +216,13 @@ def _by_playing(env: Any, length: int) -> list[Finding]:
         except Exception as error:
             text = (str(error).splitlines() or [""])[0]
             what = f"{name}: a run fails: {type(error).__name__}: {text}"
-            return [Finding("error", what)]
+            return [_error(what)]
     played, again = runs
     same = jax.tree.map(lambda x, y: np.array_equal(x, y, True), played, again)
     found = []
     if not all(jax.tree.leaves(same)):
         text = f"{name}: equal keys gave unequal steps: draw from the keys alone"
-        found.append(Finding("error", text))
+        found.append(_error(text))
     found += _numbers(name, played)
     found += _ends(name, env, played.steps)
     if isinstance(inner, Env):
@@ -217,50 +241,50 @@ def _numbers(name: str, played: _Played) -> list[Finding]:
             step, env = np.argwhere(bad)[0][:2]
             value = np.asarray(values, float)[bad][0]
             text = f"{name}: {field} is {value} after step {step} of environment {env}"
-            found.append(Finding("error", text))
+            found.append(_error(text))
     if played.spoiled.any():
         step = int(played.spoiled.argmax())
-        found.append(Finding("error", f"{name}: the state has NaN after step {step}"))
+        found.append(_error(f"{name}: the state has NaN after step {step}"))
     if played.stuck.any():
         step, env = np.argwhere(played.stuck)[0]
         text = f"{name}: no action is legal at step {step} of environment {env}"
-        found.append(Finding("error", text))
+        found.append(_error(text))
     return found
 
 
-def _ends(name: str, env: Any, ts: TimeStep) -> list[Finding]:
+def _ends(name: str, env: BatchedEnv, steps: TimeStep) -> list[Finding]:
     """Whether termination and the time limit are told apart."""
-    done, found = ts.terminated | ts.truncated, []
+    done, found = steps.terminated | steps.truncated, []
     limit = float(env.max_steps)
     if not done.any():
         if limit < len(done):
             text = f"{name}: no episode ended in {len(done)} steps, limit {limit:.0f}"
-            found.append(Finding("error", text))
+            found.append(_error(text))
         return found
-    lengths = ts.info["episode_length"]
+    lengths = steps.info["episode_length"]
     if (lengths[done] > limit).any():
         text = f"an episode had {lengths[done].max()} steps, its limit is {limit:.0f}"
-        found.append(Finding("warning", f"{name}: {text}"))
-    both = ts.terminated & ts.truncated
-    if both.sum() > 0.5 * ts.truncated.sum():
-        text = f"{both.sum()} of {ts.truncated.sum()} truncated steps are terminated "
-        why = "too: at its time limit a task goes on, terminated should be False"
-        found.append(Finding("warning", f"{name}: {text}{why}"))
-    ended = lengths[ts.terminated]
-    if not ts.truncated.any() and len(ended) > _NUM_ENVS and len(set(ended)) == 1:
+        found.append(_warning(f"{name}: {text}"))
+    both = steps.terminated & steps.truncated
+    if both.sum() > 0.5 * steps.truncated.sum():
+        text = f"{both.sum()} of {steps.truncated.sum()} truncated steps are "
+        why = "terminated too: at its time limit a task goes on, terminated should be "
+        found.append(_warning(f"{name}: {text}{why}False"))
+    ended = lengths[steps.terminated]
+    if not steps.truncated.any() and len(ended) > _NUM_ENVS and len(set(ended)) == 1:
         text = f"all {len(ended)} episodes terminated after {ended[0]} steps: if that "
-        found.append(Finding("note", f"{name}: {text}is a time limit, truncate them"))
+        found.append(_note(f"{name}: {text}is a time limit, truncate them"))
     return found
 
 
-def _within_bounds(name: str, env: Env, ts: TimeStep) -> list[Finding]:
+def _within_bounds(name: str, env: Env, steps: TimeStep) -> list[Finding]:
     """Observations against the bounds of their space."""
     if isinstance(env.spec.reading, States):
-        wrong = (ts.next_obs < 0) | (ts.next_obs >= env.spec.reading.number)
+        wrong = (steps.next_obs < 0) | (steps.next_obs >= env.spec.reading.number)
         if wrong.any():
-            value = int(ts.next_obs[wrong][0]) + env.first_state
+            value = int(steps.next_obs[wrong][0]) + env.first_state
             text = f"{name}: an observation is {value}, its space has "
-            return [Finding("error", f"{text}{env.spec.reading.number} states")]
+            return [_error(f"{text}{env.spec.reading.number} states")]
         return []
     space, shape = obs_space(env.gym, env.params), env.contract.obs_shape
     if env.obs_bounds is not None or env.spec.obs_shape != shape:
@@ -271,29 +295,27 @@ def _within_bounds(name: str, env: Env, ts: TimeStep) -> list[Finding]:
         bounds = None
     if bounds is None:
         return []
-    obs = np.asarray(ts.next_obs, float)
+    obs = np.asarray(steps.next_obs, float)
     below, above = obs < bounds[0] - 1e-5, obs > bounds[1] + 1e-5
     if not (below | above).any():
         return []
     share = (below | above).any(axis=tuple(range(2, obs.ndim))).mean()
     value = obs[below | above][0]
     text = f"{name}: {share:.1%} of observations are outside of their space, one by "
-    return [Finding("warning", f"{text}the value {value:g}")]
+    return [_warning(f"{text}the value {value:g}")]
 
 
-def _successors(name: str, ts: TimeStep) -> list[Finding]:
-    """What a `step` of its own says of the observation before a reset."""
-    done, found = ts.terminated | ts.truncated, []
-    axes = tuple(range(2, ts.obs.ndim))
-    equal = (ts.obs == ts.next_obs).all(axis=axes)
+def _successors(name: str, steps: TimeStep) -> list[Finding]:
+    """Find faults of the observation before a reset, as told by a `step` of its own."""
+    done, found = steps.terminated | steps.truncated, []
+    axes = tuple(range(2, steps.obs.ndim))
+    equal = (steps.obs == steps.next_obs).all(axis=axes)
     if not equal[~done].all():
         text = f"{name}: within an episode info['final_observation'] is not the "
-        found.append(Finding("error", f"{text}observation that follows"))
-    for kind in ("terminated", "truncated"):
-        at = getattr(ts, kind)
+        found.append(_error(f"{text}observation that follows"))
+    ends = {"terminated": steps.terminated, "truncated": steps.truncated}
+    for kind, at in ends.items():
         if at.any() and equal[at].all():
             text = f"{name}: where a step {kind}, info['final_observation'] is the "
-            found.append(
-                Finding("error", f"{text}first one of the next episode: give the last")
-            )
+            found.append(_error(f"{text}first one of the next episode: give the last"))
     return found

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from rljax.contracts import BatchedEnv
 from rljax.envs import boundary, spaces
 from rljax.envs._gymnax import gymnax, registration
 from rljax.envs.batched import Env
+from rljax.envs.boundary import GymEnv, GymParams, MaskedGymEnv
 from rljax.envs.two_colors import TwoColors
 from rljax.envs.wrappers import (
     EpisodeStatistics,
@@ -31,7 +32,7 @@ if "TwoColors-v0" not in gymnax.registered_envs:  # when this module is reloaded
 
 
 def names() -> list[str]:
-    """Names that `make` knows: gymnax's, TwoColors-v0, those of `gymnax.register`."""
+    """List the names that `make` knows: gymnax's, TwoColors-v0, `gymnax.register`'s."""
     return list(gymnax.registered_envs)
 
 
@@ -49,7 +50,7 @@ def make(name: str, **params: Any) -> BatchedEnv:
 
     Raises:
       ValueError: unknown name or parameter; the near matches are listed. An environment
-        that cannot be built, for want of a network say. What `wrap` raises.
+        that cannot be built, for want of a network say. As by `wrap`.
 
     Example:
       >>> env = make("CartPole-v1", gravity=12.0, time_aware=True)
@@ -60,8 +61,8 @@ def make(name: str, **params: Any) -> BatchedEnv:
     return wrap(gym, params, **options)
 
 
-def build(name: str, **params: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """The gymnax object, its parameters, and the options of `wrap`; as `make`."""
+def build(name: str, **params: Any) -> tuple[GymEnv, GymParams, dict[str, Any]]:
+    """Build the gymnax object, its parameters, and the options of `wrap`; as `make`."""
     if name not in names():
         raise ValueError(unknown("environment", name, names()))
     factory = registration._registry[name]
@@ -74,13 +75,13 @@ def build(name: str, **params: Any) -> tuple[Any, Any, dict[str, Any]]:
         if key not in fields:
             known = [*fields, *arguments, *options]
             raise ValueError(unknown(f"parameter of {name}", key, known))
-        _check_parameter(name, key, value, getattr(defaults, key))
+        _check_parameter(name, key, value, default=getattr(defaults, key))
     chosen = {k: v for k, v in params.items() if k in options}
     return gym, dataclasses.replace(defaults, **overrides), chosen
 
 
-def _built(name: str, arguments: dict[str, Any]) -> tuple[Any, Any]:
-    """What `gymnax.make` builds; some constructors load data."""
+def _built(name: str, arguments: dict[str, Any]) -> tuple[GymEnv, GymParams]:
+    """Call `gymnax.make`; some constructors load data."""
     try:
         return gymnax.make(name, **arguments)
     except OSError as error:  # of a file or of the network
@@ -90,7 +91,9 @@ def _built(name: str, arguments: dict[str, Any]) -> tuple[Any, Any]:
         ) from error
 
 
-def _check_parameter(name: str, key: str, value: Any, default: Any) -> None:
+def _check_parameter(
+    name: str, key: str, value: Any, *, default: float | jax.Array
+) -> None:
     kinds = "iufb" if isinstance(default, bool) else "iuf"
     kind = np.asarray(value).dtype.kind
     if np.ndim(value) or kind not in kinds:
@@ -103,8 +106,8 @@ def _check_parameter(name: str, key: str, value: Any, default: Any) -> None:
 
 
 def wrap(
-    gym: Any,
-    params: Any = None,
+    gym: GymEnv,
+    params: GymParams | None = None,
     *,
     scale_obs: bool = False,
     sticky_actions: float = 0.0,
@@ -116,13 +119,13 @@ def wrap(
 ) -> BatchedEnv:
     """Make a batched environment from any object with gymnax's API.
 
-    It is traced once, and what does not fit is told here; `check` tells more. Flags
-    and rewards of any dtype are taken. Networks see observations of a Discrete space
+    The object is traced once, and a misfit is told here; `check` tells more. Flags and
+    rewards of any dtype are taken. Networks see observations of a Discrete space
     one-hot, and integers between bounds as fractions of them: `Spec.reading`.
 
     If it has a method `action_mask(state, params) -> bool[A]`, illegal actions have
     probability 0: the mask ends the last axis of observations. Agents that cannot keep
-    to it refuse the environment.
+    to a mask refuse the environment.
 
     Args:
       gym: an object with gymnax 1.x's `reset`, six-value `step`, `action_space`
@@ -131,7 +134,7 @@ def wrap(
         `max_steps_in_episode` of None or infinity means no time limit.
       scale_obs: scale observations to [-1, 1] by the bounds of their space. Networks
         learn little from features as small as MountainCar's velocity, at most 0.07.
-        Images of integers become four times as large by it.
+        Images of integers become four times as large.
       sticky_actions: probability that the last action is repeated: `StickyActions`.
       normalize_rewards: discount of the returns that rewards are scaled by, usually
         the agent's; None: as they come. See `NormalizeRewards`.
@@ -139,15 +142,15 @@ def wrap(
       stack_frames: observations side by side: `StackFrames`.
       time_aware: observations end with the time: `TimeAware`.
       terminal_limit: the time limit is the end of the task, so that the step there is
-        `terminated` and nothing comes after it, not `truncated`: `TerminalLimit`.
-        DiscountingChain-bsuite is meant so.
+        `terminated`, not `truncated`, and nothing comes after: `TerminalLimit`.
+        DiscountingChain-bsuite is such a task.
 
     Returns:
-      The environment, with episode statistics, in wrappers of `rljax.wrappers`.
+      The environment, with episode statistics, in wrappers of `rljax.envs.wrappers`.
 
     Raises:
-      ValueError: a missing or failing method, or one that returns other than it should;
-        an observation that is not one array, an action space other than Discrete and
+      ValueError: a method that is missing, fails, or returns other than it should; an
+        observation that is not one array, an action space other than Discrete and
         Box, bounds that leave no choice, a time limit below 1, `scale_obs` without
         finite bounds, an option out of range. Names the environment and the method.
 
@@ -157,13 +160,16 @@ def wrap(
       >>> obs.shape
       (3, 6)
     """
-    switches = dict(normalize_obs=normalize_obs, time_aware=time_aware)
-    switches |= dict(scale_obs=scale_obs, terminal_limit=terminal_limit)
-    _check_switches(**switches)
+    _check_switches(
+        normalize_obs=normalize_obs,
+        time_aware=time_aware,
+        scale_obs=scale_obs,
+        terminal_limit=terminal_limit,
+    )
     _check_fraction("sticky_actions", sticky_actions)
     if type(stack_frames) is not int or stack_frames < 1:
         raise ValueError(f"stack_frames={stack_frames!r}: must be an integer >= 1")
-    bare = _env(gym, params, scale_obs)
+    bare = _env(gym, params, scale_obs=scale_obs)
     if normalize_obs and isinstance(bare.spec.reading, States):
         raise ValueError(
             f"normalize_obs=True: the observations of {boundary.name_of(gym)} name "
@@ -171,7 +177,7 @@ def wrap(
         )
     if time_aware and _limit_of(bare.params) in (None, np.inf):
         raise ValueError(f"time_aware=True: {boundary.name_of(gym)} has no time limit")
-    env: Any = EpisodeStatistics(bare)
+    env: BatchedEnv = EpisodeStatistics(bare)
     env = TerminalLimit(env) if terminal_limit else env
     if sticky_actions:
         env = StickyActions(env, sticky_actions)
@@ -183,28 +189,31 @@ def wrap(
     return TimeAware(env) if time_aware else env
 
 
-def _check_switches(**values: Any) -> None:
+def _check_switches(**values: object) -> None:
     for name, value in values.items():
         if not isinstance(value, bool):
             raise ValueError(f"{name}={value!r}: must be True or False")
 
 
 def _check_fraction(name: str, value: Any) -> None:
-    is_number = not isinstance(value, bool) and isinstance(value, int | float)
-    if not (is_number and 0 <= value <= 1):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:
         raise ValueError(f"{name}={value!r}: must be in [0, 1]")
 
 
-def _env(gym: Any, params: Any, scale_obs: bool) -> Env:
-    """The bare environment, with its spec."""
+def _env(gym: GymEnv, params: GymParams | None, *, scale_obs: bool) -> Env:
+    """Make the bare environment, with its spec."""
     params = with_limit(gym, boundary.check_hooks(gym, params))
     name, gym = boundary.name_of(gym), _with_gradients(gym)
-    space = boundary.call(name, "action_space", gym.action_space, params)
+    space = boundary.call(name, "action_space", lambda: gym.action_space(params))
     action, form = spaces.actions(name, space)
-    contract = boundary.find(gym, params, action, form)
+    contract = boundary.find(gym, params, action=action, form=form)
     dtype = "bool" if _is_minatar(gym) else contract.obs_dtype
     reading, first_state = spaces.observations(
-        name, obs_space(gym, params), contract.obs_shape, np.dtype(dtype)
+        name,
+        obs_space(gym, params),
+        shape=contract.obs_shape,
+        dtype=np.dtype(dtype),
     )
     spec = Spec(
         obs_shape=contract.obs_shape,
@@ -215,14 +224,22 @@ def _env(gym: Any, params: Any, scale_obs: bool) -> Env:
     )
     bounds = None
     if scale_obs:
-        bounds = _obs_bounds(name, gym, params, spec)
+        bounds = _obs_bounds(name, gym, params, spec=spec)
         spec = spec._replace(obs_dtype="float32", reading=None)
-    env = Env(gym, params, contract, spec, form, first_state, bounds)
+    env = Env(
+        gym=gym,
+        params=params,
+        contract=contract,
+        fixed_spec=spec,
+        action_format=form,
+        first_state=first_state,
+        obs_bounds=bounds,
+    )
     return _masked(env) if hasattr(gym, "action_mask") else env
 
 
-def with_limit(gym: Any, params: Any) -> Any:
-    """Parameters with a time limit that steps can be compared with.
+def with_limit(gym: GymEnv, params: GymParams) -> GymParams:
+    """Give parameters a time limit that steps can be compared with.
 
     Raises:
       ValueError: the limit is no number, or below 1.
@@ -244,13 +261,13 @@ def with_limit(gym: Any, params: Any) -> Any:
     return params
 
 
-def _limit_of(params: Any) -> Any:
+def _limit_of(params: GymParams) -> float | None:
     limit: Any = getattr(params, "max_steps_in_episode", None)
     return 1 if isinstance(limit, Tracer) or np.ndim(limit) else limit
 
 
 def _masked(env: Env) -> Env:
-    """With the mask of legal actions in its observations."""
+    """Put the mask of legal actions into the observations."""
     gym, spec, name = env.gym, env.fixed_spec, boundary.name_of(env.gym)
     if not isinstance(spec.action, Discrete) or isinstance(spec.reading, States):
         raise ValueError(
@@ -264,17 +281,21 @@ def _masked(env: Env) -> Env:
         )
 
     def mask(key: jax.Array) -> jax.Array:
-        return gym.action_mask(gym.reset(key, env.params)[1], env.params)
+        state = gym.reset(key, env.params)[1]
+        return cast(MaskedGymEnv, gym).action_mask(state, env.params)
 
     key = jax.random.key(0)
-    shape = boundary.call(name, "action_mask", jax.eval_shape, mask, key)
+    shape = boundary.call(name, "action_mask", lambda: jax.eval_shape(mask, key))
     number = spec.action.num_actions
     if (shape.shape, shape.dtype) != ((number,), bool):
         raise ValueError(f"{name}: action_mask is {shape}, expected bool[{number}]")
     obs_bounds = env.obs_bounds
     if isinstance(spec.reading, Levels):  # the flags are none: scale the others here
         low, high = observations.bounds(spec.reading, spec.obs_shape)
-        obs_bounds = _box(*np.broadcast_arrays(low, high, np.zeros(spec.obs_shape))[:2])
+        obs_bounds = spaces.box_of(
+            low=np.broadcast_to(low, spec.obs_shape),
+            high=np.broadcast_to(high, spec.obs_shape),
+        )
         spec = spec._replace(obs_dtype="float32", reading=None)
     *shape, last = spec.obs_shape
     spec = spec._replace(
@@ -283,29 +304,26 @@ def _masked(env: Env) -> Env:
     return dataclasses.replace(env, fixed_spec=spec, obs_bounds=obs_bounds)
 
 
-def obs_space(gym: Any, params: Any) -> Any:
-    """The space of observations, None where there is none to be had."""
+def obs_space(gym: GymEnv, params: GymParams) -> object | None:
+    """Return the space of observations, None where there is none to be had."""
     try:
-        return gym.observation_space(params)
+        return cast(boundary.Gymnax, gym).observation_space(params)
     except (AttributeError, NotImplementedError):
         return None
 
 
-def _box(low: np.ndarray, high: np.ndarray) -> Box:
-    return Box(low.shape, tuple(low.ravel().tolist()), tuple(high.ravel().tolist()))
-
-
-def _obs_bounds(name: str, gym: Any, params: Any, spec: Spec) -> Box:
+def _obs_bounds(name: str, gym: GymEnv, params: GymParams, *, spec: Spec) -> Box:
     space, shape = obs_space(gym, params), spec.obs_shape
     if spec.obs_dtype != "bool" and not isinstance(spec.reading, States):
         bounds = spaces.finite_bounds(name, space, shape)
         if bounds is not None:
-            return _box(*bounds)
+            low, high = bounds
+            return spaces.box_of(low, high)
     raise ValueError(f"scale_obs=True: {name} has no finite bounds of observations")
 
 
-def _with_gradients(gym: Any) -> Any:
-    """Without the stop-gradients that gymnax puts around a step unless asked."""
+def _with_gradients(gym: GymEnv) -> GymEnv:
+    """Leave out the stop-gradients that gymnax puts around a step unless asked."""
     # Of a wrapper gymnax would return what is inside.
     if not isinstance(gym, boundary.Gymnax):
         return gym
@@ -314,8 +332,10 @@ def _with_gradients(gym: Any) -> Any:
     return gym.with_transition_gradients()
 
 
-def _is_minatar(gym: Any) -> bool:
+def _is_minatar(gym: GymEnv) -> bool:
     """Whether observations are MinAtar's planes of zeros and ones."""
-    while not isinstance(gym, boundary.Gymnax) and hasattr(gym, "_env"):
-        gym = gym._env
-    return any("gymnax.environments.minatar" in c.__module__ for c in type(gym).__mro__)
+    inner: Any = gym
+    while not isinstance(inner, boundary.Gymnax) and hasattr(inner, "_env"):
+        inner = inner._env
+    kinds = type(inner).__mro__
+    return any("gymnax.environments.minatar" in kind.__module__ for kind in kinds)

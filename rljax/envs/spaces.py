@@ -5,26 +5,55 @@ box.
 """
 
 import numbers
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
+from jax.typing import ArrayLike
 
-from rljax.types import Box, Discrete, Levels, States
+from rljax.types import Box, Discrete, Levels, Reading, States
 
 UNBOUNDED = 1e30  # gymnax writes float32's greatest number for no bound
 _MOST_ACTIONS = 2**16  # of a box of integers that is read as a choice
 
 
+class DiscreteSpace(Protocol):
+    """A choice among `n`, numbered from `start`, or from 0 without that field."""
+
+    @property
+    def n(self) -> int:
+        """Number of choices."""
+        ...
+
+
+class BoxSpace(Protocol):
+    """An array between bounds; its field `dtype` is float32 unless given."""
+
+    @property
+    def low(self) -> ArrayLike:
+        """Bounds below, one for all entries or one each."""
+        ...
+
+    @property
+    def high(self) -> ArrayLike:
+        """Bounds above, one for all entries or one each."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Axes of the array."""
+        ...
+
+
 class ActionFormat(NamedTuple):
-    """How an environment takes a discrete action. Hashable."""
+    """Format in which an environment takes a discrete action. Hashable."""
 
     start: int = 0  # the number of the first action
     shape: tuple[int, ...] = ()
     dtype: str = "int32"
 
 
-def actions(name: str, space: Any) -> tuple[Discrete | Box, ActionFormat]:
-    """What agents must know of an action space, and how actions are handed over.
+def actions(name: str, space: object) -> tuple[Discrete | Box, ActionFormat]:
+    """Read an action space: what agents must know, and how actions are handed over.
 
     Args:
       name: the environment's, for errors.
@@ -47,16 +76,25 @@ def actions(name: str, space: Any) -> tuple[Discrete | Box, ActionFormat]:
         raise ValueError(f"{name}: action_space has the shape {shape}, so no actions")
     dtype = np.dtype(getattr(space, "dtype", np.float32))
     if dtype.kind in "iub":
-        return _choice(name, low, high, ActionFormat(0, shape, dtype.name))
-    _check_order(name, "action_space", low, high)
-    box = Box(shape, tuple(low.ravel().tolist()), tuple(high.ravel().tolist()))
-    return box, ActionFormat()
+        form = ActionFormat(start=0, shape=shape, dtype=dtype.name)
+        return _choice(name, low, high, form=form)
+    _check_order(name, "action_space", low=low, high=high)
+    return box_of(low, high), ActionFormat()
+
+
+def box_of(low: np.ndarray, high: np.ndarray) -> Box:
+    """Return the box with these bounds of every element."""
+    return Box(
+        shape=low.shape,
+        low=tuple(low.ravel().tolist()),
+        high=tuple(high.ravel().tolist()),
+    )
 
 
 def observations(
-    name: str, space: Any, shape: tuple[int, ...], dtype: np.dtype
-) -> tuple[States | Levels | None, int]:
-    """How networks are to read observations, and the number of the first state.
+    name: str, space: object, *, shape: tuple[int, ...], dtype: np.dtype
+) -> tuple[Reading, int]:
+    """Tell how networks are to read observations, and the number of the first state.
 
     Args:
       name: the environment's, for errors.
@@ -75,14 +113,17 @@ def observations(
         return None, 0
     box = finite_bounds(name, space, shape)
     if box is not None:
-        return Levels(*(_compressed(bound) for bound in box)), 0
-    return (Levels((0.0,), (255.0,)) if dtype == np.uint8 else None), 0
+        low, high = box
+        return Levels(low=_compressed(low), high=_compressed(high)), 0
+    if dtype == np.uint8:
+        return Levels(low=(0.0,), high=(255.0,)), 0
+    return None, 0
 
 
 def finite_bounds(
-    name: str, space: Any, shape: tuple[int, ...]
+    name: str, space: object, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """The bounds `[*shape]` of a box, None where some are missing or equal."""
+    """Return the bounds `[*shape]` of a box, None where some are missing or equal."""
     bounds = some_bounds(name, space, shape)
     if bounds is None:
         return None
@@ -93,16 +134,16 @@ def finite_bounds(
 
 
 def some_bounds(
-    name: str, space: Any, shape: tuple[int, ...]
+    name: str, space: object, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """The bounds `[*shape]` of a box, infinite where there is none; None: no box."""
+    """Return the bounds `[*shape]` of a box, infinite where there is none, or None."""
     if not _is_box(space) or (tuple(space.shape) or (1,)) != shape:
         return None
     low, high = _bounds(name, "observation_space", space)
     return low.reshape(shape), high.reshape(shape)
 
 
-def _is_discrete(space: Any) -> bool:
+def _is_discrete(space: object) -> TypeGuard[DiscreteSpace]:
     number: Any = getattr(space, "n", None)
     if getattr(space, "shape", None):  # MultiBinary has n, too
         return False
@@ -111,44 +152,44 @@ def _is_discrete(space: Any) -> bool:
     )
 
 
-def _is_box(space: Any) -> bool:
+def _is_box(space: object) -> TypeGuard[BoxSpace]:
     return all(hasattr(space, field) for field in ("low", "high", "shape"))
 
 
-def _kind(space: Any) -> str:
+def _kind(space: object) -> str:
     """The class of a space; an address in a `repr` says nothing."""
     return f"{type(space).__module__}.{type(space).__qualname__}"
 
 
-def _count(name: str, hook: str, space: Any) -> int:
+def _count(name: str, hook: str, space: DiscreteSpace) -> int:
     number = int(space.n)
     if number < 1:
         raise ValueError(f"{name}: {hook} has n={number}: must be >= 1")
     return number
 
 
-def _bounds(name: str, hook: str, space: Any) -> tuple[np.ndarray, np.ndarray]:
+def _bounds(name: str, hook: str, space: BoxSpace) -> tuple[np.ndarray, np.ndarray]:
     """Bounds of every entry, infinite where there is none."""
+    shape = tuple(space.shape)
     try:
-        low, high = (
-            np.broadcast_to(np.asarray(bound, float), tuple(space.shape))
-            for bound in (space.low, space.high)
-        )
+        low = np.broadcast_to(np.asarray(space.low, float), shape)
+        high = np.broadcast_to(np.asarray(space.high, float), shape)
     except ValueError as error:
         raise ValueError(
             f"{name}: {hook} has bounds low={space.low}, high={space.high} that do not "
-            f"fit its shape {tuple(space.shape)}"
+            f"fit its shape {shape}"
         ) from error
     for field, bound in dict(low=low, high=high).items():
         if np.isnan(bound).any():
             raise ValueError(f"{name}: {hook} has {field}={bound.tolist()}: NaN")
-    return tuple(  # pyright: ignore[reportReturnType]
-        np.where(np.abs(bound) >= UNBOUNDED, np.copysign(np.inf, bound), bound)
-        for bound in (low, high)
-    )
+    return _with_infinity(low), _with_infinity(high)
 
 
-def _check_order(name: str, hook: str, low: np.ndarray, high: np.ndarray) -> None:
+def _with_infinity(bound: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(bound) >= UNBOUNDED, np.copysign(np.inf, bound), bound)
+
+
+def _check_order(name: str, hook: str, *, low: np.ndarray, high: np.ndarray) -> None:
     # In float32, which is what environments get: bounds closer than that are equal.
     wrong = ~(low.astype(np.float32) < high.astype(np.float32))
     if wrong.any():
@@ -161,9 +202,9 @@ def _check_order(name: str, hook: str, low: np.ndarray, high: np.ndarray) -> Non
 
 
 def _choice(
-    name: str, low: np.ndarray, high: np.ndarray, form: ActionFormat
+    name: str, low: np.ndarray, high: np.ndarray, *, form: ActionFormat
 ) -> tuple[Discrete, ActionFormat]:
-    """A box of one integer is a choice among a few."""
+    """Read a box of one integer as a choice among a few."""
     few = low.size == 1 and np.all(np.isfinite(low) & np.isfinite(high))
     number = int(high.item() - low.item()) + 1 if few else 0
     if not 1 <= number <= _MOST_ACTIONS:

@@ -1,7 +1,7 @@
 """Distributions of tasks: functions of a key that draw an environment's parameters."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +9,20 @@ from flax import struct
 
 from rljax import envs
 from rljax.config import unknown
-from rljax.envs._gymnax import Environment, EnvParams, EnvState, spaces
+from rljax.contracts import BatchedEnv
+from rljax.envs._gymnax import Action, Environment, EnvParams, EnvState, spaces
 from rljax.envs.making import with_limit
 from rljax.meta.maml import DrawTask
+
+E = TypeVar("E", bound=BatchedEnv)
 
 
 @struct.dataclass
 class TabularParams(EnvParams):
     """Of `Tabular`: S states, A actions."""
 
-    transition: Any = None  # [S, A, S] probabilities
-    reward: Any = None  # [S, A] means
+    transition: jax.Array = struct.field(default=None)  # [S, A, S] probabilities
+    reward: jax.Array = struct.field(default=None)  # [S, A] means
     max_steps_in_episode: int = 10
 
 
@@ -30,7 +33,7 @@ class TabularState(EnvState):
     place: jax.Array  # [] int32
 
 
-class Tabular(Environment):
+class Tabular(Environment[TabularState, TabularParams]):
     """Steps between S states from state 0, for a fixed time; observed one-hot.
 
     Duan et al. (2016), https://arxiv.org/abs/1611.02779, section 3.2.1. Rewards are
@@ -48,17 +51,25 @@ class Tabular(Environment):
         transition = jnp.full((*self.shape, self.shape[0]), 1.0 / self.shape[0])
         return TabularParams(transition=transition, reward=jnp.zeros(self.shape))
 
-    def action_space(self, params: Any) -> spaces.Discrete:
+    def action_space(self, params: TabularParams) -> spaces.Discrete:
         """As many as the table has."""
         return spaces.Discrete(self.shape[1])
 
-    def reset_env(self, key: jax.Array, params: Any) -> tuple[jax.Array, TabularState]:
+    def reset_env(
+        self, key: jax.Array, params: TabularParams
+    ) -> tuple[jax.Array, TabularState]:
         """Start in state 0."""
         zero: Any = jnp.zeros((), jnp.int32)
         state = TabularState(time=zero, place=zero)
         return self.observe(key, state, None, params), state
 
-    def step_env(self, key: Any, state: Any, action: Any, params: Any) -> tuple:
+    def step_env(
+        self,
+        key: jax.Array,
+        state: TabularState,
+        action: Action,
+        params: TabularParams,
+    ) -> tuple[jax.Array, TabularState, jax.Array, Any, dict]:
         """Draw the reward and the next state."""
         reward_key, place_key = jax.random.split(key)
         reward = params.reward[state.place, action] + jax.random.normal(reward_key)
@@ -68,13 +79,19 @@ class Tabular(Environment):
         ended = state.time >= params.max_steps_in_episode
         return self.observe(key, state, action, params), state, reward, ended, {}
 
-    def observe(self, key: Any, state: Any, action: Any, params: Any) -> jax.Array:
+    def observe(
+        self,
+        key: jax.Array,
+        state: TabularState,
+        action: Action | None,
+        params: TabularParams,
+    ) -> jax.Array:
         """The state, one-hot."""
         return jax.nn.one_hot(state.place, self.shape[0])
 
 
 def tabular_optimum(params: TabularParams, horizon: int = 10) -> jax.Array:
-    """Mean return `[]` of the best policy, which knows the task and the time."""
+    """Return the mean return `[]` of the best policy, which knows task and time."""
 
     def backup(value: jax.Array, _: None) -> tuple[jax.Array, None]:
         return jnp.max(params.reward + params.transition @ value, axis=1), None
@@ -82,11 +99,11 @@ def tabular_optimum(params: TabularParams, horizon: int = 10) -> jax.Array:
     return jax.lax.scan(backup, jnp.zeros(len(params.reward)), None, horizon)[0][0]
 
 
-def with_params(env: Any, **changes: Any) -> Any:
-    """The batched environment with other parameters, arrays under vmap as well.
+def with_params(env: E, **changes: Any) -> E:
+    """Give a batched environment other parameters, arrays under vmap as well.
 
     Args:
-      env: of `envs.make` or `envs.wrap`.
+      env: as returned by `envs.make` or `envs.wrap`.
       **changes: fields of its `EnvParams`.
 
     Example:
@@ -94,10 +111,12 @@ def with_params(env: Any, **changes: Any) -> Any:
       >>> with_params(envs.make("CartPole-v1"), length=1.0).env.params.length
       1.0
     """
-    if not hasattr(env, "params"):  # a wrapper
-        return dataclasses.replace(env, env=with_params(env.env, **changes))
-    params = dataclasses.replace(env.params, **changes)
-    return dataclasses.replace(env, params=with_limit(env.gym, params))
+    outer: Any = env
+    if not hasattr(outer, "params"):  # a wrapper
+        inner = with_params(outer.env, **changes)
+        return dataclasses.replace(outer, env=inner)
+    params = dataclasses.replace(outer.params, **changes)
+    return dataclasses.replace(outer, params=with_limit(outer.gym, params))
 
 
 def tabular() -> DrawTask:
@@ -105,7 +124,7 @@ def tabular() -> DrawTask:
     gym = Tabular()
     env = envs.wrap(gym)
 
-    def draw(key: jax.Array) -> Any:
+    def draw(key: jax.Array) -> BatchedEnv:
         transition_key, reward_key = jax.random.split(key)
         # Dirichlet(1): exponential variables over their sum.
         p = jax.random.exponential(transition_key, (*gym.shape, gym.shape[0]))
@@ -120,14 +139,15 @@ def cartpole() -> DrawTask:
     """Poles of half length 0.1 to 2, pushed with a force of 2 to 20, either way."""
     env = envs.make("CartPole-v1")
 
-    def draw(key: jax.Array) -> Any:
+    def draw(key: jax.Array) -> BatchedEnv:
         length_key, force_key, sign_key = jax.random.split(key, 3)
         length = jax.random.uniform(length_key, minval=0.1, maxval=2.0)
         force = jax.random.uniform(force_key, minval=2.0, maxval=20.0)
         force *= jax.random.rademacher(sign_key, ())
         polemass_length = 0.1 * length
-        changes = dict(length=length, polemass_length=polemass_length, force_mag=force)
-        return with_params(env, **changes)
+        return with_params(
+            env, length=length, polemass_length=polemass_length, force_mag=force
+        )
 
     return draw
 
@@ -136,7 +156,7 @@ TASKS = {"cartpole": cartpole, "tabular": tabular}
 
 
 def tasks(name: str) -> DrawTask:
-    """A distribution of tasks by its name.
+    """Return a distribution of tasks by its name.
 
     Raises:
       ValueError: an unknown name; those known are listed.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from rljax.envs._gymnax import Environment, EnvParams, EnvState, spaces
+from rljax.envs._gymnax import Action, Environment, EnvParams, EnvState, spaces
 
 _SIZE = 5
 _CELLS = _SIZE * _SIZE
@@ -35,7 +35,7 @@ class TwoColorsState(EnvState):
     red: jax.Array  # [] int32
 
 
-class TwoColors(Environment):
+class TwoColors(Environment[TwoColorsState, TwoColorsParams]):
     """A blue item pays 1 and a red one -1; each `flip_period` steps the signs swap.
 
     Flennerhag et al. (2022), https://arxiv.org/abs/2109.04504, and Luketina et al.
@@ -47,7 +47,7 @@ class TwoColors(Environment):
 
     @property
     def default_params(self) -> TwoColorsParams:
-        """Of the papers; respawn as in the second."""
+        """As in the papers; respawn as in the second."""
         return TwoColorsParams()
 
     @property
@@ -55,24 +55,30 @@ class TwoColors(Environment):
         """Up, right, down, left."""
         return len(_MOVES)
 
-    def action_space(self, params: Any = None) -> spaces.Discrete:
+    def action_space(self, params: TwoColorsParams | None = None) -> spaces.Discrete:
         """Up, right, down, left."""
         return spaces.Discrete(len(_MOVES))
 
-    def observation_space(self, params: Any = None) -> spaces.Box:
+    def observation_space(self, params: TwoColorsParams | None = None) -> spaces.Box:
         """Zeros and ones."""
         return spaces.Box(0, 1, (6 * _SIZE,), jnp.float32)
 
     def reset_env(
-        self, key: jax.Array, params: Any
+        self, key: jax.Array, params: TwoColorsParams
     ) -> tuple[jax.Array, TwoColorsState]:
-        """All three in cells at random."""
+        """Put all three in cells at random."""
         time: Any = jnp.zeros((), jnp.int32)
         agent, blue, red = _spread(_draw(key))
         state = TwoColorsState(time=time, agent=agent, blue=blue, red=red)
         return self.observe(key, state, None, params), state
 
-    def step_env(self, key: Any, state: Any, action: Any, params: Any) -> tuple:
+    def step_env(
+        self,
+        key: jax.Array,
+        state: TwoColorsState,
+        action: Action,
+        params: TwoColorsParams,
+    ) -> tuple[jax.Array, TwoColorsState, jax.Array, jax.Array, dict]:
         """Move, capture, respawn."""
         place = jnp.stack([state.agent // _SIZE, state.agent % _SIZE])
         place = jnp.clip(place + jnp.array(_MOVES)[action], 0, _SIZE - 1)
@@ -92,33 +98,41 @@ class TwoColors(Environment):
         obs = self.observe(key, state, action, params)
         return obs, state, reward, jnp.bool(False), {}
 
-    def observe(self, key: Any, state: Any, action: Any, params: Any) -> jax.Array:
+    def observe(
+        self,
+        key: jax.Array,
+        state: TwoColorsState,
+        action: Action | None,
+        params: TwoColorsParams,
+    ) -> jax.Array:
         """Row and column of agent, blue and red, one-hot each."""
         cells = jnp.stack([state.agent, state.blue, state.red])
         places = jnp.stack([cells // _SIZE, cells % _SIZE], axis=1)
         return jax.nn.one_hot(places, _SIZE, dtype=jnp.float32).ravel()
 
-    def is_truncated(self, state: Any, params: Any) -> jax.Array:
+    def is_truncated(self, state: TwoColorsState, params: TwoColorsParams) -> jax.Array:
         """Never."""
         return jnp.bool(False)
 
-    def is_terminated(self, state: Any, params: Any) -> jax.Array:
+    def is_terminated(
+        self, state: TwoColorsState, params: TwoColorsParams
+    ) -> jax.Array:
         """Never."""
         return jnp.bool(False)
 
 
 def _draw(key: jax.Array) -> jax.Array:
-    """Which of the cells left, `[3]`, for one after the other."""
+    """Draw numbers among the cells that are left, `[3]`, one after the other."""
     return jax.random.randint(key, (3,), 0, _CELLS - jnp.arange(3))
 
 
 def _spread(draws: jax.Array) -> jax.Array:
-    """Cells of three, `[3]`; of all ways the same chance."""
+    """Choose the cells of three, `[3]`; all ways have the same chance."""
     agent, blue = draws[0], draws[1] + (draws[1] >= draws[0])
     return jnp.stack([agent, blue, _free(draws[2], agent, blue)])
 
 
 def _free(draw: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
-    """A cell by its number among the cells but two."""
+    """Find a cell by its number among all cells but two."""
     cell = draw + (draw >= jnp.minimum(first, second))
     return cell + (cell >= jnp.maximum(first, second))

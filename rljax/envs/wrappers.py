@@ -1,29 +1,44 @@
 """Wrappers of batched environments: statistics, normalisation, memory, noise.
 
 `envs.make` and `envs.wrap` put them on. They see the whole batch, so that N
-environments share their running statistics. Those are part of the environments' state:
-checkpoints hold them, and `for_evaluation` takes them from there and leaves them as
-they are.
+environments share their running statistics. The statistics are part of the
+environments' state: checkpoints hold them, and `for_evaluation` takes them from there
+and leaves them as they are.
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax.config import saturating_add
+from rljax.contracts import BatchedEnv
 from rljax.networks import observations
-from rljax.types import Box, Discrete, Levels, Spec, TimeStep
+from rljax.types import Box, Discrete, EnvState, Levels, Noise, Obs, Spec, TimeStep
 
 _CLIP = 10.0  # standard deviations, of what is normalised
 _EPS = 1e-8  # of a variance
 
 
-class Wrapper:
-    """What wrappers share; a state's field `env` is that of the environment inside."""
+class WrapperState(Protocol):
+    """State of a wrapped environment."""
 
-    env: Any
+    @property
+    def env(self) -> EnvState:
+        """State of the environment inside."""
+        ...
+
+
+T = TypeVar("T")
+S = TypeVar("S", bound=WrapperState)
+
+
+class Wrapper(Generic[S]):
+    """The parts that wrappers share. Each has `reset` and `step` of its own."""
+
+    env: BatchedEnv  # inside
     # Whether `step` may truncate where the environment inside does not: nothing is then
     # promised of how often an environment is cut. A wrapper that never does says so.
     truncates: ClassVar[bool] = True
@@ -35,16 +50,16 @@ class Wrapper:
         return spec._replace(max_steps=1) if self.truncates else spec
 
     @property
-    def max_steps(self) -> Any:
+    def max_steps(self) -> ArrayLike:
         """Time limit of an episode, in steps."""
         return self.env.max_steps
 
-    def draw(self, key: jax.Array, length: int, num_envs: int) -> Any:
-        """Randomness of the inner environments."""
+    def draw(self, key: jax.Array, length: int, num_envs: int) -> Noise:
+        """Draw the randomness of the inner environments."""
         return self.env.draw(key, length, num_envs)
 
-    def for_evaluation(self, state: Any) -> Any:
-        """The same around the inner environment for evaluation."""
+    def for_evaluation(self, state: S) -> BatchedEnv:
+        """Put the same wrapper around the inner environment for evaluation."""
         inner = self.env.for_evaluation(state.env)
         return dataclasses.replace(self, env=inner)  # pyright: ignore
 
@@ -52,14 +67,14 @@ class Wrapper:
 class EpisodeState(NamedTuple):
     """State of `EpisodeStatistics`."""
 
-    env: Any
+    env: EnvState
     episode_return: jax.Array  # [N] float32, of the running episode
     episode_length: jax.Array  # [N] int32
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class EpisodeStatistics(Wrapper):
+class EpisodeStatistics(Wrapper[EpisodeState]):
     """Adds `episode_return` and `episode_length`, undiscounted, to `TimeStep.info`.
 
     They count the running episode up to this step: read them where
@@ -67,44 +82,48 @@ class EpisodeStatistics(Wrapper):
     """
 
     truncates = False
-    env: Any
+    env: BatchedEnv
 
-    def reset(self, key: jax.Array, num_envs: int) -> tuple[EpisodeState, Any]:
+    def reset(self, key: jax.Array, num_envs: int) -> tuple[EpisodeState, Obs]:
         """Reset the inner environments and the counters."""
-        state, obs = self.env.reset(key, num_envs)
-        zeros = jnp.zeros(num_envs, jnp.float32)
-        return EpisodeState(state, zeros, zeros.astype(jnp.int32)), obs
+        env_state, obs = self.env.reset(key, num_envs)
+        state = EpisodeState(
+            env=env_state,
+            episode_return=jnp.zeros(num_envs, jnp.float32),
+            episode_length=jnp.zeros(num_envs, jnp.int32),
+        )
+        return state, obs
 
     def step(
-        self, noise: Any, state: EpisodeState, action: jax.Array
+        self, noise: Noise, state: EpisodeState, action: jax.Array
     ) -> tuple[EpisodeState, TimeStep]:
         """Step and count."""
-        env_state, ts = self.env.step(noise, state.env, action)
-        episode_return = state.episode_return + ts.reward
+        env_state, timestep = self.env.step(noise, state.env, action)
+        episode_return = state.episode_return + timestep.reward
         episode_length = saturating_add(state.episode_length, 1)
-        info = ts.info | {
+        info = timestep.info | {
             "episode_return": episode_return,
             "episode_length": episode_length,
         }
-        done = ts.terminated | ts.truncated
+        done = timestep.terminated | timestep.truncated
         state = EpisodeState(
             env=env_state,
             episode_return=jnp.where(done, 0.0, episode_return),
             episode_length=jnp.where(done, 0, episode_length),
         )
-        return state, ts._replace(info=info)
+        return state, timestep._replace(info=info)
 
 
-def with_statistics(env: Any) -> Any:
-    """The environment with what `train.run` reads from `TimeStep.info`.
+def with_statistics(env: BatchedEnv) -> BatchedEnv:
+    """Make the environment put into `TimeStep.info` all that `train.run` reads there.
 
-    `envs.make` and `envs.wrap` have it. A `BatchedEnv` of your own gets
+    Environments of `envs.make` and `envs.wrap` do. A `BatchedEnv` of your own gets
     `EpisodeStatistics` here, unless its own steps tell `episode_return` and
     `episode_length`.
 
     Raises:
       ValueError: a method is missing, fails, or returns other than `BatchedEnv` says;
-        names the class, the method and what it should.
+        names the class, the method and what is expected.
     """
     inner = env
     while isinstance(inner, Wrapper):
@@ -112,28 +131,31 @@ def with_statistics(env: Any) -> Any:
             return env
         inner = inner.env
     info = _checked_info(env)
-    told = {"episode_return", "episode_length"} <= info.keys()
+    told = {"episode_return", "episode_length"} <= info
     return env if told else EpisodeStatistics(env)
 
 
-def _checked_info(env: Any) -> dict[str, Any]:
-    """The shapes of what the steps of an environment say; it keeps to `BatchedEnv`."""
+def _checked_info(env: BatchedEnv) -> set[str]:
+    """Return the names in steps' `info`, once the environment keeps to `BatchedEnv`."""
     name, num_envs = type(env).__name__, 2
     methods = ("reset", "draw", "step", "for_evaluation")
     missing = [x for x in ("spec", "max_steps", *methods) if not hasattr(env, x)]
     if missing:
         raise ValueError(f"{name}: has no {missing[0]}, which a BatchedEnv needs")
     spec = env.spec
-    discrete = isinstance(spec.action, Discrete)
-    action = jnp.zeros((num_envs, *(() if discrete else spec.action.shape)))
+    if isinstance(spec.action, Discrete):
+        action = jnp.zeros(num_envs, jnp.int32)
+    else:
+        action = jnp.zeros((num_envs, *spec.action.shape), jnp.float32)
 
-    def first_step(key: jax.Array, action: jax.Array) -> Any:
+    def first_step(
+        key: jax.Array, action: jax.Array
+    ) -> tuple[Obs, EnvState, EnvState, TimeStep]:
         state, obs = env.reset(key, num_envs)
         noise = jax.tree.map(lambda x: x[0], env.draw(key, 1, num_envs))
         after, timestep = env.step(noise, state, action)
         return obs, state, after, timestep
 
-    action = action.astype(jnp.int32 if discrete else jnp.float32)
     try:
         key = jax.random.key(0)
         obs, state, after, timestep = jax.eval_shape(first_step, key, action)
@@ -147,11 +169,16 @@ def _checked_info(env: Any) -> dict[str, Any]:
         raise ValueError(f"{name}: step returns {type(timestep)}, not state, TimeStep")
     if jax.tree.map(_kind, state) != jax.tree.map(_kind, after):
         raise ValueError(f"{name}: step returns a state unlike the one of reset")
-    seen, flag = (spec.obs_shape, spec.obs_dtype), ((), "bool")
-    expected = dict(obs=seen, next_obs=seen, terminated=flag, truncated=flag)
-    expected["reward"] = ((), "float32")
-    found = dict(timestep._asdict(), **{"obs of reset": obs})
-    expected["obs of reset"] = seen
+    seen = (spec.obs_shape, spec.obs_dtype)
+    expected = {
+        "obs": seen,
+        "next_obs": seen,
+        "terminated": ((), "bool"),
+        "truncated": ((), "bool"),
+        "reward": ((), "float32"),
+        "obs of reset": seen,
+    }
+    found = timestep._asdict() | {"obs of reset": obs}
     for field, (shape, dtype) in expected.items():
         want = ((num_envs, *shape), dtype)
         if _kind(found[field]) != want:
@@ -159,57 +186,57 @@ def _checked_info(env: Any) -> dict[str, Any]:
                 f"{name}: {field} is {_kind(found[field])}, expected {want} for "
                 f"{num_envs} environments"
             )
-    return timestep.info
+    return set(timestep.info.keys())
 
 
-def _kind(x: Any) -> tuple[tuple[int, ...], str]:
+def _kind(x: jax.Array | jax.ShapeDtypeStruct) -> tuple[tuple[int, ...], str]:
     return x.shape, str(x.dtype)
 
 
 class LimitedState(NamedTuple):
     """State of `TerminalLimit`."""
 
-    env: Any
+    env: EnvState
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class TerminalLimit(Wrapper):
+class TerminalLimit(Wrapper[LimitedState]):
     """A step that the time limit truncates is terminated instead.
 
     For tasks that end there, Pardo et al. (2018), https://arxiv.org/abs/1712.00378.
-    What is left then depends on the time: observations should show it.
+    Returns then depend on the time left: observations should show the time.
     """
 
     truncates = False
-    env: Any
+    env: BatchedEnv
 
-    def reset(self, key: jax.Array, num_envs: int) -> tuple[LimitedState, Any]:
+    def reset(self, key: jax.Array, num_envs: int) -> tuple[LimitedState, Obs]:
         """Reset the inner environments."""
-        state, obs = self.env.reset(key, num_envs)
-        return LimitedState(state), obs
+        env_state, obs = self.env.reset(key, num_envs)
+        return LimitedState(env=env_state), obs
 
     def step(
-        self, noise: Any, state: LimitedState, action: jax.Array
+        self, noise: Noise, state: LimitedState, action: jax.Array
     ) -> tuple[LimitedState, TimeStep]:
         """Step; whatever ends, terminates."""
-        env_state, ts = self.env.step(noise, state.env, action)
-        ended = ts.terminated | ts.truncated
-        ts = ts._replace(terminated=ended, truncated=jnp.zeros_like(ended))
-        return LimitedState(env_state), ts
+        env_state, timestep = self.env.step(noise, state.env, action)
+        ended = timestep.terminated | timestep.truncated
+        timestep = timestep._replace(terminated=ended, truncated=jnp.zeros_like(ended))
+        return LimitedState(env=env_state), timestep
 
 
 class StickyState(NamedTuple):
     """State of `StickyActions`."""
 
-    env: Any
+    env: EnvState
     action: jax.Array  # [N] or [N, *shape], the one before
     started: jax.Array  # [N] bool, whether there is one
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class StickyActions(Wrapper):
+class StickyActions(Wrapper[StickyState]):
     """With some probability the environment repeats its last action instead.
 
     Machado et al. (2018), https://arxiv.org/abs/1709.06009. An episode's first action
@@ -217,51 +244,65 @@ class StickyActions(Wrapper):
     """
 
     truncates = False
-    env: Any
-    probability: Any  # in [0, 1]
+    env: BatchedEnv
+    probability: float | jax.Array  # in [0, 1]
 
-    def reset(self, key: jax.Array, num_envs: int) -> tuple[StickyState, Any]:
+    def reset(self, key: jax.Array, num_envs: int) -> tuple[StickyState, Obs]:
         """Reset the inner environments; nothing to repeat."""
-        state, obs = self.env.reset(key, num_envs)
+        env_state, obs = self.env.reset(key, num_envs)
         action = self.spec.action
         shape = action.shape if isinstance(action, Box) else ()
         dtype = jnp.float32 if isinstance(action, Box) else jnp.int32
-        none = jnp.zeros((num_envs, *shape), dtype)
-        return StickyState(state, none, jnp.zeros(num_envs, bool)), obs
+        state = StickyState(
+            env=env_state,
+            action=jnp.zeros((num_envs, *shape), dtype),
+            started=jnp.zeros(num_envs, bool),
+        )
+        return state, obs
 
-    def draw(self, key: jax.Array, length: int, num_envs: int) -> tuple[Any, jax.Array]:
-        """Also whether to repeat, `[T, N]`."""
+    def draw(
+        self, key: jax.Array, length: int, num_envs: int
+    ) -> tuple[Noise, jax.Array]:
+        """Draw also whether to repeat, `[T, N]`."""
         key, sticky_key = jax.random.split(key)
         shape = (length, num_envs)
         sticks = jax.random.bernoulli(sticky_key, self.probability, shape)
         return self.env.draw(key, length, num_envs), sticks
 
     def step(
-        self, noise: Any, state: StickyState, action: jax.Array
+        self, noise: Noise, state: StickyState, action: jax.Array
     ) -> tuple[StickyState, TimeStep]:
         """Step with the new action or with the last."""
         inner_noise, sticks = noise
         action = action.astype(state.action.dtype)
         action = where(sticks & state.started, state.action, action)
-        env_state, ts = self.env.step(inner_noise, state.env, action)
-        return StickyState(env_state, action, ~(ts.terminated | ts.truncated)), ts
+        env_state, timestep = self.env.step(inner_noise, state.env, action)
+        state = StickyState(
+            env=env_state,
+            action=action,
+            started=~(timestep.terminated | timestep.truncated),
+        )
+        return state, timestep
 
 
 class Statistics(NamedTuple):
     """Of all samples so far, the same for all environments."""
 
-    count: jax.Array  # [] float32
+    count: jax.Array  # [] float32  # pyright: ignore[reportIncompatibleMethodOverride]
     mean: jax.Array  # [...]
     var: jax.Array  # [...]
 
     @classmethod
-    def start(cls, shape: tuple[int, ...]) -> "Statistics":
-        """Mean 0 and variance 1, worth one sample."""
-        zeros = jnp.zeros(shape, jnp.float32)
-        return cls(jnp.ones((), jnp.float32), zeros, jnp.ones_like(zeros))
+    def start(cls, shape: tuple[int, ...]) -> Self:
+        """Start with mean 0 and variance 1, worth one sample."""
+        return cls(
+            count=jnp.ones((), jnp.float32),
+            mean=jnp.zeros(shape, jnp.float32),
+            var=jnp.ones(shape, jnp.float32),
+        )
 
     def add(self, batch: jax.Array) -> "Statistics":
-        """With a batch `[N, ...]`, as data: what is normalised has no derivative here.
+        """Add a batch `[N, ...]` as data: statistics have no derivative in samples.
 
         Chan et al. (1979), "Updating formulae and a pairwise algorithm for computing
         sample variances".
@@ -272,26 +313,27 @@ class Statistics(NamedTuple):
         moved = batch.mean(axis=0) - self.mean
         within = self.var + weight * (batch.var(axis=0) - self.var)
         var = within + weight * (1.0 - weight) * moved**2
-        return Statistics(total, self.mean + weight * moved, var)
+        return Statistics(count=total, mean=self.mean + weight * moved, var=var)
 
 
 class NormalizedObservations(NamedTuple):
     """State of `NormalizeObservations`."""
 
-    env: Any
+    env: EnvState
     statistics: Statistics
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class NormalizeObservations(Wrapper):
+class NormalizeObservations(Wrapper[NormalizedObservations]):
     """Observations of mean 0 and variance 1, by the statistics of all so far.
 
-    Within ten standard deviations. What rollouts hold was normalised when it was seen.
+    They are cut at ten standard deviations. Observations in rollouts and replay keep
+    the normalisation of the time they were seen.
     """
 
     truncates = False
-    env: Any
+    env: BatchedEnv
     frozen: Statistics | None = None  # None: running ones
 
     @property
@@ -301,32 +343,33 @@ class NormalizeObservations(Wrapper):
 
     def reset(
         self, key: jax.Array, num_envs: int
-    ) -> tuple[NormalizedObservations, Any]:
+    ) -> tuple[NormalizedObservations, Obs]:
         """Reset the inner environments; the statistics start with what they show."""
-        state, obs = self.env.reset(key, num_envs)
+        env_state, obs = self.env.reset(key, num_envs)
         obs, mask = apart(self.spec, obs)
         statistics = self._add(Statistics.start(obs.shape[1:]), obs)
-        state = NormalizedObservations(state, statistics)
+        state = NormalizedObservations(env=env_state, statistics=statistics)
         return state, together(self._normalize(statistics, obs), mask)
 
     def step(
-        self, noise: Any, state: NormalizedObservations, action: jax.Array
+        self, noise: Noise, state: NormalizedObservations, action: jax.Array
     ) -> tuple[NormalizedObservations, TimeStep]:
         """Step, learn the statistics, normalise."""
-        env_state, ts = self.env.step(noise, state.env, action)
-        obs, mask = apart(self.spec, ts.obs)
-        next_obs, next_mask = apart(self.spec, ts.next_obs)
+        env_state, timestep = self.env.step(noise, state.env, action)
+        obs, mask = apart(self.spec, timestep.obs)
+        next_obs, next_mask = apart(self.spec, timestep.next_obs)
         statistics = self._add(state.statistics, obs)
-        ts = ts._replace(
+        timestep = timestep._replace(
             obs=together(self._normalize(statistics, obs), mask),
             next_obs=together(self._normalize(statistics, next_obs), next_mask),
         )
-        return NormalizedObservations(env_state, statistics), ts
+        state = NormalizedObservations(env=env_state, statistics=statistics)
+        return state, timestep
 
     def for_evaluation(self, state: NormalizedObservations) -> "NormalizeObservations":
-        """With the statistics as they are in `state`."""
+        """Normalise with the statistics in `state` as they are."""
         inner = self.env.for_evaluation(state.env)
-        return NormalizeObservations(inner, state.statistics)
+        return NormalizeObservations(env=inner, frozen=state.statistics)
 
     def _add(self, statistics: Statistics, obs: jax.Array) -> Statistics:
         if self.frozen is not None:
@@ -341,14 +384,14 @@ class NormalizeObservations(Wrapper):
 class NormalizedRewards(NamedTuple):
     """State of `NormalizeRewards`."""
 
-    env: Any
+    env: EnvState
     discounted: jax.Array  # [N] the episode's discounted rewards so far
     statistics: Statistics
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class NormalizeRewards(Wrapper):
+class NormalizeRewards(Wrapper[NormalizedRewards]):
     """Rewards in units of their discounted sums' standard deviation, within ten.
 
     Engstrom et al. (2020), https://arxiv.org/abs/2005.12729, appendix A.2: the sums run
@@ -357,43 +400,51 @@ class NormalizeRewards(Wrapper):
     """
 
     truncates = False
-    env: Any
-    discount: Any  # in [0, 1]; that of the agent
+    env: BatchedEnv
+    discount: float | jax.Array  # in [0, 1]; the agent's
 
-    def reset(self, key: jax.Array, num_envs: int) -> tuple[NormalizedRewards, Any]:
+    def reset(self, key: jax.Array, num_envs: int) -> tuple[NormalizedRewards, Obs]:
         """Reset the inner environments; nothing is known of rewards."""
-        state, obs = self.env.reset(key, num_envs)
-        start = Statistics.start(())
-        return NormalizedRewards(state, jnp.zeros(num_envs, jnp.float32), start), obs
+        env_state, obs = self.env.reset(key, num_envs)
+        state = NormalizedRewards(
+            env=env_state,
+            discounted=jnp.zeros(num_envs, jnp.float32),
+            statistics=Statistics.start(()),
+        )
+        return state, obs
 
     def step(
-        self, noise: Any, state: NormalizedRewards, action: jax.Array
+        self, noise: Noise, state: NormalizedRewards, action: jax.Array
     ) -> tuple[NormalizedRewards, TimeStep]:
         """Step, learn the statistics, scale."""
-        env_state, ts = self.env.step(noise, state.env, action)
-        discounted = self.discount * state.discounted + ts.reward
+        env_state, timestep = self.env.step(noise, state.env, action)
+        discounted = self.discount * state.discounted + timestep.reward
         statistics = state.statistics.add(discounted)
-        scaled = ts.reward * jax.lax.rsqrt(statistics.var + _EPS)
-        discounted = jnp.where(ts.terminated | ts.truncated, 0.0, discounted)
-        info = ts.info | {"reward": ts.reward}
-        ts = ts._replace(reward=jnp.clip(scaled, -_CLIP, _CLIP), info=info)
-        return NormalizedRewards(env_state, discounted, statistics), ts
+        scaled = timestep.reward * jax.lax.rsqrt(statistics.var + _EPS)
+        ended = timestep.terminated | timestep.truncated
+        discounted = jnp.where(ended, 0.0, discounted)
+        info = timestep.info | {"reward": timestep.reward}
+        timestep = timestep._replace(reward=jnp.clip(scaled, -_CLIP, _CLIP), info=info)
+        state = NormalizedRewards(
+            env=env_state, discounted=discounted, statistics=statistics
+        )
+        return state, timestep
 
-    def for_evaluation(self, state: NormalizedRewards) -> Any:
-        """The inner environment: scores are true rewards."""
+    def for_evaluation(self, state: NormalizedRewards) -> BatchedEnv:
+        """Return the inner environment: scores are true rewards."""
         return self.env.for_evaluation(state.env)
 
 
 class StackedFrames(NamedTuple):
     """State of `StackFrames`."""
 
-    env: Any
+    env: EnvState
     frames: jax.Array  # [N, ..., size * C]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class StackFrames(Wrapper):
+class StackFrames(Wrapper[StackedFrames]):
     """The newest observations side by side on the last axis, the oldest first.
 
     Mnih et al. (2015), https://www.nature.com/articles/nature14236. An episode starts
@@ -401,7 +452,7 @@ class StackFrames(Wrapper):
     """
 
     truncates = False
-    env: Any
+    env: BatchedEnv
     size: int = dataclasses.field(metadata={"static": True})
 
     @property
@@ -416,28 +467,28 @@ class StackFrames(Wrapper):
             reading = observations.stacked(reading, spec.obs_shape, self.size)
         return spec._replace(obs_shape=(*shape, last), reading=reading)
 
-    def reset(self, key: jax.Array, num_envs: int) -> tuple[StackedFrames, Any]:
+    def reset(self, key: jax.Array, num_envs: int) -> tuple[StackedFrames, Obs]:
         """Reset the inner environments."""
-        state, obs = self.env.reset(key, num_envs)
+        env_state, obs = self.env.reset(key, num_envs)
         frame, mask = apart(self.spec, obs)
         frames = self._repeat(frame)
-        return StackedFrames(state, frames), together(frames, mask)
+        return StackedFrames(env=env_state, frames=frames), together(frames, mask)
 
     def step(
-        self, noise: Any, state: StackedFrames, action: jax.Array
+        self, noise: Noise, state: StackedFrames, action: jax.Array
     ) -> tuple[StackedFrames, TimeStep]:
         """Step and put the new frame last."""
-        env_state, ts = self.env.step(noise, state.env, action)
-        frame, mask = apart(self.spec, ts.obs)
-        next_frame, next_mask = apart(self.spec, ts.next_obs)
+        env_state, timestep = self.env.step(noise, state.env, action)
+        frame, mask = apart(self.spec, timestep.obs)
+        next_frame, next_mask = apart(self.spec, timestep.next_obs)
         older = state.frames[..., frame.shape[-1] :]
         next_frames = jnp.concatenate([older, next_frame], axis=-1)
-        done = ts.terminated | ts.truncated
+        done = timestep.terminated | timestep.truncated
         frames = where(done, self._repeat(frame), next_frames)
-        ts = ts._replace(
+        timestep = timestep._replace(
             obs=together(frames, mask), next_obs=together(next_frames, next_mask)
         )
-        return StackedFrames(env_state, frames), ts
+        return StackedFrames(env=env_state, frames=frames), timestep
 
     def _repeat(self, frame: jax.Array) -> jax.Array:
         return jnp.concatenate([frame] * self.size, axis=-1)
@@ -446,20 +497,20 @@ class StackFrames(Wrapper):
 class Timed(NamedTuple):
     """State of `TimeAware`."""
 
-    env: Any
+    env: EnvState
     time: jax.Array  # [N] int32, steps since the episode began
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class TimeAware(Wrapper):
+class TimeAware(Wrapper[Timed]):
     """Observations end with the time, as a fraction of the time limit.
 
     Pardo et al. (2018), https://arxiv.org/abs/1712.00378. Images get it as a plane.
     """
 
     truncates = False
-    env: Any
+    env: BatchedEnv
 
     @property
     def spec(self) -> Spec:
@@ -468,46 +519,52 @@ class TimeAware(Wrapper):
         *shape, last = spec.obs_shape
         return spec._replace(obs_shape=(*shape, last + 1))
 
-    def reset(self, key: jax.Array, num_envs: int) -> tuple[Timed, Any]:
+    def reset(self, key: jax.Array, num_envs: int) -> tuple[Timed, Obs]:
         """Reset the inner environments."""
-        state, obs = self.env.reset(key, num_envs)
+        env_state, obs = self.env.reset(key, num_envs)
         time = jnp.zeros(num_envs, jnp.int32)
-        return Timed(state, time), self._with(time, obs)
+        return Timed(env=env_state, time=time), self._with(time, obs)
 
     def step(
-        self, noise: Any, state: Timed, action: jax.Array
+        self, noise: Noise, state: Timed, action: jax.Array
     ) -> tuple[Timed, TimeStep]:
         """Step and count."""
-        env_state, ts = self.env.step(noise, state.env, action)
+        env_state, timestep = self.env.step(noise, state.env, action)
         next_time = saturating_add(state.time, 1)
-        time = jnp.where(ts.terminated | ts.truncated, 0, next_time)
-        obs, next_obs = self._with(time, ts.obs), self._with(next_time, ts.next_obs)
-        return Timed(env_state, time), ts._replace(obs=obs, next_obs=next_obs)
+        time = jnp.where(timestep.terminated | timestep.truncated, 0, next_time)
+        timestep = timestep._replace(
+            obs=self._with(time, timestep.obs),
+            next_obs=self._with(next_time, timestep.next_obs),
+        )
+        return Timed(env=env_state, time=time), timestep
 
-    def _with(self, time: jax.Array, obs: jax.Array) -> jax.Array:
+    def _with(self, time: jax.Array, obs: Obs) -> jax.Array:
+        """Put the time after an observation."""
         inner = self.env.spec
         obs = observations.read(inner.reading, obs, len(inner.obs_shape))
         obs, mask = apart(self.spec, obs)
-        time = time.reshape(-1, *[1] * (obs.ndim - 1)) / self.max_steps
+        ones = [1] * (obs.ndim - 1)
+        time = time.reshape(-1, *ones) / self.max_steps
         time = jnp.broadcast_to(time, (*obs.shape[:-1], 1))
         return together(jnp.concatenate([obs, time], axis=-1, dtype=jnp.float32), mask)
 
 
-def unwrap(env: Any, state: Any) -> tuple[Any, Any]:
-    """The innermost environment and its state."""
+def unwrap(env: BatchedEnv, state: EnvState) -> tuple[BatchedEnv, EnvState]:
+    """Return the innermost environment and its state."""
     while isinstance(env, Wrapper):
-        env, state = env.env, state.env
+        state = state.env
+        env = env.env
     return env, state
 
 
 def num_masked(spec: Spec) -> int:
-    """How many entries at the end of observations say which actions are legal."""
+    """Count the entries at the end of observations that say which actions are legal."""
     action = spec.action
     return action.num_actions if isinstance(action, Discrete) and action.masked else 0
 
 
 def apart(spec: Spec, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """An observation, and its mask of legal actions: `[..., A]`, or `[..., 0]`."""
+    """Split an observation and its mask of legal actions, `[..., A]` or `[..., 0]`."""
     at = obs.shape[-1] - num_masked(spec)
     return obs[..., :at], obs[..., at:]
 
@@ -517,7 +574,7 @@ def together(obs: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.concatenate([obs, mask.astype(obs.dtype)], axis=-1)
 
 
-def where(mask: jax.Array, on_true: Any, on_false: Any) -> Any:
+def where(mask: jax.Array, on_true: T, on_false: T) -> T:
     """`jnp.where` over trees, with `mask` `[N]` against leaves `[N, ...]`."""
 
     def select(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -297,6 +297,6 @@ def run(
         )
         return MamlState(params=params, opt_state=opt_state, key=key), metrics
 
-    state = state._replace(key=prng.unrolled(state.key))
+    state = state._replace(key=prng.fusible(state.key))
     state, metrics = jax.lax.scan(step, state, None, iterations)
     return state._replace(key=prng.plain(state.key)), metrics

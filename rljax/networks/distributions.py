@@ -1,6 +1,6 @@
 """Action distributions as distrax compositions, in the environment's units."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import distrax
 import jax
@@ -10,7 +10,7 @@ from jax.scipy.special import log_ndtr
 from jax.typing import ArrayLike
 
 from rljax import prng
-from rljax.types import Box, Discrete, Spec
+from rljax.types import Box, Discrete, Policy, Spec
 
 
 def sample(distribution: distrax.Distribution, key: jax.Array) -> jax.Array:
@@ -63,7 +63,11 @@ def epsilon_greedy(q: jax.Array, epsilon: ArrayLike, key: jax.Array) -> jax.Arra
 
 
 def repeated_epsilon_greedy(
-    q: jax.Array, epsilon: ArrayLike, memory: jax.Array, max_repeats: int, key: Any
+    q: jax.Array,
+    epsilon: ArrayLike,
+    memory: jax.Array,
+    max_repeats: int,
+    key: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Epsilon-greedy whose uniform actions last: for n steps with chance ~ 1 / n^2.
 
@@ -129,33 +133,59 @@ def gaussian(mean: jax.Array, log_std: jax.Array, box: Box) -> distrax.Independe
     return distrax.Independent(normal, len(box.shape))
 
 
-def divergences(old: Any, new: Any) -> tuple[jax.Array, ...]:
+def divergences(old: Policy, new: Policy) -> tuple[jax.Array, ...]:
     """Divergences of a new policy from an old one.
 
-    Those of a Gaussian from one with only the mean new, and from one with only the
-    standard deviation new: Song et al. (2020), https://arxiv.org/abs/1909.12238,
-    appendix C.
+    A Gaussian has two: from the old one to one with only the mean new, and to one with
+    only the standard deviation new. Song et al. (2020),
+    https://arxiv.org/abs/1909.12238, appendix C.
 
     Args:
-      old: categorical distribution, or as of `gaussian`, of batch shape `[...]`.
+      old: categorical distribution, or as returned by `gaussian`, of batch shape
+        `[...]`.
       new: likewise.
 
     Returns:
-      KL(old | new) `[...]`; for Gaussians that of the mean and that of the standard
+      KL(old | new) `[...]`; for Gaussians one of the mean and one of the standard
       deviation.
     """
     if isinstance(new, distrax.Categorical):
         return (old.kl_divergence(new),)
-    a, b = old.distribution, new.distribution
+    old_normal, new_normal = old.distribution, new.distribution
     dimensions = tuple(range(-len(old.event_shape), 0))
-    before, *changed = _apart(a.loc, a.scale, b.loc, b.scale)
-    return tuple(before.kl_divergence(x).sum(dimensions) for x in changed)
+    apart = _apart(
+        old_mean=old_normal.loc,
+        old_stddev=old_normal.scale,
+        new_mean=new_normal.loc,
+        new_stddev=new_normal.scale,
+    )
+    return tuple(
+        apart.old.kl_divergence(changed).sum(dimensions)
+        for changed in (apart.mean_new, apart.stddev_new)
+    )
 
 
-def _apart(old_mean: Any, old_stddev: Any, new_mean: Any, new_stddev: Any) -> Any:
-    """The old normals; with only the mean new; with only the standard deviation new."""
-    pairs = ((old_mean, old_stddev), (new_mean, old_stddev), (old_mean, new_stddev))
-    return tuple(distrax.Normal(*pair) for pair in pairs)
+class _Apart(NamedTuple):
+    """Each a `distrax.Normal` for every element of an action."""
+
+    old: Any
+    mean_new: Any  # and the old standard deviation
+    stddev_new: Any  # and the old mean
+
+
+def _apart(
+    *,
+    old_mean: jax.Array,
+    old_stddev: jax.Array,
+    new_mean: jax.Array,
+    new_stddev: jax.Array,
+) -> _Apart:
+    """Take the two changes of a Gaussian apart."""
+    return _Apart(
+        old=distrax.Normal(old_mean, old_stddev),
+        mean_new=distrax.Normal(new_mean, old_stddev),
+        stddev_new=distrax.Normal(old_mean, new_stddev),
+    )
 
 
 def tanh_gaussian(mean: jax.Array, log_std: jax.Array, box: Box) -> distrax.Transformed:
@@ -188,13 +218,12 @@ def tanh_gaussian(mean: jax.Array, log_std: jax.Array, box: Box) -> distrax.Tran
 class _Squashed(distrax.Transformed):
     """With a log-density at the bounds, where the inverse of tanh is infinite."""
 
-    def log_prob(self, value: Any) -> jax.Array:
+    def log_prob(self, value: jax.Array) -> jax.Array:
         normal: Any = self.distribution
         squash: Any = self.bijector
         mean, stddev = normal.loc, normal.scale_diag
-        low, high = (
-            squash.forward(jnp.full_like(mean, x)) for x in (-jnp.inf, jnp.inf)
-        )
+        low = squash.forward(jnp.full_like(mean, -jnp.inf))
+        high = squash.forward(jnp.full_like(mean, jnp.inf))
         middle, half = (low + high) / 2, (high - low) / 2
         position = (value - middle) / half
         spacing = jnp.maximum(2.0, jnp.maximum(jnp.abs(low), jnp.abs(high)) / half)
@@ -208,15 +237,19 @@ class _Squashed(distrax.Transformed):
         return jnp.sum(jnp.where(ends, beyond, inside) - jnp.log(half), axis=-1)
 
 
-def compare(old: Any, new: Any, x: Any) -> tuple[Any, tuple[Any, ...]]:
+def compare(
+    old: Policy, new: Policy, x: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Log-probabilities of a new policy, and its divergences from an old one.
 
-    A squashed Gaussian changes in two ways, by its mean and by its standard deviation:
-    the log-probabilities, before the tanh, are the sum of those with only one of them
-    new. Abdolmaleki et al. (2018), https://arxiv.org/abs/1812.02256.
+    A squashed Gaussian changes in two ways, by its mean and by its standard deviation.
+    Its log-probabilities, before the tanh, are a sum of two: with only the mean new,
+    and with only the standard deviation new. Abdolmaleki et al. (2018),
+    https://arxiv.org/abs/1812.02256.
 
     Args:
-      old: categorical distribution, or as of `tanh_gaussian`, of batch shape `[]`.
+      old: categorical distribution, or as returned by `tanh_gaussian`, of batch shape
+        `[]`.
       new: likewise.
       x: `[S, D]` before the tanh; not used for categorical ones.
 
@@ -225,19 +258,27 @@ def compare(old: Any, new: Any, x: Any) -> tuple[Any, tuple[Any, ...]]:
       mean and `[D]` of the standard deviation.
     """
     if isinstance(new, distrax.Categorical):
-        return new.logits, (old.kl_divergence(new),)
-    a, b = old.distribution, new.distribution
-    before, *changed = _apart(a.loc, a.scale_diag, b.loc, b.scale_diag)
-    log_probs = sum(normal.log_prob(x) for normal in changed)
-    kls = tuple(before.kl_divergence(normal) for normal in changed)
+        return jnp.asarray(new.logits), (old.kl_divergence(new),)
+    old_normal, new_normal = old.distribution, new.distribution
+    apart = _apart(
+        old_mean=old_normal.loc,
+        old_stddev=old_normal.scale_diag,
+        new_mean=new_normal.loc,
+        new_stddev=new_normal.scale_diag,
+    )
+    log_probs = apart.mean_new.log_prob(x) + apart.stddev_new.log_prob(x)
+    kls = (
+        apart.old.kl_divergence(apart.mean_new),
+        apart.old.kl_divergence(apart.stddev_new),
+    )
     return jnp.sum(log_probs, axis=-1), kls
 
 
-def squashed(distribution: Any, noise: jax.Array) -> jax.Array:
-    """The action that a squashed Gaussian makes of noise.
+def squashed(distribution: Policy, noise: jax.Array) -> jax.Array:
+    """Return the action that a squashed Gaussian makes of noise.
 
     Args:
-      distribution: as of `tanh_gaussian`.
+      distribution: as returned by `tanh_gaussian`.
       noise: `[..., D]` standard normal for a sample; 0 for the squashed mean.
 
     Returns:
@@ -248,7 +289,7 @@ def squashed(distribution: Any, noise: jax.Array) -> jax.Array:
 
 
 def check_bounded(name: str, spec: Spec) -> Box:
-    """The actions.
+    """Return the actions, once they are known to be bounded.
 
     Raises:
       ValueError: not continuous, or a bound is missing; names the agent `name`.
@@ -267,7 +308,7 @@ def _bounded(box: Box) -> np.ndarray:
 
 
 def middle_and_half(box: Box) -> tuple[Any, Any]:
-    """Middle and half width of the bounds `[D]`; 0 and 1 where one is missing.
+    """Return middle and half width of the bounds `[D]`; 0 and 1 where one is missing.
 
     A bound of 1e30 or more counts as missing.
     """

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import distrax
 import flax.linen as nn
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 
 from rljax.networks import distributions
 from rljax.networks.layers import MLP, Encoder, NoisyDense, dense, orthogonal
-from rljax.types import Box, Discrete, Levels, States
+from rljax.types import Box, Discrete, Policy, Reading
 
 
 class PolicyHead(nn.Module):
@@ -47,20 +46,21 @@ class Actor(nn.Module):
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
     convolution: bool = True  # of images
-    reading: States | Levels | None = None  # of observations
+    reading: Reading = None
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> distrax.Distribution:
         """Map `[..., *obs_shape]` to a distribution of batch shape `[...]`."""
-        x = Encoder(self.obs_ndim, convolution=self.convolution, reading=self.reading)(
-            obs
+        encoder = Encoder(
+            self.obs_ndim, convolution=self.convolution, reading=self.reading
         )
-        x = MLP(self.hidden_sizes, self.activation)(x)
-        policy: Any = PolicyHead(self.action)(x)
+        x = MLP(self.hidden_sizes, self.activation)(encoder(obs))
+        policy: Policy = PolicyHead(self.action)(x)
         if not (isinstance(self.action, Discrete) and self.action.masked):
             return policy
-        flags = slice(-self.action.num_actions, None)  # the same at every pixel
-        legal = obs[(..., *[0] * (self.obs_ndim - 1), flags)] > 0
+        flags = slice(-self.action.num_actions, None)
+        first_pixel = [0] * (self.obs_ndim - 1)  # flags are the same at every pixel
+        legal = obs[(..., *first_pixel, flags)] > 0
         return distributions.masked(policy.logits, legal)
 
 
@@ -72,15 +72,15 @@ class Critic(nn.Module):
     activation: str = "tanh"
     convolution: bool = True  # of images
     scale: float = 1.0  # of the last layer's first weights
-    reading: States | Levels | None = None  # of observations
+    reading: Reading = None
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
         """Map `[..., *obs_shape]` to `[...]`."""
-        x = Encoder(self.obs_ndim, convolution=self.convolution, reading=self.reading)(
-            obs
+        encoder = Encoder(
+            self.obs_ndim, convolution=self.convolution, reading=self.reading
         )
-        x = MLP(self.hidden_sizes, self.activation)(x)
+        x = MLP(self.hidden_sizes, self.activation)(encoder(obs))
         return dense(1, self.scale)(x)[..., 0]
 
 
@@ -91,14 +91,13 @@ class ActorCritic(nn.Module):
     action: Discrete | Box
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
-    reading: States | Levels | None = None  # of observations
+    reading: Reading = None
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> tuple[distrax.Distribution, jax.Array]:
         """Map `[..., *obs_shape]` to a distribution and a value of shape `[...]`."""
-        x = MLP(self.hidden_sizes, self.activation)(
-            Encoder(self.obs_ndim, reading=self.reading)(obs)
-        )
+        x = Encoder(self.obs_ndim, reading=self.reading)(obs)
+        x = MLP(self.hidden_sizes, self.activation)(x)
         return PolicyHead(self.action)(x), ValueHead()(x)
 
 
@@ -113,7 +112,7 @@ class QNetwork(nn.Module):
     noisy: bool = False
     num_outputs: int = 1  # per action: atoms or quantiles of its return
     layer_norm: bool = False
-    reading: States | Levels | None = None  # of observations
+    reading: Reading = None
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
@@ -121,16 +120,27 @@ class QNetwork(nn.Module):
 
         With more than one output per action to `[..., num_actions, num_outputs]`.
         """
-        x = Encoder(self.obs_ndim, self.layer_norm, reading=self.reading)(obs)
-        x = MLP(self.hidden_sizes, self.activation, self.noisy, self.layer_norm)(x)
+        encoder = Encoder(
+            self.obs_ndim, layer_norm=self.layer_norm, reading=self.reading
+        )
+        mlp = MLP(
+            self.hidden_sizes,
+            self.activation,
+            noisy=self.noisy,
+            layer_norm=self.layer_norm,
+        )
+        x = mlp(encoder(obs))
 
         def head(actions: int, name: str | None = None) -> jax.Array:
             size = actions * self.num_outputs
-            layer = NoisyDense(size, name=name) if self.noisy else dense(size, 1, name)
+            layer = (
+                NoisyDense(size, name=name) if self.noisy else dense(size, 1, name=name)
+            )
             return layer(x).reshape(*x.shape[:-1], actions, self.num_outputs)
 
         if self.dueling:
-            value, advantage = head(1, "value"), head(self.num_actions, "advantage")
+            value = head(1, name="value")
+            advantage = head(self.num_actions, name="advantage")
             q = value + advantage - advantage.mean(axis=-2, keepdims=True)
         else:
             q = head(self.num_actions)
@@ -147,14 +157,13 @@ class TanhGaussianActor(nn.Module):
     action: Box
     hidden_sizes: tuple[int, ...] = (256, 256)
     activation: str = "relu"
-    reading: States | Levels | None = None  # of observations
+    reading: Reading = None
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> distrax.Transformed:
         """Map `[..., *obs_shape]` to a distribution over `[..., D]`."""
-        x = MLP(self.hidden_sizes, self.activation)(
-            Encoder(self.obs_ndim, reading=self.reading)(obs)
-        )
+        x = Encoder(self.obs_ndim, reading=self.reading)(obs)
+        x = MLP(self.hidden_sizes, self.activation)(x)
         size = math.prod(self.action.shape)
         mean, log_std = jnp.split(dense(2 * size, 0.01)(x), 2, axis=-1)
         log_std = jnp.clip(log_std, -10.0, 2.0)
@@ -168,14 +177,13 @@ class DeterministicActor(nn.Module):
     action: Box
     hidden_sizes: tuple[int, ...] = (256, 256)
     activation: str = "relu"
-    reading: States | Levels | None = None  # of observations
+    reading: Reading = None
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
         """Map `[..., *obs_shape]` to `[..., D]`."""
-        x = MLP(self.hidden_sizes, self.activation)(
-            Encoder(self.obs_ndim, reading=self.reading)(obs)
-        )
+        x = Encoder(self.obs_ndim, reading=self.reading)(obs)
+        x = MLP(self.hidden_sizes, self.activation)(x)
         middle, half = distributions.middle_and_half(self.action)
         return middle + half * nn.tanh(dense(math.prod(self.action.shape), 0.01)(x))
 
@@ -187,7 +195,7 @@ class ContinuousQ(nn.Module):
     action: Box
     hidden_sizes: tuple[int, ...] = (256, 256)
     activation: str = "relu"
-    reading: States | Levels | None = None  # of observations
+    reading: Reading = None
 
     @nn.compact
     def __call__(self, obs: jax.Array, action: jax.Array) -> jax.Array:
@@ -241,7 +249,7 @@ class ImplicitQuantileNetwork(nn.Module):
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "relu"
     embedding_size: int = 64
-    reading: States | Levels | None = None  # of observations
+    reading: Reading = None
 
     @nn.compact
     def __call__(self, obs: jax.Array, fractions: jax.Array) -> jax.Array:
@@ -251,7 +259,9 @@ class ImplicitQuantileNetwork(nn.Module):
         embedded = CosineEmbedding(x.shape[-1], self.embedding_size)(fractions)
         shape = (x.shape[-1], self.num_actions)
         kernel = self.param("kernel", orthogonal(), shape)
-        bias = self.param("bias", nn.initializers.zeros, shape[1:], jnp.float32)
+        bias = self.param(
+            "bias", nn.initializers.zeros, (self.num_actions,), jnp.float32
+        )
         # The head's weights take the product in place of the features: the fractions
         # are then columns of one matrix, whatever the size of the batch.
         weights = embedded.T[:, :, None] * kernel[:, None, :]  # [features, N, actions]

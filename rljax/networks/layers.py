@@ -2,17 +2,18 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
+from jax.typing import DTypeLike
 
 from rljax import prng
 from rljax.networks import observations
-from rljax.types import Levels, Params, States
+from rljax.types import Params, Reading
 
 ACTIVATIONS = {
     "tanh": nn.tanh,
@@ -47,11 +48,13 @@ def orthogonal(scale: float = 1.0) -> Callable[..., jax.Array]:
       True
     """
 
-    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+    def init(
+        key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+    ) -> jax.Array:
         inputs, outputs = math.prod(shape[:-1]), shape[-1]
         tall = (max(inputs, outputs), min(inputs, outputs))
         precise = jnp.promote_types(dtype, jnp.float32)
-        gaussian = jax.random.normal(prng.unrolled(key), tall, precise)
+        gaussian = jax.random.normal(prng.fusible(key), tall, precise)
 
         def orthonormalise(_: jax.Array, a: jax.Array) -> jax.Array:
             return 1.5 * a - 0.5 * a @ (a.T @ a)
@@ -70,7 +73,11 @@ def dense(features: int, scale: float, name: str | None = None) -> nn.Dense:
 
 
 def valid_convolution(
-    images: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any
+    images: jax.Array,
+    kernel: jax.Array,
+    window_strides: Sequence[int] = (1, 1),
+    padding: str | Sequence[tuple[int, int]] = "VALID",
+    **options: Any,
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` for stride 1 without padding, quick on CPU.
 
@@ -80,14 +87,17 @@ def valid_convolution(
     Args:
       images: `[B, height, width, channels]`.
       kernel: `[rows, columns, channels, features]`.
-      *args: strides and so on, for the other backends.
-      **kwargs: likewise.
+      window_strides: for the other backends; 1 on CPU.
+      padding: likewise; none on CPU.
+      **options: likewise; none on CPU.
 
     Returns:
       `[B, height - rows + 1, width - columns + 1, features]`.
     """
     if jax.default_backend() != "cpu":
-        return jax.lax.conv_general_dilated(images, kernel, *args, **kwargs)
+        return jax.lax.conv_general_dilated(
+            images, kernel, window_strides, padding, **options
+        )
     rows, columns, _, features = kernel.shape
     height, width = images.shape[1] - rows + 1, images.shape[2] - columns + 1
     patches = [
@@ -128,13 +138,13 @@ class Encoder(nn.Module):
     """Observation to a flat float vector: by a convolution for images.
 
     Images are `[height, width, channels]`, as MinAtar's 10 x 10 planes; the
-    convolution is that of Young and Tian (2019), https://arxiv.org/abs/1903.03176.
+    convolution is the one of Young and Tian (2019), https://arxiv.org/abs/1903.03176.
     """
 
     obs_ndim: int
     layer_norm: bool = False  # over an image's channels
     convolution: bool = True  # else images are flattened as they are
-    reading: States | Levels | None = None  # of observations: `Spec.reading`
+    reading: Reading = None
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
@@ -167,17 +177,19 @@ class NoisyDense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[..., inputs]` to `[..., features]`."""
         bound = 1 / math.sqrt(x.shape[-1])
-        mean = nn.initializers.uniform(2 * bound)
-        scale = nn.initializers.constant(0.5 * bound)
+        upward = nn.initializers.uniform(2 * bound)
+        constant = nn.initializers.constant(0.5 * bound)
 
-        def layer(name: str, init: Any) -> nn.Dense:
-            def centred(*args: Any) -> jax.Array:
-                return init(*args) - (bound if init is mean else 0.0)
+        def centred(
+            key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+        ) -> jax.Array:
+            return upward(key, shape, dtype) - bound
 
-            kwargs: dict[str, Any] = dict(kernel_init=centred, bias_init=centred)
-            return nn.Dense(self.features, name=name, **kwargs)
+        def layer(name: str, init: Callable[..., jax.Array]) -> nn.Dense:
+            return nn.Dense(self.features, kernel_init=init, bias_init=init, name=name)
 
-        means, scales = layer("mean", mean), layer("scale", scale)
+        means = layer("mean", init=centred)
+        scales = layer("scale", init=constant)
         if not self.has_variable("noise", "inputs"):
             scales(x)  # its parameters exist all the same
             return means(x)
@@ -197,7 +209,7 @@ def with_noise(params: Params, key: jax.Array, factored: bool = False) -> Params
         are the same.
 
     Returns:
-      What the network's `apply` takes in place of `params`: every use has the same
+      The parameters with the noise, for the network's `apply`: every use has the same
       noise.
 
     Example:
@@ -206,7 +218,7 @@ def with_noise(params: Params, key: jax.Array, factored: bool = False) -> Params
       >>> layer.apply(with_noise(params, jax.random.key(1)), jnp.ones(3)).shape
       (2,)
     """
-    flat: dict[Any, Any] = traverse_util.flatten_dict(params["params"])
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params["params"])
     layers = sorted(path[:-2] for path in flat if path[-2:] == ("scale", "kernel"))
     if not layers:
         return params
@@ -215,7 +227,8 @@ def with_noise(params: Params, key: jax.Array, factored: bool = False) -> Params
     # The sign times the root of the absolute value, but with roots as the last costly
     # step: XLA repeats whatever comes after one for every element of a weight.
     factors = jnp.sqrt(jnp.maximum(draws, 0.0)) - jnp.sqrt(jnp.maximum(-draws, 0.0))
-    ends, noise = itertools.accumulate(sizes), {}
+    noise: dict[tuple[str, ...], jax.Array] = {}
+    ends = itertools.accumulate(sizes)
     parts = iter([factors[end - n : end] for n, end in zip(sizes, ends, strict=True)])
     for layer in layers:
         inputs, outputs = next(parts), next(parts)
@@ -226,8 +239,10 @@ def with_noise(params: Params, key: jax.Array, factored: bool = False) -> Params
             flat[*layer, "mean", "kernel"] = mean + scale * (inputs[:, None] * outputs)
             mean, scale = (flat[*layer, n, "bias"] for n in ("mean", "scale"))
             flat[*layer, "mean", "bias"] = mean + scale * outputs
-    noise, flat = (traverse_util.unflatten_dict(x) for x in (noise, flat))
-    return {"params": flat, "noise": noise}
+    return {
+        "params": traverse_util.unflatten_dict(flat),
+        "noise": traverse_util.unflatten_dict(noise),
+    }
 
 
 class MLP(nn.Module):

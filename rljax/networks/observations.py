@@ -1,4 +1,4 @@
-"""How networks read observations: as they come, states one-hot, levels scaled.
+"""Observations as networks read them: as they come, states one-hot, levels scaled.
 
 Rollouts and replay keep the integers, which need a fraction of the memory; every
 network reads them here.
@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax.types import Levels, Spec, States
+from rljax.types import Levels, Reading, Spec, States
 
 
-def read(reading: States | Levels | None, obs: jax.Array, ndim: int) -> jax.Array:
-    """Observations as a network takes them.
+def read(reading: Reading, obs: jax.Array, ndim: int) -> jax.Array:
+    """Read observations as a network takes them.
 
     Args:
       reading: `Spec.reading`.
@@ -27,7 +27,8 @@ def read(reading: States | Levels | None, obs: jax.Array, ndim: int) -> jax.Arra
     Example:
       >>> read(States(3), jnp.array([[2], [0]]), ndim=1).tolist()
       [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
-      >>> read(Levels((0.0,), (255.0,)), jnp.array([255, 0], jnp.uint8), 1).tolist()
+      >>> pixels = Levels(low=(0.0,), high=(255.0,))
+      >>> read(pixels, jnp.array([255, 0], jnp.uint8), ndim=1).tolist()
       [1.0, 0.0]
     """
     if isinstance(reading, States):
@@ -50,11 +51,12 @@ def read_spec(spec: Spec) -> Spec:
 
 def bounds(levels: Levels, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """The lowest and the highest level as arrays that broadcast against `shape`."""
-    low, high = (
-        np.float32(bound[0]) if len(bound) == 1 else np.reshape(bound, shape)
-        for bound in levels
-    )
-    return np.asarray(low, np.float32), np.asarray(high, np.float32)
+
+    def array(bound: tuple[float, ...]) -> np.ndarray:
+        one = len(bound) == 1
+        return np.asarray(bound[0] if one else np.reshape(bound, shape), np.float32)
+
+    return array(levels.low), array(levels.high)
 
 
 def stacked(levels: Levels, shape: tuple[int, ...], size: int) -> Levels:
@@ -66,4 +68,4 @@ def stacked(levels: Levels, shape: tuple[int, ...], size: int) -> Levels:
         repeated = np.concatenate([np.reshape(bound, shape)] * size, axis=-1)
         return tuple(repeated.ravel().tolist())
 
-    return Levels(stack(levels.low), stack(levels.high))
+    return Levels(low=stack(levels.low), high=stack(levels.high))

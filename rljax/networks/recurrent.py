@@ -5,14 +5,17 @@ states of an LSTM. Hochreiter and Schmidhuber (1997),
 https://doi.org/10.1162/neco.1997.9.8.1735.
 """
 
-from typing import Any
+from typing import cast
 
+import distrax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from rljax.networks.layers import MLP, Encoder, dense, orthogonal
-from rljax.types import Levels, States
+from rljax.types import Params, Reading
+
+HeadOutputs = distrax.Distribution | jax.Array  # a policy, say, or state values
 
 
 class RecurrentQNetwork(nn.Module):
@@ -26,7 +29,7 @@ class RecurrentQNetwork(nn.Module):
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "relu"
     memory_size: int = 64
-    reading: States | Levels | None = None  # of observations
+    reading: Reading = None
 
     def setup(self) -> None:
         """Name the layers that both methods use."""
@@ -68,14 +71,14 @@ class RecurrentQNetwork(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """What a head makes of what is remembered: a policy, say, or state values."""
+    """A head on features that remember the episode: a policy, say, or state values."""
 
     obs_ndim: int
-    head: nn.Module  # maps features `[..., memory_size]` to any outputs
+    head: nn.Module  # maps features `[..., memory_size]` to `HeadOutputs`
     hidden_sizes: tuple[int, ...] = (64,)
     activation: str = "tanh"
     memory_size: int = 64
-    reading: States | Levels | None = None  # of observations
+    reading: Reading = None
 
     def setup(self) -> None:
         """Name the layers that both methods use."""
@@ -83,14 +86,16 @@ class Recurrent(nn.Module):
         self.mlp = MLP(self.hidden_sizes, self.activation)
         self.cell = _lstm(self.memory_size)
 
-    def __call__(self, obs: jax.Array, memory: jax.Array) -> tuple[Any, jax.Array]:
+    def __call__(
+        self, obs: jax.Array, memory: jax.Array
+    ) -> tuple[HeadOutputs, jax.Array]:
         """One step: `[..., *obs_shape]` to the head's outputs and the new memory."""
         memory = _remember(self.cell, memory, self.mlp(self.encoder(obs)))
         return self.head(_output(memory)), memory
 
     def unroll(
         self, obs: jax.Array, starts: jax.Array, memory: jax.Array
-    ) -> tuple[Any, jax.Array]:
+    ) -> tuple[HeadOutputs, jax.Array]:
         """Steps in a row.
 
         Args:
@@ -108,32 +113,42 @@ class Recurrent(nn.Module):
 
 
 def recall(
-    net: Any, params: Any, obs: jax.Array, starts: jax.Array, memory: jax.Array
+    net: RecurrentQNetwork | Recurrent,
+    params: Params,
+    obs: jax.Array,
+    starts: jax.Array,
+    memory: jax.Array,
 ) -> jax.Array:
-    """The memory after steps in a row, if there are any; arguments as of `unroll`."""
+    """Return the memory after steps in a row, if there are any; see `unroll`."""
     if not len(obs):
         return memory
-    return net.apply(params, obs, starts, memory, method="unroll")[1][-1]
+    _, memories = net.apply(params, obs, starts, memory, method="unroll")
+    return cast(jax.Array, memories)[-1]
 
 
-def _lstm(size: int) -> nn.Module:
+def _lstm(size: int) -> nn.OptimizedLSTMCell:
     return nn.OptimizedLSTMCell(
         size, kernel_init=orthogonal(), recurrent_kernel_init=orthogonal()
     )
 
 
-def _remember(cell: Any, memory: jax.Array, x: jax.Array) -> jax.Array:
+def _remember(cell: nn.OptimizedLSTMCell, memory: jax.Array, x: jax.Array) -> jax.Array:
     """One step of an LSTM whose two states are side by side in `memory`."""
-    state, _ = cell(tuple(jnp.split(memory, 2, axis=-1)), x)
+    carry, output = jnp.split(memory, 2, axis=-1)
+    state, _ = cell((carry, output), x)
     return jnp.concatenate(state, axis=-1)
 
 
 def _remember_all(
-    cell: Any, memory: jax.Array, x: jax.Array, starts: jax.Array
+    cell: nn.OptimizedLSTMCell, memory: jax.Array, x: jax.Array, starts: jax.Array
 ) -> jax.Array:
     """Memories after each step `[T, ...]`; nothing is remembered across a start."""
 
-    def step(cell: nn.Module, memory: jax.Array, inputs: Any) -> Any:
+    def step(
+        cell: nn.OptimizedLSTMCell,
+        memory: jax.Array,
+        inputs: tuple[jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array]:
         x, start = inputs
         memory = _remember(cell, jnp.where(start[..., None], 0.0, memory), x)
         return memory, memory
@@ -143,5 +158,5 @@ def _remember_all(
 
 
 def _output(memory: jax.Array) -> jax.Array:
-    """What an LSTM shows of its memory: the second half."""
+    """The second half of an LSTM's memory, which is its output."""
     return jnp.split(memory, 2, axis=-1)[1]

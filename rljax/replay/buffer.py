@@ -1,11 +1,11 @@
 """Replay on device: ring buffers, uniform or prioritised, as pure functions.
 
-A step is stored once. What follows it is the next row's observation, but for two cases
-that have a place of their own: what followed the newest row, and what followed a step
-cut by the time limit, after which the next row belongs to another episode.
+A step is stored once. Its successor is the next row's observation, but for two cases
+that have a place of their own: the successors of the newest row, and the successor of a
+step cut by the time limit, after which the next row belongs to another episode.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,31 +13,32 @@ from jax.typing import ArrayLike
 
 from rljax import config as cfg
 from rljax import prng
+from rljax.contracts import BufferConfig
 from rljax.replay import sum_tree
-from rljax.types import Box, Rollout, Spec
+from rljax.types import Box, Memory, Obs, Rollout, Spec
 
 _LEAST = 1e-30  # in place of the sum or the probability of what is empty
 
 
 class Steps(NamedTuple):
-    """What is stored of each step, `[rows, N, ...]`."""
+    """Stored steps, `[rows, N, ...]`."""
 
-    obs: Any
+    obs: Obs
     action: jax.Array
     reward: jax.Array
     terminated: jax.Array
     truncated: jax.Array
-    memory: Any  # the agent's, before acting; () for feed-forward agents
+    memory: Memory  # the agent's, before acting; () for feed-forward agents
 
 
 class Replay(NamedTuple):
     """The last rows of N environments."""
 
     steps: Steps
-    head: Any  # [N, ...] what followed the newest row
-    finals: Any  # [F, ...] what followed steps that the time limit cut
-    final: jax.Array  # [rows, N] int32, which of all those steps this one is
-    num_finals: jax.Array  # [] int32, how many there were, modulo a multiple of F
+    head: Obs  # [N, ...] successors of the newest row
+    finals: Obs  # [F, ...] successors of steps that the time limit cut
+    final: jax.Array  # [rows, N] int32, the number of a step among those cut
+    num_finals: jax.Array  # [] int32, steps cut so far, modulo a multiple of F
     added: jax.Array  # [] int32, rows ever added, modulo twice their number
     tree: sum_tree.SumTree | None  # priorities, [rows * N]; None: uniform
     max_priority: jax.Array  # [] float32, the greatest one ever given
@@ -46,23 +47,24 @@ class Replay(NamedTuple):
 class Windows(NamedTuple):
     """Up to n steps each, cut where episode or buffer end; `[B, ...]`."""
 
-    obs: Any  # where the window starts
+    obs: Obs  # where the window starts
     action: jax.Array  # taken there
     reward: jax.Array  # [B, n], 0 beyond the window
     num_steps: jax.Array  # [B] int32, 1 to n
     terminated: jax.Array  # [B] at the window's last step
-    next_obs: Any  # the last step's true successor; of no meaning if it terminated
+    next_obs: Obs  # the last step's true successor; of no meaning if it terminated
 
 
 class Sample(NamedTuple):
-    """What `sample` draws."""
+    """Steps as drawn by `sample`."""
 
-    index: jax.Array  # [B] int32, for `update_priorities`
+    # [B] int32, for `update_priorities`
+    index: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     windows: Windows
     probability: jax.Array  # [B] of each draw
 
 
-def validate(config: Any) -> None:
+def validate(config: BufferConfig) -> None:
     """Raise ValueError if the config's capacity does not suit its rollouts."""
     cfg.check_count(config, "capacity", high=2**30)  # rows are counted to twice that
     steps = config.num_envs * config.rollout_length
@@ -74,9 +76,9 @@ def validate(config: Any) -> None:
 
 
 def init(
-    spec: Spec, num_envs: int, capacity: int, prioritized: bool, memory: Any = ()
+    spec: Spec, num_envs: int, capacity: int, prioritized: bool, memory: Memory = ()
 ) -> Replay:
-    """An empty buffer.
+    """Make an empty buffer.
 
     Args:
       spec: of the environment; observations keep their dtype.
@@ -89,36 +91,33 @@ def init(
       The buffer.
     """
     rows = capacity // num_envs
-    boxed = isinstance(spec.action, Box)
-    action_shape = spec.action.shape if isinstance(spec.action, Box) else ()
+    action = jnp.zeros((rows, num_envs), jnp.int32)
+    if isinstance(spec.action, Box):
+        action = jnp.zeros((rows, num_envs, *spec.action.shape), jnp.float32)
     # Of `max_steps` steps in a row at most one is truncated.
     num_finals = num_envs * min(rows, rows // spec.max_steps + 1)
-
-    def zeros(*shape: int, dtype: Any = jnp.float32) -> jax.Array:
-        return jnp.zeros(shape, dtype)
-
-    lead = (rows, num_envs)
+    steps = Steps(
+        obs=jnp.zeros((rows, num_envs, *spec.obs_shape), spec.obs_dtype),
+        action=action,
+        reward=jnp.zeros((rows, num_envs), jnp.float32),
+        terminated=jnp.zeros((rows, num_envs), bool),
+        truncated=jnp.zeros((rows, num_envs), bool),
+        memory=jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), memory),
+    )
     return Replay(
-        steps=Steps(
-            obs=zeros(*lead, *spec.obs_shape, dtype=spec.obs_dtype),
-            action=zeros(*lead, *action_shape, dtype="float32" if boxed else "int32"),
-            reward=zeros(*lead),
-            terminated=zeros(*lead, dtype=bool),
-            truncated=zeros(*lead, dtype=bool),
-            memory=jax.tree.map(lambda x: zeros(rows, *x.shape, dtype=x.dtype), memory),
-        ),
-        head=zeros(num_envs, *spec.obs_shape, dtype=spec.obs_dtype),
-        finals=zeros(num_finals, *spec.obs_shape, dtype=spec.obs_dtype),
-        final=zeros(*lead, dtype=jnp.int32),
-        num_finals=zeros(dtype=jnp.int32),
-        added=zeros(dtype=jnp.int32),
+        steps=steps,
+        head=jnp.zeros((num_envs, *spec.obs_shape), spec.obs_dtype),
+        finals=jnp.zeros((num_finals, *spec.obs_shape), spec.obs_dtype),
+        final=jnp.zeros((rows, num_envs), jnp.int32),
+        num_finals=jnp.zeros((), jnp.int32),
+        added=jnp.zeros((), jnp.int32),
         tree=sum_tree.init(rows * num_envs) if prioritized else None,
         max_priority=jnp.ones((), jnp.float32),
     )
 
 
 def size(replay: Replay) -> jax.Array:
-    """Steps held, `[]` int32."""
+    """Count the steps held, `[]` int32."""
     rows, num_envs = replay.final.shape
     return jnp.minimum(replay.added, rows) * num_envs
 
@@ -160,7 +159,14 @@ def add(replay: Replay, rollout: Rollout, length: int = 1) -> Replay:
     added = replay.added + num_new
     if not jax.tree.leaves(replay.steps.memory):  # made without room for it
         rollout = rollout._replace(memory=())
-    new = Steps(*(getattr(rollout, name) for name in Steps._fields))
+    new = Steps(
+        obs=rollout.obs,
+        action=rollout.action,
+        reward=rollout.reward,
+        terminated=rollout.terminated,
+        truncated=rollout.truncated,
+        memory=rollout.memory,
+    )
     return replay._replace(
         steps=jax.tree.map(put, replay.steps, new),
         head=rollout.next_obs[-1],
@@ -199,10 +205,14 @@ def sample(replay: Replay, key: jax.Array, batch_size: int, n_step: int = 1) -> 
       n_step: n, the greatest number of steps in a window.
 
     Returns:
-      The draws, and what may be seen from each.
+      The draws, and the window from each.
     """
     index, probability = _draw(replay, key, batch_size)
-    return Sample(index, _windows(replay, index, n_step), probability)
+    return Sample(
+        index=index,
+        windows=_windows(replay, index, n_step),
+        probability=probability,
+    )
 
 
 def _draw(replay: Replay, key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
@@ -221,7 +231,7 @@ def _draw(replay: Replay, key: jax.Array, num: int) -> tuple[jax.Array, jax.Arra
 
 
 def windows(replay: Replay, index: jax.Array, n_step: int = 1) -> Windows:
-    """What is known from the steps at `index` `[B]` on.
+    """Return the windows that start at the steps of `index` `[B]`.
 
     A window ends at the end of the episode, or with the newest row: fewer steps then,
     but never a step of another episode, nor a wrong successor. Rewards are NaN for an
@@ -234,7 +244,7 @@ def windows(replay: Replay, index: jax.Array, n_step: int = 1) -> Windows:
 
 
 def _windows(replay: Replay, index: jax.Array, n_step: int) -> Windows:
-    """The same for an index within the buffer."""
+    """Windows from an index within the buffer."""
     (rows, num_envs), steps = replay.final.shape, replay.steps
     ahead = (index[:, None] + jnp.arange(n_step) * num_envs) % (rows * num_envs)
     if n_step == 1:
@@ -258,7 +268,7 @@ def _windows(replay: Replay, index: jax.Array, n_step: int) -> Windows:
 
 
 def _turns(num_slots: int) -> int:
-    """What counts of truncated steps are taken modulo, far below int32's end."""
+    """The modulus of counts of truncated steps, far below int32's end."""
     return num_slots * (2**30 // num_slots)
 
 
@@ -277,13 +287,13 @@ def _successors(replay: Replay, index: jax.Array) -> jax.Array:
 
 
 def _cut(replay: Replay, index: jax.Array) -> jax.Array:
-    """Whether steps were truncated, so that what followed has a place of its own."""
+    """Whether steps were truncated, so that successors have a place of their own."""
     steps = replay.steps
     return _take(steps.truncated, index) & ~_take(steps.terminated, index)
 
 
 def _lost(replay: Replay, index: jax.Array) -> jax.Array:
-    """Whether the place of what followed a truncated step was needed again."""
+    """Whether the place of a truncated step's successor was needed again."""
     num_slots = len(replay.finals)
     if num_slots >= replay.final.size:  # one for every step
         return jnp.zeros(index.shape, bool)
@@ -327,15 +337,23 @@ def sample_sequences(
     steps = jax.tree.map(lambda x: _take(x, ahead), replay.steps)  # [T, B, ...]
     next_obs = _successors(replay, ahead)
     reward = jnp.where(_lost(replay, ahead), jnp.nan, steps.reward)
-    steps = steps._replace(reward=reward)
-    sequences = Rollout(*steps[:5], next_obs=next_obs, extras=(), memory=steps.memory)
+    sequences = Rollout(
+        obs=steps.obs,
+        action=steps.action,
+        reward=reward,
+        terminated=steps.terminated,
+        truncated=steps.truncated,
+        next_obs=next_obs,
+        extras=(),
+        memory=steps.memory,
+    )
     return index, sequences, probability
 
 
 def importance_weights(
     replay: Replay, probability: jax.Array, beta: ArrayLike
 ) -> jax.Array:
-    r"""Weights `[B]` that undo the priorities, the greatest of the batch 1.
+    r"""Return weights `[B]` that undo the priorities, the greatest of the batch 1.
 
     .. math:: w_i = (M P_i)^{-\beta} / \max_j w_j
 
@@ -350,9 +368,9 @@ def importance_weights(
 def update_priorities(replay: Replay, index: jax.Array, priority: jax.Array) -> Replay:
     """Set priorities `[B]`, not negative, of the steps at `index` `[B]`.
 
-    Those are in proportion to the probability: raise them to a power beforehand. 0 is
-    never drawn again until it is overwritten. An index of a step that is not held
-    leaves its priority out.
+    Priorities are in proportion to the probability: raise them to a power beforehand. A
+    step of priority 0 is never drawn until it is overwritten. An index of a step that
+    is not held leaves its priority out.
     """
     assert replay.tree is not None
     held = (index >= 0) & (index < size(replay))

@@ -25,7 +25,7 @@ class SumTree:
 
 
 def init(size: int) -> SumTree:
-    """A tree of `size` zeros.
+    """Make a tree of `size` zeros.
 
     Example:
       >>> tree = update(init(100), jnp.array([7, 42]), jnp.array([1.0, 3.0]))
@@ -37,16 +37,16 @@ def init(size: int) -> SumTree:
     depth = max(1, math.ceil(math.log(size, _WIDTH) - 1e-9))
     groups = [-(-size // _WIDTH ** (depth - level)) for level in range(depth)]
     levels = tuple(jnp.zeros((group, _WIDTH), jnp.float32) for group in groups)
-    return SumTree(levels, size)
+    return SumTree(levels=levels, size=size)
 
 
 def total(tree: SumTree) -> jax.Array:
-    """Sum of all values, `[]`."""
+    """Return the sum of all values, `[]`."""
     return tree.levels[0].sum()
 
 
 def values(tree: SumTree, index: jax.Array) -> jax.Array:
-    """Values `[B]` at `index` `[B]`, 0 outside [0, size)."""
+    """Return values `[B]` at `index` `[B]`, 0 outside [0, size)."""
     inside = (index >= 0) & (index < tree.size)
     leaves = tree.levels[-1].reshape(-1)
     return jnp.where(inside, leaves[jnp.where(inside, index, 0)], 0.0)
@@ -72,11 +72,11 @@ def update(tree: SumTree, index: jax.Array, new: jax.Array) -> SumTree:
         sums = levels[level].at[index].get(mode="clip").sum(axis=-1)
         parents = levels[level - 1].reshape(-1).at[index].set(sums, mode="drop")
         levels[level - 1] = parents.reshape(-1, _WIDTH)
-    return SumTree(tuple(levels), tree.size)
+    return dataclasses.replace(tree, levels=tuple(levels))
 
 
 def sample(tree: SumTree, uniform: jax.Array) -> jax.Array:
-    """Indices drawn with probability `value / total`; values of 0 never are.
+    """Draw indices with probability `value / total`; values of 0 never are.
 
     Args:
       tree: whose total is positive.

@@ -16,14 +16,17 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 __all__ = ["CheckpointError", "latest", "restore", "save"]
 
@@ -31,8 +34,20 @@ _MANIFEST = "manifest.json"
 _ARRAYS = "arrays"
 _FORMAT = 1
 _REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
-_hooks: list[Any] = []  # `sys.unraisablehook` before this module's, the last one
+# `sys.unraisablehook` before this module's, the last one
+_hooks: list[Callable[["sys.UnraisableHookArgs"], object]] = []
 _TEMPORARY = re.compile(r"\.\d+\.tmp")
+Leaf = jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic
+T = TypeVar("T")  # a tree of leaves
+
+
+class _Entry(TypedDict):
+    """One leaf in the manifest."""
+
+    path: str
+    shape: list[int]
+    dtype: str  # of a key it names the generator
+    sha256: NotRequired[str]
 
 
 class CheckpointError(ValueError):
@@ -51,7 +66,7 @@ def save(folder: str | os.PathLike, step: int, state: Any, *, keep: int = 2) -> 
       step: number of the checkpoint, >= 0.
       state: a pytree of jax (typed keys too) and numpy arrays; sharded ones are
         gathered on the host.
-      keep: how many checkpoints to leave, this one counted, >= 1.
+      keep: number of checkpoints to leave, this one counted, >= 1.
 
     Returns: `folder/<step>`.
 
@@ -75,7 +90,7 @@ def save(folder: str | os.PathLike, step: int, state: Any, *, keep: int = 2) -> 
         arrays = [_to_host(leaf) for _, leaf in flat]
         if jax.process_index() != 0:
             return target
-        leaves = [
+        leaves: list[_Entry] = [
             {**_describe(name, leaf), "sha256": _sha256(array)}
             for (name, leaf), array in zip(flat, arrays, strict=True)
         ]
@@ -110,7 +125,7 @@ def latest(folder: str | os.PathLike) -> int | None:
     return max(_steps(Path(folder)), default=None)
 
 
-def restore(folder: str | os.PathLike, like: Any, step: int | None = None) -> Any:
+def restore(folder: str | os.PathLike, like: T, step: int | None = None) -> T:
     """Reads a checkpoint, bit for bit, after checking all of it.
 
     Args:
@@ -143,7 +158,7 @@ def restore(folder: str | os.PathLike, like: Any, step: int | None = None) -> An
     flat = _flatten(path, like)
     _check_leaves(path, saved, [_describe(name, leaf) for name, leaf in flat])
     restored = [
-        _to_device(path, entry, array, leaf)
+        _to_device(path, entry, array=array, like=leaf)
         for entry, array, (_, leaf) in zip(saved, arrays, flat, strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(like), restored)
@@ -160,8 +175,8 @@ def _steps(folder: Path) -> list[int]:
     )
 
 
-def _flatten(path: Path, tree: Any) -> list[tuple[str, Any]]:
-    """`(name, leaf)` of every leaf; anything but an array is an error."""
+def _flatten(path: Path, tree: Any) -> list[tuple[str, Leaf]]:
+    """Lists `(name, leaf)` of every leaf; anything but an array is an error."""
     flat = []
     for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         name = "state" + jax.tree_util.keystr(keys)
@@ -172,7 +187,7 @@ def _flatten(path: Path, tree: Any) -> list[tuple[str, Any]]:
     return flat
 
 
-def _is_array(leaf: Any) -> bool:
+def _is_array(leaf: Any) -> TypeGuard[Leaf]:
     """Whether bytes can hold it: no Python objects, no empty arrays of keys."""
     if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
         return False
@@ -181,19 +196,19 @@ def _is_array(leaf: Any) -> bool:
     return not leaf.dtype.hasobject
 
 
-def _is_key(leaf: Any) -> bool:
+def _is_key(leaf: Leaf) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _key_impl(like: Any) -> Any:
-    """The generator of a typed key, also where only its shape is known."""
+def _key_impl(like: Leaf) -> Any:
+    """Finds the generator of a typed key, also where only its shape is known."""
     found = []
     jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), like)
     return found[0]
 
 
-def _describe(name: str, leaf: Any) -> dict[str, Any]:
-    """The manifest's entry of one leaf; the dtype of a key names its generator."""
+def _describe(name: str, leaf: Leaf) -> _Entry:
+    """Makes the manifest's entry of one leaf, without the checksum."""
     return {"path": name, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
 
 
@@ -205,7 +220,7 @@ def _to_host(leaf: Any) -> np.ndarray:
     return np.asarray(leaf)
 
 
-def _to_device(path: Path, entry: dict[str, Any], array: np.ndarray, like: Any) -> Any:
+def _to_device(path: Path, entry: _Entry, *, array: np.ndarray, like: Leaf) -> Leaf:
     if isinstance(like, np.ndarray | np.generic):
         return array if isinstance(like, np.ndarray) else array[()]
     if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
@@ -224,15 +239,15 @@ def _to_device(path: Path, entry: dict[str, Any], array: np.ndarray, like: Any) 
     return jax.jit(wrap, out_shardings=sharding)()
 
 
-def _sharding(like: Any) -> jax.sharding.Sharding | None:
-    """How `like` is spread over several devices, None where it is not."""
+def _sharding(like: Leaf) -> jax.sharding.Sharding | None:
+    """Tells how `like` is spread over several devices, None where it is not."""
     sharding = getattr(like, "sharding", None)
     if isinstance(getattr(sharding, "mesh", None), jax.sharding.AbstractMesh):
         return None  # eval_shape knows of the split, not of the devices
     return sharding if sharding and len(sharding.device_set) > 1 else None
 
 
-def _write(folder: Path, leaves: list[dict], arrays: list[np.ndarray]) -> None:
+def _write(folder: Path, leaves: list[_Entry], arrays: list[np.ndarray]) -> None:
     """Writes everything of one step to `folder`, and on to the disk."""
     if folder.exists():  # left by a killed run
         shutil.rmtree(folder)
@@ -248,8 +263,8 @@ def _write(folder: Path, leaves: list[dict], arrays: list[np.ndarray]) -> None:
         _sync(path)
 
 
-def _read(path: Path) -> tuple[list[dict], list[np.ndarray]]:
-    """Entries and arrays of the leaves of one step; damage is found before parsing."""
+def _read(path: Path) -> tuple[list[_Entry], list[np.ndarray]]:
+    """Reads entries and arrays of one step's leaves, after a search for damage."""
     try:
         text = (path / _MANIFEST).read_bytes().decode()
         manifest = json.loads(text)
@@ -280,7 +295,7 @@ def _read(path: Path) -> tuple[list[dict], list[np.ndarray]]:
     return leaves, arrays
 
 
-def _sha256(value: Any) -> str:
+def _sha256(value: object) -> str:
     """SHA-256 of the bytes of an array, or of the JSON of anything else."""
     if isinstance(value, np.ndarray):
         data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
@@ -300,10 +315,10 @@ def _sha256_files(folder: Path) -> dict[str, str]:
     return digests
 
 
-def _check_leaves(path: Path, saved: list[dict], expected: list[dict]) -> None:
+def _check_leaves(path: Path, saved: list[_Entry], expected: list[_Entry]) -> None:
     """Raises at the first leaf whose path, shape or dtype differs."""
 
-    def words(leaf: dict | None) -> str:
+    def words(leaf: _Entry | None) -> str:
         if leaf is None:
             return "nothing"
         shape = ", ".join(map(str, leaf["shape"]))
@@ -318,7 +333,7 @@ def _check_leaves(path: Path, saved: list[dict], expected: list[dict]) -> None:
             )
 
 
-def _check_same(path: Path, leaves: list[dict]) -> None:
+def _check_same(path: Path, leaves: list[_Entry]) -> None:
     """Raises unless `path` is an intact checkpoint of these leaves."""
     try:
         same = _read(path)[0] == leaves
@@ -350,8 +365,8 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _orbax() -> Iterator[Any]:
-    """An orbax checkpointer of this process alone, with its log below errors muted."""
+def _orbax() -> "Iterator[ocp.Checkpointer]":
+    """Opens orbax for this process alone, with its log below errors muted."""
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -372,8 +387,8 @@ def _orbax() -> Iterator[Any]:
         log.setLevel(level)
 
 
-def _without_late_callbacks(unraisable: Any) -> None:
-    """The hook before, but for orbax's other writes when one of them has failed.
+def _without_late_callbacks(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Calls the hook before, but for orbax's other writes when one of them has failed.
 
     They end after its event loop, and tensorstore prints a traceback for each.
     """

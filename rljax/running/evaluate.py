@@ -1,6 +1,6 @@
 """Evaluation episodes, inside jit."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from rljax import prng
 from rljax.config import as_arrays
 from rljax.contracts import BatchedEnv
 from rljax.envs.wrappers import with_statistics
-from rljax.types import Agent, TrainState
+from rljax.types import Agent, AgentConfig, EnvState, Memory, Obs, TrainState
 
 
 class Episodes(NamedTuple):
@@ -20,11 +20,23 @@ class Episodes(NamedTuple):
     lengths: jax.Array  # [episodes] int32, steps
 
 
+class _Playing(NamedTuple):
+    """Episodes that go on."""
+
+    step: jax.Array  # [] int32
+    running: jax.Array  # [episodes] bool
+    episodes: Episodes  # so far
+    env: EnvState
+    obs: Obs
+    memory: Memory
+    key: jax.Array  # [] typed key
+
+
 def evaluate(
     agent: Agent,
     env: BatchedEnv,
-    config: Any,
-    ts: TrainState,
+    config: AgentConfig,
+    train_state: TrainState,
     key: jax.Array,
     episodes: int = 128,
     *,
@@ -32,57 +44,81 @@ def evaluate(
 ) -> Episodes:
     """Play one episode in each of `episodes` environments.
 
-    One episode each, to its end: short episodes are not counted more often than
-    long ones. An episode beyond the environment's time limit is cut there.
+    Each environment plays one, to its end: short episodes are not counted more often
+    than long ones. An episode beyond the environment's time limit is cut there.
 
     Args:
       agent: its `act` is used.
       env: batched environment, as in training.
       config: the agent's config.
-      ts: what to evaluate: the agent in it, with what its environments learned in
-        training (statistics of observations), which stays as it is.
+      train_state: its agent is evaluated, with the statistics of observations that
+        its environments learned in training, which stay as they are.
       key: `[]` typed key, consumed here.
-      episodes: how many.
+      episodes: number of episodes.
       explore: act as in training instead of greedily.
 
     Returns:
       Returns, of true rewards, and lengths, `[episodes]` each.
 
     Raises:
-      TypeError: `ts` is not a train state: an agent's state alone does not say what the
-        environments learned.
+      TypeError: `train_state` is none: an agent's state alone lacks the statistics of
+        the environments.
       ValueError: a function that the agent does not have.
     """
     cfg.check_functions(agent, "memory", "act")
     env = with_statistics(env)
-    if not isinstance(ts, TrainState):
-        raise TypeError(f"ts: must be a TrainState, not {type(ts).__name__}")
+    if not isinstance(train_state, TrainState):
+        kind = type(train_state).__name__
+        raise TypeError(f"train_state: must be a TrainState, not {kind}")
     config = as_arrays(config)
-    env = env.for_evaluation(ts.env)
-    reset_key, key = jax.random.split(prng.unrolled(key))
+    env = env.for_evaluation(train_state.env)
+    reset_key, key = jax.random.split(prng.fusible(key))
     env_state, obs = env.reset(reset_key, episodes)
     memory = agent.memory(config, episodes)
-    zeros = jnp.zeros(episodes, jnp.float32)
-    result = Episodes(zeros, zeros.astype(jnp.int32))
 
-    def unfinished(carry: Any) -> jax.Array:
-        step, running = carry[0], carry[1]
-        return running.any() & (step < env.max_steps)
+    def unfinished(playing: _Playing) -> jax.Array:
+        return playing.running.any() & (playing.step < env.max_steps)
 
-    def step(carry: Any) -> Any:
-        step, running, result, env_state, obs, memory, key = carry
-        key, act_key, env_key = jax.random.split(key, 3)
+    def step(playing: _Playing) -> _Playing:
+        key, act_key, env_key = jax.random.split(playing.key, 3)
         action, memory, _ = agent.act(
-            config, ts.agent, memory, obs, act_key, explore=explore
+            config,
+            train_state.agent,
+            playing.memory,
+            playing.obs,
+            act_key,
+            explore=explore,
         )
         noise = jax.tree.map(lambda x: x[0], env.draw(env_key, 1, episodes))
-        env_state, timestep = env.step(noise, env_state, action)
-        result = Episodes(
-            result.returns + timestep.reward * running, result.lengths + running
+        env_state, timestep = env.step(noise, playing.env, action)
+        so_far, running = playing.episodes, playing.running
+        return _Playing(
+            step=playing.step + 1,
+            running=running & ~(timestep.terminated | timestep.truncated),
+            episodes=Episodes(
+                returns=so_far.returns + timestep.reward * running,
+                lengths=so_far.lengths + running,
+            ),
+            env=env_state,
+            obs=timestep.obs,
+            memory=memory,
+            key=key,
         )
-        running &= ~(timestep.terminated | timestep.truncated)
-        return step + 1, running, result, env_state, timestep.obs, memory, key
 
-    running = jnp.ones(episodes, bool)
-    start = (jnp.zeros((), jnp.int32), running, result, env_state, obs, memory, key)
-    return jax.lax.while_loop(unfinished, step, start)[2]
+    start = _Playing(
+        step=jnp.zeros((), jnp.int32),
+        running=jnp.ones(episodes, bool),
+        episodes=_no_episodes(episodes),
+        env=env_state,
+        obs=obs,
+        memory=memory,
+        key=key,
+    )
+    return jax.lax.while_loop(unfinished, step, start).episodes
+
+
+def _no_episodes(num: int) -> Episodes:
+    """Episodes without a step."""
+    return Episodes(
+        returns=jnp.zeros(num, jnp.float32), lengths=jnp.zeros(num, jnp.int32)
+    )

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: CSV, TensorBoard, Weights & Biases, the terminal.
+"""Sinks for the numbers of a run: CSV, TensorBoard, Weights & Biases, the terminal.
 
 A row is a flat dict of numbers. A run of several seeds makes one row per step and seed
 (columns `step` and `seed`), the rows of a step one after the other. CSV keeps every
@@ -17,9 +17,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, Self, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from rich import progress
 
 __all__ = [
     "CsvSink",
@@ -166,8 +169,8 @@ class TensorBoardSink(Sink):
             with _named(self._path):
                 self._file.flush()
 
-    def _write(self, **what: Any) -> None:
-        event = self._event(wall_time=time.time(), **what)
+    def _write(self, **fields: object) -> None:
+        event = self._event(wall_time=time.time(), **fields)
         with _named(self._path):
             self._file.write(event.SerializeToString())
 
@@ -181,7 +184,7 @@ class WandbSink(Sink):
     Args:
       project: project to put the run in.
       name: name of the run.
-      config: what to record with it, as a flat dict.
+      config: settings to record, as a flat dict.
       folder: where wandb keeps its files.
 
     Raises: ValueError: wandb is not installed.
@@ -215,7 +218,7 @@ class WandbSink(Sink):
 
 
 class Progress:
-    """How far a run is, for people: a bar on a terminal, plain lines elsewhere.
+    """Shows people how far a run is: a bar on a terminal, plain lines elsewhere.
 
     Steps per second and the time left count from the first update on, so that the
     compilation before it does not. Elsewhere than on a terminal a line comes after
@@ -224,7 +227,7 @@ class Progress:
 
     Args:
       total_steps: environment steps at the end.
-      label: what to call the run.
+      label: name of the run.
       file: where to show it; stderr if None.
 
     Example:
@@ -236,7 +239,7 @@ class Progress:
     def __init__(self, total_steps: int, label: str, *, file: TextIO | None = None):
         self._total, self._label = total_steps, label
         self._file = file
-        self._bar: Any = None
+        self._bar: progress.Progress | None = None
         self._first: tuple[float, int] | None = None  # time and step of first update
         self._shown = (-math.inf, -math.inf)  # time and fraction of the last display
         self._step, self._text, self._unshown = 0, "", False
@@ -296,7 +299,7 @@ class Progress:
 
 
 def read_csv(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads what `CsvSink` wrote; of a run that still writes, the complete lines.
+    """Reads a file of `CsvSink`; of a run that still writes, the complete lines.
 
     Args:
       path: the file.
@@ -411,8 +414,8 @@ def _muted(name: str) -> Iterator[None]:
         log.setLevel(level)
 
 
-def _bar(file: TextIO, total_steps: int, label: str) -> Any:
-    """A rich progress bar, drawn only when told to."""
+def _bar(file: TextIO, total_steps: int, label: str) -> "progress.Progress":
+    """Makes a rich progress bar, drawn only when told to."""
     from rich import console, progress
 
     bar = progress.Progress(

@@ -3,9 +3,13 @@
 import itertools
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["interval", "learning_curve", "learning_curves"]
 
@@ -42,7 +46,7 @@ def interval(
       values: `[S, R]` one row of numbers per seed.
       confidence: mass inside the interval, in (0, 1).
       statistic: "iqm" or "mean".
-      resamples: how many times seeds are drawn with replacement.
+      resamples: number of times that seeds are drawn with replacement.
       seed: of these draws.
 
     Returns: `(center, low, high)`, `[R]` each; NaN where no seed has a value yet, and
@@ -100,10 +104,10 @@ def learning_curve(
         seed, NaN where there is none. One seed draws no band.
       path: the PNG; folders are made, an old file is replaced at once.
       title: above the picture.
-      ylabel: what the values are.
+      ylabel: name of the values.
       statistic: "iqm" or "mean", over seeds.
-      below: by label of its vertical axis, what is drawn under the first picture:
-        `runs` of their own, say a tuned discount's, with labels from above.
+      below: by label of its vertical axis, `runs` of their own to draw under the first
+        picture, say a tuned discount's, with labels from above.
 
     Returns: `path`.
 
@@ -137,7 +141,7 @@ def learning_curves(
     """Draws learning curves side by side, a panel for each environment, say.
 
     Args:
-      panels: by title, `runs` as of `learning_curve`.
+      panels: by title, `runs` as for `learning_curve`.
       path: likewise.
       ylabel: likewise.
       statistic: likewise.
@@ -145,7 +149,7 @@ def learning_curves(
 
     Returns: `path`.
 
-    Raises: ValueError: no panels, or as of `learning_curve`.
+    Raises: ValueError: no panels, or as by `learning_curve`.
     """
     from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
@@ -172,9 +176,14 @@ def learning_curves(
             if i and not runs:
                 axes.set_axis_off()
                 continue
-            note = _draw(axes, runs, statistic, colors[title])
-            heading = (title, note) if i == 0 else ("", "")
-            _decorate(axes, *heading, "" if j else name)
+            note = _draw(axes, runs, statistic=statistic, colors=colors[title])
+            first_row, first_column = i == 0, j == 0
+            _decorate(
+                axes,
+                title=title if first_row else "",
+                note=note if first_row else "",
+                ylabel=name if first_column else "",
+            )
             if i + 1 < len(rows):
                 axes.set_xlabel("")
             beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
@@ -185,10 +194,8 @@ def learning_curves(
     return _write(figure, Path(path))
 
 
-def _draw(
-    axes: Any, runs: dict[str, Any], statistic: str, colors: dict[str, str]
-) -> str:
-    """Lines and bands; what they are, in words."""
+def _draw(axes: "Axes", runs: Runs, *, statistic: str, colors: dict[str, str]) -> str:
+    """Draws lines and bands; returns their meaning in words."""
     if not runs:
         raise ValueError("runs is empty: nothing to draw")
     note = ""
@@ -210,8 +217,8 @@ def _draw(
     return note
 
 
-def _decorate(axes: Any, title: str, note: str, ylabel: str) -> None:
-    """Titles, axes, grid and legend."""
+def _decorate(axes: "Axes", *, title: str, note: str, ylabel: str) -> None:
+    """Adds titles, axes, grid and legend."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     axes.set_title(
@@ -238,7 +245,7 @@ def _decorate(axes: Any, title: str, note: str, ylabel: str) -> None:
     axes.tick_params(length=3, color="0.6")
 
 
-def _write(figure: Any, path: Path) -> Path:
+def _write(figure: "Figure", path: Path) -> Path:
     """Writes beside `path`, then renames: no one sees half a picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")

@@ -1,7 +1,7 @@
 """Unroll a policy in a batch of environments."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,22 @@ from jax.flatten_util import ravel_pytree
 from rljax.config import saturating_add
 from rljax.contracts import BatchedEnv
 from rljax.envs.wrappers import Statistics, where
-from rljax.types import ActFn, AgentConfig, MemoryFn, Rollout, Simulation, TrainState
+from rljax.types import (
+    ActFn,
+    AgentConfig,
+    EnvState,
+    Extras,
+    Memory,
+    MemoryFn,
+    Noise,
+    Obs,
+    Rollout,
+    Simulation,
+    TrainState,
+    Transition,
+)
 
+T = TypeVar("T")  # a tree
 _SMALL = 4096  # elements; copying larger arrays costs more than a kernel
 
 
@@ -36,7 +50,7 @@ def unroll(
       memory: the agent's, for episodes that start.
       key: `[]` typed key, consumed here; `train_state.key` is left alone.
       length: T.
-      simulates: keep what running the rollout again takes: `simulate`.
+      simulates: keep the environments, for `simulate`.
 
     Returns:
       The train state after T steps, the rollout `[T, N, ...]` and the environment's
@@ -48,7 +62,9 @@ def unroll(
     noises = env.draw(env_key, length, num_envs)
     first_memory = memory(config, num_envs)
 
-    def step(carry: Any, inputs: Any) -> Any:
+    def step(
+        carry: tuple[EnvState, Obs, Memory], inputs: tuple[jax.Array, Noise]
+    ) -> tuple[tuple[EnvState, Obs, Memory], tuple[Rollout, dict[str, jax.Array]]]:
         env_state, obs, memory = carry
         key, noise = inputs
         action, next_memory, extras = act(
@@ -72,7 +88,9 @@ def unroll(
     carry = (train_state.env, train_state.obs, train_state.memory)
     pack, unpack = _packing(carry)
 
-    def packed_step(packed: Any, inputs: Any) -> Any:
+    def packed_step(
+        packed: list[jax.Array], inputs: tuple[jax.Array, Noise]
+    ) -> tuple[list[jax.Array], tuple[Rollout, dict[str, jax.Array]]]:
         carry, outputs = step(unpack(packed), inputs)
         return pack(carry), outputs
 
@@ -90,7 +108,7 @@ def unroll(
     return train_state, rollout, info
 
 
-def simulate(rollout: Rollout, policy: Callable[[Any, Any], jax.Array]) -> Rollout:
+def simulate(rollout: Rollout, policy: Callable[[Obs, Extras], jax.Array]) -> Rollout:
     """Run a rollout's environments again, differentiably, as another policy acts.
 
     From the same state and with the same noise: the policy that acted gets its rollout
@@ -101,18 +119,21 @@ def simulate(rollout: Rollout, policy: Callable[[Any, Any], jax.Array]) -> Rollo
     Args:
       rollout: `[T, N, ...]`, with its `simulation`.
       policy: `(obs[N, ...], extras[N, ...]) -> action[N, ...]`, where `extras` are the
-        rollout's: what chance decided.
+        rollout's: the decisions of chance.
 
     Returns:
       `[T, N, ...]`, with the old `extras`, `memory` and `simulation`.
     """
-    env, start, noises = rollout.simulation
-    start, noises = _fresh_keys((start, noises))
+    env = rollout.simulation.env
+    start = _fresh_keys(rollout.simulation.state)
+    noises = _fresh_keys(rollout.simulation.noise)
 
-    def is_shared(x: Any) -> bool:  # by all environments, and without derivative
+    def is_shared(x: object) -> bool:  # by all environments, and without derivative
         return isinstance(x, Statistics)
 
-    def step(carry: Any, inputs: Any) -> Any:
+    def step(
+        carry: tuple[EnvState, Obs], inputs: tuple[Extras, Noise]
+    ) -> tuple[tuple[EnvState, Obs], Transition]:
         env_state, obs = carry
         extras, noise = inputs
         action = policy(obs, extras)
@@ -124,32 +145,48 @@ def simulate(rollout: Rollout, policy: Callable[[Any, Any], jax.Array]) -> Rollo
             carry,
             is_leaf=is_shared,
         )
-        steps = (obs, action, new.reward, new.terminated, new.truncated, new.next_obs)
-        return carry, steps
+        transition = Transition(
+            obs=obs,
+            action=action,
+            reward=new.reward,
+            terminated=new.terminated,
+            truncated=new.truncated,
+            next_obs=new.next_obs,
+        )
+        return carry, transition
 
     carry = (start, rollout.obs[0])
     _, steps = jax.lax.scan(step, carry, (rollout.extras, noises))
-    return Rollout(*steps, *rollout[len(steps) :])
+    return rollout._replace(
+        obs=steps.obs,
+        action=steps.action,
+        reward=steps.reward,
+        terminated=steps.terminated,
+        truncated=steps.truncated,
+        next_obs=steps.next_obs,
+    )
 
 
-def _fresh_keys(tree: Any) -> Any:
-    """The same, its keys as if nothing had consumed them yet."""
+def _fresh_keys(tree: T) -> T:
+    """Make keys as if nothing had consumed them yet."""
 
-    def clone(leaf: Any) -> Any:
+    def clone(leaf: jax.Array) -> jax.Array:
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return jax.random.clone(leaf) if is_key else leaf
 
     return jax.tree.map(clone, tree)
 
 
-def _packing(tree: Any) -> tuple[Callable[[Any], list], Callable[[list], Any]]:
+def _packing(
+    tree: T,
+) -> tuple[Callable[[T], list[jax.Array]], Callable[[list[jax.Array]], T]]:
     """Make functions that join small arrays, one vector for each dtype, and undo it.
 
     XLA on CPU spends kernels and copies on every array that a loop carries: with few
     of them a rollout of four CartPoles takes a fifth less time.
     """
     leaves, structure = jax.tree.flatten(tree)
-    groups: dict[Any, list[int]] = {}
+    groups: dict[int | jnp.dtype, list[int]] = {}
     for i, leaf in enumerate(leaves):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         alone = is_key or leaf.size > _SMALL
@@ -158,12 +195,12 @@ def _packing(tree: Any) -> tuple[Callable[[Any], list], Callable[[list], Any]]:
     unravel = [ravel_pytree([leaves[i] for i in group])[1] for group in joined]
     single = [group[0] for group in groups.values() if len(group) == 1]
 
-    def pack(tree: Any) -> list:
+    def pack(tree: T) -> list[jax.Array]:
         leaves = jax.tree.leaves(tree)
         vectors = [ravel_pytree([leaves[i] for i in group])[0] for group in joined]
         return vectors + [leaves[i] for i in single]
 
-    def unpack(packed: list) -> Any:
+    def unpack(packed: list[jax.Array]) -> T:
         out = dict(zip(single, packed[len(joined) :], strict=True))
         for group, split, vector in zip(joined, unravel, packed, strict=False):
             out |= zip(group, split(vector), strict=True)

@@ -1,6 +1,6 @@
 """The one training loop: pure functions to jit, vmap, shard and differentiate."""
 
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from rljax import config as cfg
 from rljax import prng
 from rljax.config import as_arrays
-from rljax.contracts import BatchedEnv
+from rljax.contracts import BatchedEnv, RunConfig, TrainConfig, WarmUpConfig
 from rljax.envs.wrappers import with_statistics
 from rljax.running.rollout import unroll
 from rljax.types import Agent, Metrics, Rollout, TrainState
@@ -16,27 +16,35 @@ from rljax.types import Agent, Metrics, Rollout, TrainState
 _MAX_ROWS = 1000  # of metrics that `train` returns, however long it runs
 
 
-def num_iterations(config: Any) -> int:
-    """Iterations after warm-up until `config.total_steps`, rounded up."""
+def num_iterations(config: RunConfig) -> int:
+    """Count the iterations after warm-up until `config.total_steps`, rounded up."""
     cfg.check_fields("train", config, "num_envs", "rollout_length", "total_steps")
-    steps = config.total_steps - warm_up_iterations(config) * steps_per_iteration(
-        config
-    )
-    return max(1, -(-steps // steps_per_iteration(config)))
+    steps_each = steps_per_iteration(config)
+    steps = config.total_steps - warm_up_iterations(config) * steps_each
+    return max(1, -(-steps // steps_each))
 
 
-def warm_up_iterations(config: Any) -> int:
-    """Iterations that only fill the replay: 0 where the config has no warm-up."""
-    return -(-getattr(config, "warmup_steps", 0) // steps_per_iteration(config))
+def warm_up_iterations(config: RunConfig) -> int:
+    """Count the iterations that only fill the replay, rounded up."""
+    return -(-_warm_up_steps(config) // steps_per_iteration(config))
 
 
-def steps_per_iteration(config: Any) -> int:
-    """Environment steps of one rollout, all environments counted."""
+def _warm_up_steps(config: RunConfig) -> int:
+    """Steps before the first update: 0 where the config has no warm-up."""
+    if hasattr(config, "warmup_steps"):
+        return cast(WarmUpConfig, config).warmup_steps
+    return 0
+
+
+def steps_per_iteration(config: RunConfig) -> int:
+    """Count the environment steps of one rollout, in all environments."""
     return config.num_envs * config.rollout_length
 
 
-def init(agent: Agent, env: BatchedEnv, config: Any, key: jax.Array) -> TrainState:
-    """Fresh agent, fresh episodes, and the warm-up of replay agents.
+def init(
+    agent: Agent, env: BatchedEnv, config: TrainConfig, key: jax.Array
+) -> TrainState:
+    """Make a fresh agent, start episodes, and warm replay agents up.
 
     Args:
       agent: made for `env.spec`.
@@ -58,7 +66,7 @@ def init(agent: Agent, env: BatchedEnv, config: Any, key: jax.Array) -> TrainSta
     config = as_arrays(config)
     agent_key, env_key, run_key = jax.random.split(key, 3)
     env_state, obs = env.reset(env_key, config.num_envs)
-    ts = TrainState(
+    train_state = TrainState(
         agent=agent.init(config, agent_key),
         env=env_state,
         obs=obs,
@@ -67,24 +75,27 @@ def init(agent: Agent, env: BatchedEnv, config: Any, key: jax.Array) -> TrainSta
         step=jnp.zeros((), jnp.int32),
     )
 
-    def warm_up(ts: TrainState, _: Any) -> tuple[TrainState, None]:
-        key, rollout_key = jax.random.split(ts.key)
-        ts, rollout, _ = _play(agent, env, config, ts, rollout_key)
-        agent_state = agent.observe(config, ts.agent, rollout)
-        return ts._replace(agent=agent_state, key=key), None
+    def warm_up(train_state: TrainState, _: None) -> tuple[TrainState, None]:
+        key, rollout_key = jax.random.split(train_state.key)
+        train_state, rollout, _info = _play(
+            agent, env, config, train_state=train_state, key=rollout_key
+        )
+        agent_state = agent.observe(config, train_state.agent, rollout)
+        return train_state._replace(agent=agent_state, key=key), None
 
-    if warm_up_iterations(config):
-        ts = ts._replace(key=prng.unrolled(ts.key))
-        ts, _ = jax.lax.scan(warm_up, ts, None, warm_up_iterations(config))
-        ts = ts._replace(key=prng.plain(ts.key))
-    return ts
+    iterations = warm_up_iterations(config)
+    if iterations:
+        train_state = train_state._replace(key=prng.fusible(train_state.key))
+        train_state, _ = jax.lax.scan(warm_up, train_state, None, iterations)
+        train_state = train_state._replace(key=prng.plain(train_state.key))
+    return train_state
 
 
 def run(
     agent: Agent,
     env: BatchedEnv,
-    config: Any,
-    ts: TrainState,
+    config: RunConfig,
+    train_state: TrainState,
     iterations: int,
     log_every: int = 1,
 ) -> tuple[TrainState, Metrics]:
@@ -94,8 +105,9 @@ def run(
       agent: made for `env.spec`.
       env: batched environment.
       config: the agent's config.
-      ts: from `init` or an earlier `run`; N calls equal one long call bit for bit.
-      iterations: how many; static.
+      train_state: as returned by `init` or an earlier `run`; N calls equal one long
+        call bit for bit.
+      iterations: number of iterations; static.
       log_every: iterations behind each row of metrics; must divide `iterations`.
 
     Returns:
@@ -116,10 +128,12 @@ def run(
         raise ValueError(f"log_every={log_every}: must divide iterations={iterations}")
     config = as_arrays(config)
 
-    def iteration(ts: TrainState, _: Any) -> tuple[TrainState, Metrics]:
-        key, rollout_key, update_key = jax.random.split(ts.key, 3)
-        ts, rollout, info = _play(agent, env, config, ts, rollout_key)
-        agent_state = agent.observe(config, ts.agent, rollout)
+    def iteration(train_state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+        key, rollout_key, update_key = jax.random.split(train_state.key, 3)
+        train_state, rollout, info = _play(
+            agent, env, config, train_state=train_state, key=rollout_key
+        )
+        agent_state = agent.observe(config, train_state.agent, rollout)
         agent_state, metrics = agent.update(config, agent_state, rollout, update_key)
         if not isinstance(metrics, dict):
             kind = type(metrics).__name__
@@ -131,36 +145,45 @@ def run(
             "episode_return": _sum_where(done, info["episode_return"]),
             "episode_length": _sum_where(done, info["episode_length"]),
         }
-        return ts._replace(agent=agent_state, key=key), metrics | sums
+        return train_state._replace(agent=agent_state, key=key), metrics | sums
 
-    def row(ts: TrainState, _: Any) -> tuple[TrainState, Metrics]:
+    def row(train_state: TrainState, _: None) -> tuple[TrainState, Metrics]:
         if log_every == 1:
-            ts, total = iteration(ts, None)
+            train_state, total = iteration(train_state, None)
         else:
-            shapes = jax.eval_shape(iteration, ts, None)[1]
+            shapes = jax.eval_shape(iteration, train_state, None)[1]
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-            def accumulate(carry: Any, _: Any) -> tuple[Any, None]:
-                ts, metrics = iteration(carry[0], None)
-                return (ts, jax.tree.map(jnp.add, carry[1], metrics)), None
+            def accumulate(
+                carry: tuple[TrainState, Metrics], _: None
+            ) -> tuple[tuple[TrainState, Metrics], None]:
+                train_state, total = carry
+                train_state, metrics = iteration(train_state, None)
+                return (train_state, jax.tree.map(jnp.add, total, metrics)), None
 
-            (ts, total), _ = jax.lax.scan(accumulate, (ts, zeros), None, log_every)
-        return ts, _averages(total, log_every) | {"step": ts.step}
+            carry = (train_state, zeros)
+            (train_state, total), _ = jax.lax.scan(accumulate, carry, None, log_every)
+        return train_state, _averages(total, log_every) | {"step": train_state.step}
 
-    ts = ts._replace(key=prng.unrolled(ts.key))
-    ts, metrics = jax.lax.scan(row, ts, None, iterations // log_every)
-    return ts._replace(key=prng.plain(ts.key)), metrics
+    train_state = train_state._replace(key=prng.fusible(train_state.key))
+    train_state, metrics = jax.lax.scan(row, train_state, None, iterations // log_every)
+    return train_state._replace(key=prng.plain(train_state.key)), metrics
 
 
 def _play(
-    agent: Agent, env: BatchedEnv, config: Any, ts: TrainState, key: jax.Array
+    agent: Agent,
+    env: BatchedEnv,
+    config: RunConfig,
+    *,
+    train_state: TrainState,
+    key: jax.Array,
 ) -> tuple[TrainState, Rollout, dict[str, jax.Array]]:
-    """One rollout of the agent."""
+    """Play one rollout of the agent."""
     return unroll(
         agent.act,
         env,
         config,
-        ts,
+        train_state,
         memory=agent.memory,
         key=key,
         length=config.rollout_length,
@@ -183,7 +206,7 @@ def _averages(total: Metrics, iterations: int) -> Metrics:
 
 
 def train(
-    agent: Agent, env: BatchedEnv, config: Any, key: jax.Array
+    agent: Agent, env: BatchedEnv, config: TrainConfig, key: jax.Array
 ) -> tuple[TrainState, Metrics]:
     """Train from scratch for at least `config.total_steps` steps. Pure.
 
@@ -197,19 +220,22 @@ def train(
       key: `[]` typed key, consumed here.
 
     Returns:
-      The final state, and metrics as of `run`, at most a thousand rows.
+      The final state, and metrics as returned by `run`, at most a thousand rows.
 
     Example:
       >>> from rljax import agents, envs
       >>> env = envs.make("CartPole-v1")
       >>> ppo = agents.get("ppo")
       >>> config = ppo.Config(num_envs=2, rollout_length=8, total_steps=32)
-      >>> ts, metrics = train(ppo.make(env.spec), env, config, jax.random.key(0))
-      >>> int(ts.step), metrics["step"].tolist()
+      >>> agent = ppo.make(env.spec)
+      >>> train_state, metrics = train(agent, env, config, jax.random.key(0))
+      >>> int(train_state.step), metrics["step"].tolist()
       (32, [16, 32])
     """
     iterations = num_iterations(config)
     log_every = -(-iterations // _MAX_ROWS)
     iterations = -(-iterations // log_every) * log_every
-    ts = init(agent, env, config, key)
-    return run(agent, env, config, ts, iterations, log_every)
+    train_state = init(agent, env, config, key)
+    return run(
+        agent, env, config, train_state, iterations=iterations, log_every=log_every
+    )

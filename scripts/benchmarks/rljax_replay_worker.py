@@ -29,7 +29,7 @@ def main():
         return replay.add(buffer, new)
 
     def learn(buffer, key):
-        key = prng.unrolled(key)
+        key = prng.fusible(key)
         index, windows, probability = replay.sample(buffer, key, batch_size)
         number = sum(x.sum() for x in jax.tree.leaves(windows))
         if prioritized:

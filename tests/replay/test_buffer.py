@@ -140,7 +140,7 @@ def test_a_broken_promise_gives_nan_and_no_wrong_successor():
 def test_counts_of_truncated_steps_do_not_overflow():
     """They turn over where slots begin anew: all successors stay true."""
     episodes, buffer = Episodes(3), init()
-    turns = replay._turns(len(buffer.finals))
+    turns = replay.buffer._turns(len(buffer.finals))
     assert turns % len(buffer.finals) == 0 and turns < 2**30 + 1
     buffer = buffer._replace(num_finals=jnp.int32(turns - 2))
     seen = jax.jit(replay.windows)

@@ -600,7 +600,7 @@ def test_evaluate_cuts_at_the_time_limit():
 
 def test_evaluate_refuses_an_agents_state():
     env, agent = counter(), scripted(counting)
-    with pytest.raises(TypeError, match="ts: must be a TrainState, not dict"):
+    with pytest.raises(TypeError, match="train_state: must be a TrainState, not dict"):
         evaluate(agent, env, (), {"params": ()}, jax.random.key(0))
 
 
