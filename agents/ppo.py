@@ -99,7 +99,7 @@ class Config:
         on_policy.validate_minibatches(self)
 
 
-class Minibatch(NamedTuple):
+class Transitions(NamedTuple):
     """Transitions with what their losses need."""
 
     obs: jax.Array  # [B, ...]
@@ -113,7 +113,7 @@ def make(spec: Spec) -> Agent:
 
 
 def actor_loss(
-    spec: Spec, config: Config, params: Params, batch: Minibatch
+    spec: Spec, config: Config, params: Params, batch: Transitions
 ) -> tuple[jax.Array, Metrics]:
     """Clipped surrogate less the entropy bonus, mean over the batch."""
     policy = on_policy.actor(spec, config).apply(params, batch.obs)
@@ -127,7 +127,7 @@ def actor_loss(
 
 
 def critic_loss(
-    spec: Spec, config: Config, params: Params, batch: Minibatch
+    spec: Spec, config: Config, params: Params, batch: Transitions
 ) -> tuple[jax.Array, Metrics]:
     """Half the squared error of the return's prediction, mean over the batch."""
     target, old_value = batch.targets[:, 2], batch.targets[:, 3]
@@ -144,13 +144,13 @@ def critic_loss(
     return total, {"value_loss": total}
 
 
-def prepare(spec: Spec, config: Config, state: State, rollout: Rollout) -> Minibatch:
+def prepare(spec: Spec, config: Config, state: State, rollout: Rollout) -> Transitions:
     """Advantages and returns of a rollout, flattened to `[T * N, ...]`."""
     adv, value = on_policy.advantages(
         spec, config, state.critic, rollout=rollout, lambda_=config.lambda_
     )
     targets = jnp.stack([rollout.extras, adv, adv + value, value], axis=-1)
-    batch = Minibatch(obs=rollout.obs, action=rollout.action, targets=targets)
+    batch = Transitions(obs=rollout.obs, action=rollout.action, targets=targets)
     return on_policy.flatten(batch)
 
 

@@ -16,10 +16,10 @@ from rljax.types import (
     EnvState,
     Key,
     Metrics,
-    Noise,
     Obs,
     OptState,
     Params,
+    Randomness,
     Spec,
     TimeStep,
 )
@@ -338,12 +338,12 @@ class BatchedEnv(Protocol):
         """Return `(state, obs[N, ...])`."""
         ...
 
-    def draw(self, key: jax.Array, length: int, num_envs: int) -> Noise:
+    def draw(self, key: jax.Array, length: int, num_envs: int) -> Randomness:
         """Randomness of `length` steps, `[T, N, ...]`, drawn in bulk."""
         ...
 
     def step(
-        self, noise: Noise, state: EnvState, action: jax.Array
+        self, noise: Randomness, state: EnvState, action: jax.Array
     ) -> tuple[EnvState, TimeStep]:
         """One step with one row of `draw`: `(state, TimeStep)`.
 

@@ -16,7 +16,7 @@ Memory = Any  # tree of [N, ...], what an agent carries from step to step; () if
 Extras = Any  # tree of [N, ...], what `act` returns beside the action; () if nothing
 EnvState = Any  # of N environments, a tree
 Policy = Any  # a distribution of distrax over actions, of batch shape [...]
-Noise = Any  # tree of [T, N, ...], the randomness of T steps; a row of it: of one step
+Randomness = Any  # tree of [T, N, ...], of T steps; a row of the tree is of one step
 
 
 class Discrete(NamedTuple):
@@ -90,7 +90,7 @@ class Simulation(NamedTuple):
 
     env: Any  # the BatchedEnv, a pytree
     state: EnvState  # at the start
-    noise: Noise  # as returned by `env.draw`
+    noise: Randomness  # as returned by `env.draw`
 
 
 class Rollout(NamedTuple):

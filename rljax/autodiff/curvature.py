@@ -7,7 +7,7 @@ vmapped on CPU.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeVar, get_args
+from typing import Literal, Protocol, TypeVar, get_args
 
 import distrax
 import jax
@@ -19,13 +19,12 @@ from jax.typing import ArrayLike
 from rljax.autodiff._checks import describe, floats
 from rljax.autodiff._solve import VectorProduct, conjugate_gradients
 from rljax.autodiff._spectrum import eigh, lanczos, matmul
-from rljax.types import Params
+from rljax.types import Params, Policy
 
 X = TypeVar("X")  # a scalar, or a tree of floats
 X_contra = TypeVar("X_contra", contravariant=True)
 Y = TypeVar("Y")  # likewise
 Y_co = TypeVar("Y_co", covariant=True)
-Policy = Any  # a distrax distribution, or whatever a `kl` compares
 Order = Literal["forward-over-reverse", "reverse-over-forward", "reverse-over-reverse"]
 
 

@@ -13,7 +13,7 @@ from rljax.envs.batched import Env
 from rljax.envs.boundary import GymEnv, GymParams
 from rljax.envs.making import obs_space, wrap
 from rljax.envs.wrappers import Wrapper, apart, with_statistics
-from rljax.types import Box, EnvState, Noise, Obs, Spec, States, TimeStep
+from rljax.types import Box, EnvState, Obs, Randomness, Spec, States, TimeStep
 
 _HOOKS = ("reset_env", "step_env", "is_truncated", "observe", "action_mask")
 _KNOWN = {*_HOOKS, *dir(boundary.Gymnax)}
@@ -164,7 +164,7 @@ def _play(env: BatchedEnv, key: jax.Array, length: int) -> _Played:
     state, obs = env.reset(reset_key, _NUM_ENVS)
 
     def step(
-        carry: tuple[EnvState, Obs], inputs: tuple[Noise, jax.Array]
+        carry: tuple[EnvState, Obs], inputs: tuple[Randomness, jax.Array]
     ) -> tuple[tuple[EnvState, Obs], _Played]:
         state, obs = carry
         noise, key = inputs

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from rljax.config import saturating_add
 from rljax.contracts import BatchedEnv
 from rljax.networks import observations
-from rljax.types import Box, Discrete, EnvState, Levels, Noise, Obs, Spec, TimeStep
+from rljax.types import Box, Discrete, EnvState, Levels, Obs, Randomness, Spec, TimeStep
 
 _CLIP = 10.0  # standard deviations, of what is normalised
 _EPS = 1e-8  # of a variance
@@ -54,7 +54,7 @@ class Wrapper(Generic[S]):
         """Time limit of an episode, in steps."""
         return self.env.max_steps
 
-    def draw(self, key: jax.Array, length: int, num_envs: int) -> Noise:
+    def draw(self, key: jax.Array, length: int, num_envs: int) -> Randomness:
         """Draw the randomness of the inner environments."""
         return self.env.draw(key, length, num_envs)
 
@@ -95,7 +95,7 @@ class EpisodeStatistics(Wrapper[EpisodeState]):
         return state, obs
 
     def step(
-        self, noise: Noise, state: EpisodeState, action: jax.Array
+        self, noise: Randomness, state: EpisodeState, action: jax.Array
     ) -> tuple[EpisodeState, TimeStep]:
         """Step and count."""
         env_state, timestep = self.env.step(noise, state.env, action)
@@ -217,7 +217,7 @@ class TerminalLimit(Wrapper[LimitedState]):
         return LimitedState(env=env_state), obs
 
     def step(
-        self, noise: Noise, state: LimitedState, action: jax.Array
+        self, noise: Randomness, state: LimitedState, action: jax.Array
     ) -> tuple[LimitedState, TimeStep]:
         """Step; whatever ends, terminates."""
         env_state, timestep = self.env.step(noise, state.env, action)
@@ -262,7 +262,7 @@ class StickyActions(Wrapper[StickyState]):
 
     def draw(
         self, key: jax.Array, length: int, num_envs: int
-    ) -> tuple[Noise, jax.Array]:
+    ) -> tuple[Randomness, jax.Array]:
         """Draw also whether to repeat, `[T, N]`."""
         key, sticky_key = jax.random.split(key)
         shape = (length, num_envs)
@@ -270,7 +270,7 @@ class StickyActions(Wrapper[StickyState]):
         return self.env.draw(key, length, num_envs), sticks
 
     def step(
-        self, noise: Noise, state: StickyState, action: jax.Array
+        self, noise: Randomness, state: StickyState, action: jax.Array
     ) -> tuple[StickyState, TimeStep]:
         """Step with the new action or with the last."""
         inner_noise, sticks = noise
@@ -352,7 +352,7 @@ class NormalizeObservations(Wrapper[NormalizedObservations]):
         return state, together(self._normalize(statistics, obs), mask)
 
     def step(
-        self, noise: Noise, state: NormalizedObservations, action: jax.Array
+        self, noise: Randomness, state: NormalizedObservations, action: jax.Array
     ) -> tuple[NormalizedObservations, TimeStep]:
         """Step, learn the statistics, normalise."""
         env_state, timestep = self.env.step(noise, state.env, action)
@@ -414,7 +414,7 @@ class NormalizeRewards(Wrapper[NormalizedRewards]):
         return state, obs
 
     def step(
-        self, noise: Noise, state: NormalizedRewards, action: jax.Array
+        self, noise: Randomness, state: NormalizedRewards, action: jax.Array
     ) -> tuple[NormalizedRewards, TimeStep]:
         """Step, learn the statistics, scale."""
         env_state, timestep = self.env.step(noise, state.env, action)
@@ -475,7 +475,7 @@ class StackFrames(Wrapper[StackedFrames]):
         return StackedFrames(env=env_state, frames=frames), together(frames, mask)
 
     def step(
-        self, noise: Noise, state: StackedFrames, action: jax.Array
+        self, noise: Randomness, state: StackedFrames, action: jax.Array
     ) -> tuple[StackedFrames, TimeStep]:
         """Step and put the new frame last."""
         env_state, timestep = self.env.step(noise, state.env, action)
@@ -526,7 +526,7 @@ class TimeAware(Wrapper[Timed]):
         return Timed(env=env_state, time=time), self._with(time, obs)
 
     def step(
-        self, noise: Noise, state: Timed, action: jax.Array
+        self, noise: Randomness, state: Timed, action: jax.Array
     ) -> tuple[Timed, TimeStep]:
         """Step and count."""
         env_state, timestep = self.env.step(noise, state.env, action)

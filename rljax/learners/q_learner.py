@@ -37,7 +37,7 @@ from rljax.types import (
 )
 
 # (params, bootstrap_params, window or sequence, key) -> (loss [], absolute TD error [])
-TransitionLoss = Callable[[Params, Params, Any, jax.Array], tuple[jax.Array, jax.Array]]
+WindowLoss = Callable[[Params, Params, Any, jax.Array], tuple[jax.Array, jax.Array]]
 Outputs = Callable[..., jax.Array]  # of a network: (observation, *inputs) -> outputs
 Keys = tuple[jax.Array, jax.Array]  # [] typed key for the network, and for the target
 
@@ -283,7 +283,7 @@ def observe(
     return state._replace(replay=replay.add(state.replay, rollout, length))
 
 
-def transition_loss(head: Head, spec: Spec, config: AgentConfig) -> TransitionLoss:
+def transition_loss(head: Head, spec: Spec, config: AgentConfig) -> WindowLoss:
     """The head's loss as a function of parameters, with noise in the weights if any."""
     apply = head.network(spec, config).apply
 
@@ -323,7 +323,7 @@ def update(
 
 
 def learn(
-    loss: TransitionLoss,
+    loss: WindowLoss,
     config: QConfig,
     state: QState,
     *,

@@ -36,12 +36,12 @@ from rljax.types import (
     Obs,
     OptState,
     Params,
+    Policy,
     Rollout,
     TrainState,
 )
 
 DrawTask = Callable[[jax.Array], BatchedEnv]  # key to a task
-Distribution = Any  # over actions, one of distrax
 
 
 class PolicyNetwork(Protocol):
@@ -51,7 +51,7 @@ class PolicyNetwork(Protocol):
         """Make parameters, for observations `[1, *obs_shape]`."""
         ...
 
-    def apply(self, params: Params, obs: Obs, /) -> tuple[Distribution, jax.Array]:
+    def apply(self, params: Params, obs: Obs, /) -> tuple[Policy, jax.Array]:
         """Map `[..., *obs_shape]` to a distribution and to values `[...]`."""
         ...
 

@@ -37,7 +37,7 @@ _REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 # `sys.unraisablehook` before this module's, the last one
 _hooks: list[Callable[["sys.UnraisableHookArgs"], object]] = []
 _TEMPORARY = re.compile(r"\.\d+\.tmp")
-Leaf = jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic
+SavedLeaf = jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic
 T = TypeVar("T")  # a tree of leaves
 
 
@@ -175,7 +175,7 @@ def _steps(folder: Path) -> list[int]:
     )
 
 
-def _flatten(path: Path, tree: Any) -> list[tuple[str, Leaf]]:
+def _flatten(path: Path, tree: Any) -> list[tuple[str, SavedLeaf]]:
     """Lists `(name, leaf)` of every leaf; anything but an array is an error."""
     flat = []
     for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -187,7 +187,7 @@ def _flatten(path: Path, tree: Any) -> list[tuple[str, Leaf]]:
     return flat
 
 
-def _is_array(leaf: Any) -> TypeGuard[Leaf]:
+def _is_array(leaf: Any) -> TypeGuard[SavedLeaf]:
     """Whether bytes can hold it: no Python objects, no empty arrays of keys."""
     if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
         return False
@@ -196,18 +196,18 @@ def _is_array(leaf: Any) -> TypeGuard[Leaf]:
     return not leaf.dtype.hasobject
 
 
-def _is_key(leaf: Leaf) -> bool:
+def _is_key(leaf: SavedLeaf) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _key_impl(like: Leaf) -> Any:
+def _key_impl(like: SavedLeaf) -> Any:
     """Finds the generator of a typed key, also where only its shape is known."""
     found = []
     jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), like)
     return found[0]
 
 
-def _describe(name: str, leaf: Leaf) -> _Entry:
+def _describe(name: str, leaf: SavedLeaf) -> _Entry:
     """Makes the manifest's entry of one leaf, without the checksum."""
     return {"path": name, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
 
@@ -220,7 +220,9 @@ def _to_host(leaf: Any) -> np.ndarray:
     return np.asarray(leaf)
 
 
-def _to_device(path: Path, entry: _Entry, *, array: np.ndarray, like: Leaf) -> Leaf:
+def _to_device(
+    path: Path, entry: _Entry, *, array: np.ndarray, like: SavedLeaf
+) -> SavedLeaf:
     if isinstance(like, np.ndarray | np.generic):
         return array if isinstance(like, np.ndarray) else array[()]
     if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
@@ -239,7 +241,7 @@ def _to_device(path: Path, entry: _Entry, *, array: np.ndarray, like: Leaf) -> L
     return jax.jit(wrap, out_shardings=sharding)()
 
 
-def _sharding(like: Leaf) -> jax.sharding.Sharding | None:
+def _sharding(like: SavedLeaf) -> jax.sharding.Sharding | None:
     """Tells how `like` is spread over several devices, None where it is not."""
     sharding = getattr(like, "sharding", None)
     if isinstance(getattr(sharding, "mesh", None), jax.sharding.AbstractMesh):

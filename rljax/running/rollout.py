@@ -17,8 +17,8 @@ from rljax.types import (
     Extras,
     Memory,
     MemoryFn,
-    Noise,
     Obs,
+    Randomness,
     Rollout,
     Simulation,
     TrainState,
@@ -63,7 +63,7 @@ def unroll(
     first_memory = memory(config, num_envs)
 
     def step(
-        carry: tuple[EnvState, Obs, Memory], inputs: tuple[jax.Array, Noise]
+        carry: tuple[EnvState, Obs, Memory], inputs: tuple[jax.Array, Randomness]
     ) -> tuple[tuple[EnvState, Obs, Memory], tuple[Rollout, dict[str, jax.Array]]]:
         env_state, obs, memory = carry
         key, noise = inputs
@@ -89,7 +89,7 @@ def unroll(
     pack, unpack = _packing(carry)
 
     def packed_step(
-        packed: list[jax.Array], inputs: tuple[jax.Array, Noise]
+        packed: list[jax.Array], inputs: tuple[jax.Array, Randomness]
     ) -> tuple[list[jax.Array], tuple[Rollout, dict[str, jax.Array]]]:
         carry, outputs = step(unpack(packed), inputs)
         return pack(carry), outputs
@@ -132,7 +132,7 @@ def simulate(rollout: Rollout, policy: Callable[[Obs, Extras], jax.Array]) -> Ro
         return isinstance(x, Statistics)
 
     def step(
-        carry: tuple[EnvState, Obs], inputs: tuple[Extras, Noise]
+        carry: tuple[EnvState, Obs], inputs: tuple[Extras, Randomness]
     ) -> tuple[tuple[EnvState, Obs], Transition]:
         env_state, obs = carry
         extras, noise = inputs

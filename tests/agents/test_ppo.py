@@ -74,7 +74,7 @@ def test_ppo_losses_by_hand(case, state, rollout):
     old_log_prob = new_log_prob + rng.normal(size=T * N) * 0.4
     adv, target, old_value = rng.normal(2.0, 3.0, size=(3, T * N))
     targets = np.stack([old_log_prob, adv, target, old_value], axis=-1)
-    batch = ppo.Batch(obs, action, targets)
+    batch = ppo.Transitions(obs=obs, action=action, targets=targets)
 
     ratio = np.exp(new_log_prob - old_log_prob)
     adv = (adv - adv.mean()) / adv.std()
