@@ -13,6 +13,7 @@ import pytest
 from rljax import agents, envs
 from rljax.learners import on_policy
 from rljax.running import train
+from rljax.types import Rollout
 
 from .. import compiled, probe_envs
 from ..agent_case import N, T, differ, parameters
@@ -162,3 +163,121 @@ def test_finds_a_continuous_action(name):
     stddev = jax.jit(lambda params: policy.apply(params, obs).stddev())
     at_first = np.array([1.0, 2.0])
     assert (stddev(ts.agent.actor) < at_first).all()
+
+
+# Values of a rollout's observations and of their true successors.
+
+ROWS, ENVS = 12, 3
+
+
+def rollout_of(terminated, truncated):
+    """Observations that are all different, but for successors within an episode."""
+    obs, next_obs = np.random.default_rng(0).normal(size=(2, ROWS, ENVS, 2))
+    going_on = ~(terminated | truncated)[:-1]
+    next_obs[:-1][going_on] = obs[1:][going_on]
+    return Rollout(
+        obs=np.float32(obs),
+        action=np.zeros((ROWS, ENVS), np.int32),
+        reward=np.zeros((ROWS, ENVS), np.float32),
+        terminated=terminated,
+        truncated=truncated,
+        next_obs=np.float32(next_obs),
+        extras=(),
+        memory=(),
+    )
+
+
+def cut_every(steps, seed=0):
+    """Each environment truncated once in `steps` rows, each from another row on."""
+    start = np.random.default_rng(seed).integers(steps, size=ENVS)
+    return (np.arange(ROWS)[:, None] + start) % steps == steps - 1
+
+
+def critic(obs):
+    return jnp.sin(obs[..., 0]) + obs[..., 1]
+
+
+def critic_by_hand(obs):
+    return np.sin(obs[..., 0]) + obs[..., 1]
+
+
+values_of = jax.jit(on_policy.bootstrap_values, static_argnums=(0, 2))
+
+
+@pytest.mark.parametrize("max_steps", [1, 2, 5, 6, 12, 500])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_values_are_those_of_every_observation(max_steps, seed):
+    rng = np.random.default_rng(seed)
+    terminated = rng.uniform(size=(ROWS, ENVS)) < 0.3
+    truncated = (
+        cut_every(max_steps, seed) if max_steps < 500 else np.zeros((ROWS, ENVS), bool)
+    )
+    rollout = rollout_of(terminated, truncated)
+    v_tm1, v_t = jax.device_get(values_of(critic, rollout, max_steps))
+    np.testing.assert_allclose(v_tm1, critic_by_hand(rollout.obs), 1e-6, 1e-6)
+    want = critic_by_hand(rollout.next_obs)
+    np.testing.assert_allclose(v_t[~terminated], want[~terminated], 1e-6, 1e-6)
+    assert (truncated & ~terminated)[:-1].any() or max_steps >= 12
+
+
+def test_a_broken_promise_gives_nan_and_no_wrong_value():
+    """Environments cut every 2 rows where 6 were promised: one cut of three is kept."""
+    rollout = rollout_of(np.zeros((ROWS, ENVS), bool), cut_every(2))
+    _, v_t = jax.device_get(values_of(critic, rollout, 6))
+    right = np.isclose(v_t, critic_by_hand(rollout.next_obs), 1e-6, 1e-6)
+    assert (right | np.isnan(v_t)).all()
+    assert np.isnan(v_t).sum() == ENVS * ROWS // 2 - ENVS * ROWS // 6
+    assert rollout.truncated[np.isnan(v_t)].all()
+
+
+def test_values_in_pieces_are_the_same(monkeypatch):
+    """On CPU large observations go through the critic a few rows at a time."""
+    rollout, seen = rollout_of(np.zeros((ROWS, ENVS), bool), cut_every(6)), []
+
+    def counting(obs):
+        seen.append(obs.shape)
+        return critic(obs)
+
+    want = values_of(critic, rollout, 6)
+    monkeypatch.setattr(on_policy, "_CACHED", 5 * ENVS * 2)  # of 12 + 1 + 2 rows
+    got = values_of(counting, rollout, 6)
+    chex.assert_trees_all_close(got, want, rtol=1e-6)
+    pieces = jax.default_backend() == "cpu"
+    assert seen[0] == (
+        (ENVS, 2) if pieces else (ROWS + 1 + 2, ENVS, 2)
+    )  # of five, by vmap
+
+
+def test_values_keep_their_derivatives():
+    rollout = rollout_of(np.zeros((ROWS, ENVS), bool), cut_every(6))
+
+    def total(scale, of_all):
+        v_tm1, v_t = of_all(lambda obs: critic(scale * obs))
+        return (v_tm1 * 2 + v_t**2).sum()
+
+    @jax.jit
+    def slopes(scale, rollout):
+        def every(f):
+            return f(rollout.obs), f(rollout.next_obs)
+
+        slope = jax.grad(total)
+        return slope(scale, lambda f: on_policy.bootstrap_values(f, rollout, 6)), slope(
+            scale, every
+        )
+
+    got, want = slopes(1.3, rollout)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_values_skip_what_the_next_row_tells():
+    rollout, seen = rollout_of(np.zeros((ROWS, ENVS), bool), cut_every(6)), []
+
+    def counting(obs):
+        seen.append(obs.shape)
+        return critic(obs)
+
+    shapes = jax.eval_shape(
+        lambda rollout: on_policy.bootstrap_values(counting, rollout, 6), rollout
+    )
+    chex.assert_shape(shapes, (ROWS, ENVS))
+    assert seen == [(ROWS + 1 + 2, ENVS, 2)]  # the newest successors, two limits
