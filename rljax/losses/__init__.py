@@ -20,8 +20,8 @@ vtrace               errors and advantages corrected by importance ratios
 Noise for exploration, which rlax has among its losses, is in
 `rljax.learners.exploration`, and is found here too.
 
-Every function takes one transition, or one trajectory; `jax.vmap` maps it over a batch.
-Each declares its arguments, `@checked("q_tm1[A] a_tm1[]:int lambda_[T]|[] x[...]")`: a
+A loss takes one transition or one trajectory; `jax.vmap` maps it over a batch. It
+declares its arguments, `@checked("q_tm1[A] a_tm1[]:int lambda_[T]|[] x[...]")`: a
 letter is the same size everywhere, `[]` a scalar, `[T]|[]` either, `[...]` any shape,
 the same everywhere. Floats of several dtypes are promoted to the widest of them, and
 Python's and numpy's numbers count as floats. Arguments with the same name have the same

@@ -16,8 +16,6 @@ from .cases_one_step import CASES
 from .loss_case import SIZES, call, draw_numpy, jitted
 
 STOPS = ("bootstrap", "target", "none")
-
-
 T, A = SIZES["T"], SIZES["A"]
 
 
