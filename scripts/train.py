@@ -300,7 +300,7 @@ def open_sinks(run: common.Run, options: Any, folder: Path) -> Iterator[list[Any
             events = folder / folders.TENSORBOARD
             sinks.append(stack.enter_context(TensorBoardSink(events, resume_step)))
         if options.wandb:
-            sink = WandbSink(options.wandb, folder.name, run.to_json(), folder)
+            sink = WandbSink(options.wandb, folder.name, run.to_json(), folder=folder)
             sinks.append(stack.enter_context(sink))
         yield sinks
 

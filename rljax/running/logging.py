@@ -195,6 +195,7 @@ class WandbSink(Sink):
         project: str,
         name: str,
         config: dict[str, Any],
+        *,
         folder: str | os.PathLike,
     ):
         try:

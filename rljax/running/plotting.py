@@ -32,6 +32,7 @@ def interval(
     values: np.ndarray,
     confidence: float = 0.95,
     statistic: str = "iqm",
+    *,
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -208,7 +208,7 @@ def test_wandb(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     folder = tmp_path / "wandb"
-    with WandbSink("project", "name", {"gamma": 0.9}, folder) as sink:
+    with WandbSink("project", "name", {"gamma": 0.9}, folder=folder) as sink:
         for row in rows_of_two_seeds():
             sink.write(row)
         assert len(calls) == 2  # step 100 is complete, 200 may go on
@@ -226,7 +226,7 @@ def test_wandb(tmp_path, monkeypatch):
     "module, make, extra",
     [
         ("tensorboardX", lambda path: TensorBoardSink(path), "tensorboard"),
-        ("wandb", lambda path: WandbSink("p", "n", {}, path), "wandb"),
+        ("wandb", lambda path: WandbSink("p", "n", {}, folder=path), "wandb"),
     ],
 )
 def test_missing_extra(tmp_path, monkeypatch, module, make, extra):

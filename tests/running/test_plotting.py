@@ -86,18 +86,18 @@ def test_one_seed_has_no_band():
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, options, words",
     [
-        ((np.zeros(3),), r"values \(3,\) must be \[S, R\]"),
-        ((np.zeros((0, 3)),), r"values \(0, 3\) must be"),
-        ((np.zeros((2, 3)), 0.95, "median"), "statistic='median' must be"),
-        ((np.zeros((2, 3)), 95), "confidence=95 must be"),
-        ((np.zeros((2, 3)), 0.95, "iqm", 0), "resamples=0 >= 1"),
+        ((np.zeros(3),), {}, r"values \(3,\) must be \[S, R\]"),
+        ((np.zeros((0, 3)),), {}, r"values \(0, 3\) must be"),
+        ((np.zeros((2, 3)), 0.95, "median"), {}, "statistic='median' must be"),
+        ((np.zeros((2, 3)), 95), {}, "confidence=95 must be"),
+        ((np.zeros((2, 3)),), {"resamples": 0}, "resamples=0 >= 1"),
     ],
 )
-def test_bad_arguments(arguments, words):
+def test_bad_arguments(arguments, options, words):
     with pytest.raises(ValueError, match=words):
-        interval(*arguments)
+        interval(*arguments, **options)
 
 
 def drawn(monkeypatch, runs, path, draw=learning_curve, **options):
