@@ -8,6 +8,7 @@ import dataclasses
 
 import jax
 from rljax.agents import c51
+from rljax.agents.c51 import HEAD
 
 from rljax import config as cfg
 from rljax.learners import q_learner
@@ -39,4 +40,4 @@ def make(spec: Spec) -> Agent:
     Raises:
       ValueError: the actions are not discrete.
     """
-    return q_learner.make("rainbow", spec, c51.HEAD)
+    return q_learner.make("rainbow", spec, HEAD)

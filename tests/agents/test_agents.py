@@ -245,7 +245,9 @@ def code_lines(source):
         ) and "PRESETS" in ast.dump(node)
         text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         if config or presets or text:
-            skipped |= set(range(node.lineno, node.end_lineno + 1))
+            first = [node, *getattr(node, "decorator_list", [])]
+            start = min(part.lineno for part in first)
+            skipped |= set(range(start, node.end_lineno + 1))
     silent = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.DEDENT)
     lines = {
         line

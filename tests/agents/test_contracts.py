@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import agents, envs, meta
+from rljax import agents, contracts, envs, meta
 from rljax import config as cfg
 from rljax.learners import actor_critic, on_policy, q_learner
 from rljax.meta.objectives import CriticConfig, critic_config
@@ -106,23 +106,29 @@ USES = {  # what takes a config, its fields, and more arguments, none of them lo
         ("rollout_length",),
         lambda fn, config: fn(counting(), None, config, None, 1),
     ),
-    q_learner.init: (q_learner.FIELDS, lambda fn, config: fn(None, config, None, None)),
+    q_learner.init: (
+        contracts.fields(contracts.QConfig),
+        lambda fn, config: fn(None, config, None, key=None),
+    ),
     q_learner.epsilon: (
         ("epsilon_start", "epsilon_end", "epsilon_eval", "exploration_fraction"),
         lambda fn, config: fn(config, None, True),
     ),
     actor_critic.init_replay: (
-        actor_critic.FIELDS,
+        contracts.fields(contracts.ActorCriticConfig),
         lambda fn, config: fn(None, config),
     ),
     actor_critic.next_noise: (
         ("noise_damping",),
         lambda fn, config: fn(config, None, None),
     ),
-    on_policy.init: (on_policy.FIELDS, lambda fn, config: fn(None, config, None)),
+    on_policy.init: (
+        contracts.fields(contracts.OnPolicyConfig),
+        lambda fn, config: fn(None, config, None),
+    ),
     on_policy.prepare: (
         ("gamma", "normalize_advantages"),
-        lambda fn, config: fn(None, config, None, None, None),
+        lambda fn, config: fn(None, config, None, rollout=None, lambda_=None),
     ),
     on_policy.policy_loss: (
         ("entropy_cost",),
@@ -130,11 +136,13 @@ USES = {  # what takes a config, its fields, and more arguments, none of them lo
     ),
     on_policy.clipped_policy_loss: (
         ("clip_epsilon", "entropy_cost", "normalize_advantages"),
-        lambda fn, config: fn(config, None, None, None, None),
+        lambda fn, config: fn(config, None, None, log_prob=None, adv=None),
     ),
     on_policy.fit_epochs: (
         ("max_grad_norm", "num_epochs", "num_minibatches"),
-        lambda fn, config: fn(config, None, None, None, None, None, None),
+        lambda fn, config: fn(
+            config, None, None, params=None, opt_state=None, batch=None, key=None
+        ),
     ),
 }
 
@@ -155,12 +163,10 @@ def test_a_missing_field_is_named(fn, field):
 
 def test_all_missing_fields_are_named_at_once():
     left_out = ("num_envs", "capacity", "priority")
-    config = without(q_learner.FIELDS, *left_out)
-    message = (
-        "Partial has no num_envs, capacity, priority: q_learner needs learning_rate"
-    )
+    config = without(contracts.fields(contracts.QConfig), *left_out)
+    message = "Partial has no capacity, num_envs, priority: q_learner needs anneal"
     with pytest.raises(ValueError, match=message):
-        q_learner.init(None, config, None, None)
+        q_learner.init(None, config, None, key=None)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ STEPS = np.arange(16) % 3  # of each window, less 1
 ROWS = np.arange(16)
 
 
-init = jax.jit(functools.partial(iqn.init, SPEC))
+init = jax.jit(iqn.make(SPEC).init)
 
 
 @pytest.fixture(scope="module")

@@ -132,10 +132,10 @@ def test_ppo_rnn_sequences_by_a_loop(acted, sequences):
         for n in range(N):
             one = jax.tree.map(lambda x, i=part * N + n: x[i], sequences)
             t = T + part * 4
-            np.testing.assert_array_equal(one.obs, obs[t - 3 : t + 4, n])
-            for got, want in zip(one.memory, memory, strict=True):
+            np.testing.assert_array_equal(one.seen.obs, obs[t - 3 : t + 4, n])
+            for got, want in zip(one.seen.memory, memory, strict=True):
                 np.testing.assert_array_equal(got, want[t - 3, n])
-            np.testing.assert_array_equal(one.start[1:], ended[t - 3 : t + 3, n])
+            np.testing.assert_array_equal(one.seen.start[1:], ended[t - 3 : t + 3, n])
             rows = slice(part * 4, part * 4 + 4)
             np.testing.assert_array_equal(one.action, second.action[rows, n])
             np.testing.assert_array_equal(one.log_prob, second.extras[rows, n])
@@ -168,8 +168,8 @@ def walk(apply, params, older, one, memory):
     """Outputs of one sequence after the burn-in, step by step."""
     outputs = []
     for t in range(7):
-        memory = np.where(one.start[t], np.float32(0), memory)
-        output, memory = apply(older if t < 3 else params, one.obs[t], memory)
+        memory = np.where(one.seen.start[t], np.float32(0), memory)
+        output, memory = apply(older if t < 3 else params, one.seen.obs[t], memory)
         outputs.append(np.array(output))
     return outputs[3:]
 
@@ -185,8 +185,8 @@ def test_ppo_rnn_losses_by_a_loop(acted, sequences):
     actor_terms, critic_terms = [], []
     for i in range(len(adv)):
         one = jax.tree.map(lambda x, i=i: x[i], sequences)
-        policies = walk(act, actor, old_actor, one, one.memory.actor)
-        values = walk(value_of, critic, old_critic, one, one.memory.critic)
+        policies = walk(act, actor, old_actor, one, one.seen.memory.actor)
+        values = walk(value_of, critic, old_critic, one, one.seen.memory.critic)
         for t, (log_probs, value) in enumerate(zip(policies, values, strict=True)):
             ratio = np.exp(log_probs[one.action[t]] - one.log_prob[t])
             gain = min(ratio * adv[i, t], np.clip(ratio, 0.8, 1.2) * adv[i, t])
@@ -208,7 +208,7 @@ def test_ppo_rnn_steps_along_the_gradients_that_burn_in_does_not_carry(acted):
     for name, gradient in GRADIENTS.items():
         params = getattr(state, name)
         _, grads = gradient(CONFIG, params, params, batch)
-        first_moment = getattr(new.opt_states, name)[1].mu  # a tenth of the gradient
+        first_moment = getattr(new, f"{name}_opt")[1].mu  # a tenth of the gradient
         want = 0.1 * ravel_pytree(jax.tree.map(np.array, grads))[0]
         np.testing.assert_allclose(first_moment, want, rtol=1e-3, atol=1e-6)
     chex.assert_trees_all_equal(past, new.past)

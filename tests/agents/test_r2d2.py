@@ -130,7 +130,16 @@ def errors_by_a_loop(config, params, target_params, steps):
 
 
 def test_r2d2_errors_equal_a_loop(two_networks):
-    found = jax.jit(functools.partial(r2d2.td_errors, SPEC, CONFIG))
+    @jax.jit
+    def found(params, bootstrap_params, sequence):
+        return r2d2.td_errors(
+            SPEC,
+            CONFIG,
+            params,
+            bootstrap_params=bootstrap_params,
+            sequence=sequence,
+        )
+
     kinds = set()
     for seed in range(20):
         steps = episodes(10, seed)[3:]  # from the middle of an episode, mostly

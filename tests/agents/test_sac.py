@@ -133,8 +133,8 @@ def test_sac_discrete_targets_by_hand(discrete):
 
 def test_sac_actor_losses_by_hand(continuous, discrete):
     p, obs = continuous, continuous.window.obs
-    args = (p.spec, p.config, p.state.actor, obs, KEY, p.state)
-    loss, log_prob = actor_loss(*args)
+    args = (p.spec, p.config, p.state.actor, obs, KEY)
+    loss, log_prob = actor_loss(*args, bootstrap=p.state)
     action, *policy = p.gaussian(obs)
     want = log_density(*policy, action)
     np.testing.assert_allclose(log_prob, want, rtol=1e-4)
@@ -142,8 +142,8 @@ def test_sac_actor_losses_by_hand(continuous, discrete):
     np.testing.assert_allclose(loss, want, rtol=1e-4)
 
     p, obs = discrete, discrete.window.obs
-    args = (p.spec, p.config, p.state.actor, obs, KEY, p.state)
-    loss, log_prob = actor_loss(*args)
+    args = (p.spec, p.config, p.state.actor, obs, KEY)
+    loss, log_prob = actor_loss(*args, bootstrap=p.state)
     probs, q = p.probs(obs), p.q(p.state.critic, obs).min(axis=0)
     np.testing.assert_allclose(log_prob, (probs * np.log(probs)).sum(), rtol=1e-5)
     want = (probs * (0.3 * np.log(probs) - q)).sum()

@@ -151,7 +151,9 @@ def test_td3_delays_actor_and_targets(case, update, state, rollout, delay):
         case.config, policy_delay=delay, target_rate=0.25, learning_rate=0.1
     )
     new, _ = update(config, state, rollout, jax.random.key(1))
-    actor_opt, critic_opt = (opt[1].count for opt in new.opt_states)
+    actor_opt, critic_opt = (
+        new.opt_states[name][1].count for name in ("actor", "critic")
+    )
     assert (actor_opt, critic_opt) == (2 // delay, 2)
     if delay == 2:
         new, state = jax.tree.map(np.array, (new, state))

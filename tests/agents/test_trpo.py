@@ -161,8 +161,8 @@ def test_trpo_updates_keep_the_trust_region(case, update, state, rollout):
 def test_trpo_update_without_an_accepted_step_keeps_the_policy(
     case, state, rollout, monkeypatch
 ):
-    def too_far(*args):
-        return optax.tree.scale(30.0, natural_step(*args))
+    def too_far(*args, **keywords):
+        return optax.tree.scale(30.0, natural_step(*args, **keywords))
 
     natural_step = case.module.natural_step
     monkeypatch.setattr(case.module, "natural_step", too_far)

@@ -82,7 +82,12 @@ def test_vmpo_parts_by_hand(kind):
             target=adv,
         )
         out, kls = vmpo.parts(
-            spec, config, params, duals=duals, target_params=target_actor, batch=batch
+            spec,
+            config,
+            params,
+            variables=duals,
+            target_params=target_actor,
+            batch=batch,
         )
         actor_loss = jnp.mean(out.policy_loss + out.kl_loss)
         dual_loss = out.temperature_loss + out.alpha_loss.mean()

@@ -165,7 +165,7 @@ def test_steps_along_the_weighted_gradient(case, learner, scores_and_draws, roll
         lambda x: np.tensordot(weights, np.array(x), 1) / len(weights),
         gradients(batch.examples.window),
     )
-    for opt_state, mean in zip(new.opt_states, want, strict=True):
+    for opt_state, mean in zip(new.opt_states.values(), want, strict=True):
         moment = compiled.scaled(opt_state[1].mu, 10)  # Adam's, a tenth at first
         chex.assert_trees_all_close(moment, mean, rtol=1e-3, atol=1e-5)
 
