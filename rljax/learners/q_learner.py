@@ -188,7 +188,8 @@ def validate_epsilon(config: EpsilonConfig) -> None:
 
 def epsilon(config: EpsilonConfig, step: jax.Array, explore: bool) -> jax.Array:
     """Chance of a uniform action: falls linearly, or `epsilon_eval` in evaluation."""
-    cfg.check_contract("q_learner.epsilon", config, EpsilonConfig)
+    names = ("epsilon_start", "epsilon_end", "epsilon_eval", "exploration_fraction")
+    cfg.check_fields("q_learner.epsilon", config, *names)
     if not explore:
         return jnp.asarray(config.epsilon_eval)
     start, end = config.epsilon_start, config.epsilon_end

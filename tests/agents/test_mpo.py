@@ -208,7 +208,7 @@ def test_mpo_actor_loss_by_hand(problem):
     divergence = (weights * np.log(weights / shares)).sum()
     want = [temperature * (0.2 - divergence)]
     want += [a * (e - kl) for e, (a, kl) in zip(bounds, pairs, strict=True)]
-    for found, slope in zip(got.slopes, want, strict=True):
+    for found, slope in zip(jax.tree.leaves(got.slopes), want, strict=True):
         np.testing.assert_allclose(found, slope, rtol=1e-3, atol=1e-5)
 
 

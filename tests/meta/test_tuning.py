@@ -51,7 +51,9 @@ def prediction(spec):
 
     def update(config, state, rollout, key):
         del key
-        batch = on_policy.prepare(spec, config, state, rollout, config.lambda_)
+        batch = on_policy.prepare(
+            spec, config, state, rollout=rollout, lambda_=config.lambda_
+        )
         loss = functools.partial(on_policy.value_loss, spec, config, batch=batch)
         grads, metrics = jax.grad(loss, has_aux=True)(state.critic)
         moved = optax.tree.add_scale(state.critic, -config.learning_rate, grads)
@@ -227,7 +229,7 @@ def outer_loss(name, config, settings, before, rollout, data_key):
     inner = settings.outer_critic == "inner"
     values = before.agent.critic if inner else before.critic.params
     adv, value = on_policy.advantages(
-        SPEC, outer, values, rollout, settings.outer_lambda
+        SPEC, outer, values, rollout=rollout, lambda_=settings.outer_lambda
     )
 
     def value_score(state):
@@ -252,14 +254,14 @@ def outer_td_loss(name, outer, before, rollout, data_key):
         seen = seen._replace(reward=seen.reward[:, 0])
     else:
         seen = on_policy.flatten(rollout)
-    module = agents.get(name)
-    own = module.network(SPEC, outer).apply(before.agent.params, seen.next_obs)
+    q_values = agents.get(name).make(SPEC).q_values
+    own = q_values(outer, before.agent, seen.next_obs)
     q_t = network.apply(before.critic.target_params, seen.next_obs)
     v_t = q_t[jnp.arange(len(q_t)), own.argmax(-1)]
     target = seen.reward + outer.gamma * (1 - seen.terminated) * v_t
 
     def score(state):
-        q = module.network(SPEC, outer).apply(state.params, seen.obs)
+        q = q_values(outer, state, seen.obs)
         chosen = q[jnp.arange(len(target)), seen.action]
         return 0.5 * jnp.mean((target - chosen) ** 2)
 
