@@ -1,35 +1,19 @@
-"""The agents: one readable file each, chosen by name."""
+"""The agents: one readable file each, chosen by the name of the file."""
 
 import dataclasses
 import importlib
 import inspect
+import pkgutil
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 from rljax.config import unknown
 
-_NAMES = (
-    "a2c",
-    "apg",
-    "awr",
-    "c51",
-    "dqn",
-    "impala",
-    "iqn",
-    "mpo",
-    "ppo",
-    "ppo_rnn",
-    "pqn",
-    "qrdqn",
-    "r2d2",
-    "rainbow",
-    "reinforce",
-    "sac",
-    "sarsa",
-    "td3",
-    "trpo",
-    "vmpo",
+_NAMES = sorted(
+    module.name
+    for module in pkgutil.iter_modules(__path__)
+    if not module.name.startswith("_")
 )
 
 __all__ = ["config_for", "get", "names", "other_preset"]
@@ -41,7 +25,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> ModuleType:
-    """An agent's module, with `Config`, `State` and `make(spec) -> Agent`.
+    """An agent's module, with `Config`, `PRESETS` and `make(spec) -> Agent`.
 
     Args:
       name: one of `names()`.

@@ -1,5 +1,7 @@
 """What the tests of agents share beside the fixtures of conftest.py."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,85 @@ from rljax import agents
 
 T, N = 8, 4  # of the case's rollouts
 CONTINUOUS_ONLY = ("apg", "td3")
+# Configs of six rollouts, beside T, N and the hidden sizes.
+SMALL: dict[str, dict[str, Any]] = {
+    "a2c": dict(total_steps=6 * 32),
+    "apg": dict(total_steps=6 * 32, num_epochs=2, num_minibatches=2),
+    "awr": dict(
+        total_steps=6 * 32,
+        capacity=128,
+        batch_size=12,
+        sequence_length=5,
+        num_epochs=2,
+        num_minibatches=3,
+    ),
+    "c51": dict(
+        total_steps=6 * 32 + 64,
+        warmup_steps=50,
+        capacity=128,
+        batch_size=48,
+        num_atoms=5,
+    ),
+    "dqn": dict(
+        total_steps=6 * 32 + 64,
+        warmup_steps=50,  # two rollouts
+        capacity=128,
+        batch_size=48,
+        target_period=4,
+    ),
+    "impala": dict(total_steps=6 * 32),
+    "iqn": dict(
+        total_steps=6 * 32 + 64,
+        warmup_steps=50,
+        capacity=128,
+        batch_size=48,
+        num_fractions=3,
+        num_target_fractions=2,
+        num_policy_fractions=4,
+        embedding_size=5,
+    ),
+    "mpo": dict(total_steps=6 * 32 + 64, warmup_steps=50, capacity=128, batch_size=48),
+    "ppo": dict(total_steps=6 * 32, num_epochs=2, num_minibatches=2),
+    "ppo_rnn": dict(
+        total_steps=6 * 32,
+        num_epochs=2,
+        num_minibatches=2,
+        burn_in=2,
+        sequence_length=4,
+        memory_size=6,
+    ),
+    "pqn": dict(total_steps=6 * 32, num_epochs=2, num_minibatches=2),
+    "sarsa": dict(total_steps=6 * 32, expected=False),  # draws next actions
+    "qrdqn": dict(
+        total_steps=6 * 32 + 64,
+        warmup_steps=50,
+        capacity=128,
+        batch_size=48,
+        num_quantiles=3,
+    ),
+    "r2d2": dict(
+        total_steps=6 * 32 + 64,
+        warmup_steps=50,
+        capacity=128,
+        batch_size=45,  # does not divide by the 8 sequences of one rollout
+        target_period=4,
+        burn_in=2,
+        sequence_length=5,
+        memory_size=6,
+    ),
+    "reinforce": dict(total_steps=6 * 32),
+    "sac": dict(total_steps=6 * 32 + 64, warmup_steps=50, capacity=128, batch_size=48),
+    "td3": dict(total_steps=6 * 32 + 64, warmup_steps=50, capacity=128, batch_size=48),
+    "trpo": dict(total_steps=6 * 32, num_epochs=2, num_minibatches=2),
+    "vmpo": dict(total_steps=6 * 32, num_minibatches=2, target_period=2),
+    "rainbow": dict(
+        total_steps=6 * 32 + 64,
+        warmup_steps=50,
+        capacity=128,
+        batch_size=48,
+        num_atoms=5,
+    ),
+}
 
 
 def fast_for(*names):

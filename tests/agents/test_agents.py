@@ -18,12 +18,14 @@ from rljax.running import train
 
 from ..agent_case import (
     CONTINUOUS_ONLY,
+    SMALL,
     T,
     differ,
     learned,
     parameters,
     with_other_next_obs,
 )
+from . import test_probes
 
 DRAWS_NOTHING = ("a2c", "impala", "reinforce")  # in an update
 DISCRETE_ONLY = ("c51", "dqn", "iqn", "pqn", "qrdqn", "r2d2", "rainbow", "sarsa")
@@ -259,6 +261,18 @@ def code_lines(source):
 
 
 @pytest.mark.parametrize("name", agents.names())
+def test_an_agent_is_known_where_it_must_be(name):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    known = {
+        "a row in SMALL of tests/agent_case.py": name in SMALL,
+        "a row in ROWS of tests/agents/test_probes.py": name in test_probes.ROWS,
+        "a row in README.md's table of agents": f"| `{name}` |" in readme,
+    }
+    missing = [place for place, there in known.items() if not there]
+    assert not missing, f"{name} needs {', and '.join(missing)}"
+
+
+@pytest.mark.parametrize("name", agents.names())
 def test_an_agent_reads_in_one_sitting(name):
     source = Path(agents.get(name).__file__).read_text()
     assert len(code_lines(source)) <= 160
@@ -388,4 +402,6 @@ def test_a_rollout_has_at_most_an_int32_of_steps():
 def test_every_number_is_checked():
     for name in agents.names():
         for field in dataclasses.fields(agents.get(name).Config):
-            assert field.name in BAD_VALUES or field.type is bool, field.name
+            assert field.name in BAD_VALUES or field.type is bool, (
+                f"{name}: add values out of range of {field.name} to BAD_VALUES"
+            )
