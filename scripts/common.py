@@ -44,7 +44,7 @@ _LIMITS = {"total_steps": 2**63 - 1}  # counted on the host
 class Chunks(NamedTuple):
     """The pieces of a run. Steps are a seed's, counted on the host: no int32."""
 
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     iterations: int  # of each
     start: int  # environment steps before the first
     steps: int  # environment steps of each

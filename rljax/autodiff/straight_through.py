@@ -255,7 +255,8 @@ class Quantized(NamedTuple):
     """The nearest vector of a codebook, and what trains encoder and codebook."""
 
     code: jax.Array  # [D]
-    index: jax.Array  # [] int
+    # [] int
+    index: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     codebook_loss: jax.Array  # [] moves the code towards the input
     commitment_loss: jax.Array  # [] moves the input towards the code
 

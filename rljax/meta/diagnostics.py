@@ -189,8 +189,7 @@ def _vanishing(end: object, moves: object) -> list[str]:
                 "length: what scales the gradient does not move the parameters"
             )
         if isinstance(part, optax.ScaleByAdamState):
-            first, second = (optax.tree.norm(x.mu) for x in (move, part))
-            if part.count == 1 and first > 0:
+            if part.count == 1 and optax.tree.norm(move.mu) > 0:
                 causes.append(
                     "zero: the first step of a fresh Adam is the sign of the gradient "
                     "times the learning rate; unroll more updates, or start later"

@@ -182,7 +182,8 @@ class Window(NamedTuple):
     context: jax.Array  # [W, C]
     rollouts: Rollout  # [W, T, N, ...]
     keys: jax.Array  # [W, ...] data of each update's key
-    count: jax.Array  # [] int32, updates so far
+    # [] int32, updates so far
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class TuneState(NamedTuple):

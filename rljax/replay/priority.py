@@ -30,7 +30,8 @@ ScoredLoss = Callable[[Params, Example], tuple[jax.Array, jax.Array]]
 class ReplayBatch(NamedTuple, Generic[Example]):
     """Transitions to learn from."""
 
-    index: jax.Array  # [B] where they are in the replay
+    # [B] where they are in the replay
+    index: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     examples: Example  # [B, ...] Windows, or sequences as Rollout
     weights: jax.Array  # [B] of importance sampling
 
