@@ -188,10 +188,10 @@ def _vanishing(end: object, moves: object) -> list[str]:
                 "zero: every gradient was clipped, and a clipped step has a fixed "
                 "length: what scales the gradient does not move the parameters"
             )
-        if isinstance(part, optax.ScaleByAdamState):
-            if part.count == 1 and optax.tree.norm(move.mu) > 0:
-                causes.append(
-                    "zero: the first step of a fresh Adam is the sign of the gradient "
-                    "times the learning rate; unroll more updates, or start later"
-                )
+        is_adam = isinstance(part, optax.ScaleByAdamState)
+        if is_adam and part.count == 1 and optax.tree.norm(move.mu) > 0:
+            causes.append(
+                "zero: the first step of a fresh Adam is the sign of the gradient "
+                "times the learning rate; unroll more updates, or start later"
+            )
     return causes
