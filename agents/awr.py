@@ -70,7 +70,7 @@ class Config:
 
 
 class State(NamedTuple):
-    """What the agent learns, counts and stores."""
+    """Networks, optimisers, counts and replay of the agent."""
 
     actor: Params
     critic: Params

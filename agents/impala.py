@@ -64,7 +64,7 @@ class Config:
 
 
 class State(NamedTuple):
-    """What the agent learns and counts."""
+    """Networks, optimisers and counts of the agent."""
 
     actor: Params
     critic: Params

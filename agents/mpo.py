@@ -92,7 +92,7 @@ class Config:
 
 
 class State(NamedTuple):
-    """What the agent learns, stores and counts."""
+    """Networks, optimisers, replay and counts of the agent."""
 
     actor: Params
     critic: Params
@@ -105,7 +105,7 @@ class State(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What the policy learns from in one state: S sampled actions, or all of them."""
+    """Evidence for the policy in one state: S sampled actions, or all of them."""
 
     values: jax.Array  # [S] of the target critic
     log_weights: jax.Array  # [S] of S times each one's share

@@ -88,7 +88,7 @@ class Pair(NamedTuple):
 
 
 class State(NamedTuple):
-    """What the agent learns and counts."""
+    """Networks, optimisers and counts of the agent."""
 
     actor: Params
     critic: Params

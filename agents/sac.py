@@ -87,7 +87,7 @@ class Config:
 
 
 class State(NamedTuple):
-    """What the agent learns, stores and counts."""
+    """Networks, optimisers, replay and counts of the agent."""
 
     actor: Params
     critic: Params  # two in one
@@ -181,7 +181,7 @@ def actor_loss(
 
 
 def target_entropy(spec: Spec, config: Config) -> jax.Array:
-    """What the temperature keeps the entropy at, `[]`, in nats."""
+    """Entropy at which the temperature holds the policy, `[]`, in nats."""
     if isinstance(spec.action, Discrete):
         return config.target_entropy_ratio * jnp.log(spec.action.num_actions)
     half = distributions.middle_and_half(spec.action)[1]  # the density's unit

@@ -108,7 +108,7 @@ class Config:
 
 
 class State(NamedTuple):
-    """What the agent learns, stores and counts."""
+    """Networks, optimisers, replay and counts of the agent."""
 
     actor: Params
     critic: Params  # two in one, or one

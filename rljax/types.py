@@ -51,7 +51,7 @@ Reading = States | Levels | None  # how networks see observations; None: as they
 
 
 class Spec(NamedTuple):
-    """What an agent must know of an environment. Hashable."""
+    """All that an agent must know of an environment. Hashable."""
 
     obs_shape: tuple[int, ...]
     obs_dtype: str  # numpy name: "float32", "bool", "uint8"
@@ -64,7 +64,7 @@ class Spec(NamedTuple):
 
 
 class TimeStep(NamedTuple):
-    """What a batch of N environments returns from one step."""
+    """One step of a batch of N environments."""
 
     obs: Obs  # [N, ...] to act on next: a new episode's first where one ended
     reward: jax.Array  # [N] float32
@@ -86,7 +86,7 @@ class Transition(NamedTuple):
 
 
 class Simulation(NamedTuple):
-    """What a rollout's environments need to run once more: `rollout.simulate`."""
+    """All that a rollout's environments need to run once more: `rollout.simulate`."""
 
     env: Any  # the BatchedEnv, a pytree
     state: EnvState  # at the start

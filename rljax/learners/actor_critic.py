@@ -111,7 +111,7 @@ def validate(config: ReplayAgentConfig) -> None:
 
 
 def action_size(spec: Spec) -> int:
-    """How many numbers an action has, D; 0 where actions are discrete."""
+    """The size D of an action; 0 where actions are discrete."""
     return 0 if isinstance(spec.action, Discrete) else len(spec.action.low)
 
 

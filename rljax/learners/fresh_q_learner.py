@@ -29,7 +29,7 @@ from rljax.types import (
 
 
 class FreshQState(NamedTuple):
-    """What the agent learns and counts."""
+    """Networks, optimisers and counts of the agent."""
 
     params: Params
     opt_state: OptState  # of Adam, over the parameters as one flat vector

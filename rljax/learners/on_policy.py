@@ -71,7 +71,7 @@ Fitted = tuple[jax.Array, OptState]
 
 
 class OnPolicyState(NamedTuple):
-    """What the agent learns and counts."""
+    """Networks, optimisers and counts of the agent."""
 
     actor: Params
     critic: Params

@@ -17,7 +17,7 @@ from rljax.types import Leaf
 
 
 class ClipState(NamedTuple):
-    """What `clip_by_global_norm` counts, modulo 2^32: differences are exact."""
+    """Counts of `clip_by_global_norm`, modulo 2^32: differences are exact."""
 
     steps: jax.Array  # [] int32
     saturated: jax.Array  # [] int32, of them with a gradient that was cut
@@ -40,7 +40,7 @@ def _safe_sqrt_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
 
 @jax.custom_jvp
 def _shorten(x: jax.Array, norm: jax.Array, length: jax.Array) -> jax.Array:
-    """What `x` is at another norm; where the norm is 0, derivatives take 1 for it."""
+    """Scale `x` to another norm; where that norm is 0, derivatives take 1 for it."""
     return x / norm * length
 
 

@@ -80,7 +80,7 @@ class QLearnerConfig:
 
 
 class QState(NamedTuple):
-    """What the agent learns, stores and counts."""
+    """Networks, optimisers, replay and counts of the agent."""
 
     params: Params  # of the agent's network
     target_params: Params  # an older copy
@@ -101,7 +101,7 @@ class Step(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What sets one Q-learner apart from another.
+    """The parts that set one Q-learner apart from another.
 
     network: `(spec, config) -> module`
     values:  `(config, outputs) -> [..., A]`, the action values in the outputs
