@@ -294,6 +294,19 @@ class HasReplay(Protocol):
     def _replace(self, **changes: Any) -> Any: ...
 
 
+class ActionValueState(HasReplay, Protocol):
+    """A state with action values and a target network; more fields may be."""
+
+    @property
+    def params(self) -> Params: ...
+    @property
+    def target_params(self) -> Params: ...
+    @property
+    def opt_state(self) -> OptState: ...
+    @property
+    def num_updates(self) -> jax.Array: ...  # [] int32, gradient steps
+
+
 class LearningState(HasActor, HasCritic, HasReplay, Protocol):
     """A state with a policy, critics and a replay."""
 

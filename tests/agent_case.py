@@ -1,5 +1,6 @@
 """What the tests of agents share beside the fixtures of conftest.py."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,10 +11,8 @@ from rljax import agents
 
 T, N = 8, 4  # of the case's rollouts
 CONTINUOUS_ONLY = ("apg", "td3")
-# Configs of six rollouts, beside T, N and the hidden sizes.
+# Configs of six rollouts where `small` needs more, beside T, N and the hidden sizes.
 SMALL: dict[str, dict[str, Any]] = {
-    "a2c": dict(total_steps=6 * 32),
-    "apg": dict(total_steps=6 * 32, num_epochs=2, num_minibatches=2),
     "awr": dict(
         total_steps=6 * 32,
         capacity=128,
@@ -36,7 +35,6 @@ SMALL: dict[str, dict[str, Any]] = {
         batch_size=48,
         target_period=4,
     ),
-    "impala": dict(total_steps=6 * 32),
     "iqn": dict(
         total_steps=6 * 32 + 64,
         warmup_steps=50,
@@ -47,8 +45,6 @@ SMALL: dict[str, dict[str, Any]] = {
         num_policy_fractions=4,
         embedding_size=5,
     ),
-    "mpo": dict(total_steps=6 * 32 + 64, warmup_steps=50, capacity=128, batch_size=48),
-    "ppo": dict(total_steps=6 * 32, num_epochs=2, num_minibatches=2),
     "ppo_rnn": dict(
         total_steps=6 * 32,
         num_epochs=2,
@@ -57,7 +53,6 @@ SMALL: dict[str, dict[str, Any]] = {
         sequence_length=4,
         memory_size=6,
     ),
-    "pqn": dict(total_steps=6 * 32, num_epochs=2, num_minibatches=2),
     "sarsa": dict(total_steps=6 * 32, expected=False),  # draws next actions
     "qrdqn": dict(
         total_steps=6 * 32 + 64,
@@ -76,10 +71,6 @@ SMALL: dict[str, dict[str, Any]] = {
         sequence_length=5,
         memory_size=6,
     ),
-    "reinforce": dict(total_steps=6 * 32),
-    "sac": dict(total_steps=6 * 32 + 64, warmup_steps=50, capacity=128, batch_size=48),
-    "td3": dict(total_steps=6 * 32 + 64, warmup_steps=50, capacity=128, batch_size=48),
-    "trpo": dict(total_steps=6 * 32, num_epochs=2, num_minibatches=2),
     "vmpo": dict(total_steps=6 * 32, num_minibatches=2, target_period=2),
     "rainbow": dict(
         total_steps=6 * 32 + 64,
@@ -106,10 +97,29 @@ def with_other_next_obs(rollout, mask):
     return rollout._replace(next_obs=next_obs)
 
 
+TRAINED = {"params", "actor", "critic"}  # networks, in an agent's state
+OTHERS = {
+    *("target_params", "target_actor", "target_critic", "behaviour"),
+    *("opt_state", "opt_states", "actor_opt", "critic_opt", "dual_opt"),
+    *("duals", "log_temperature", "replay", "past", "step", "num_updates"),
+}
+
+
 def parameters(state):
     """The networks that are trained."""
-    names = {"params", "actor", "critic"}.intersection(state._fields)
+    names = TRAINED.intersection(state._fields)
     return {name: getattr(state, name) for name in sorted(names)}
+
+
+def small(name):
+    """A config of six rollouts: the row in `SMALL`, or what fits most agents."""
+    fields = {field.name for field in dataclasses.fields(agents.get(name).Config)}
+    fresh, stored = dict(total_steps=6 * 32), dict(total_steps=6 * 32 + 64)
+    stored |= dict(warmup_steps=50, capacity=128, batch_size=48)
+    usual = stored if "warmup_steps" in fields else fresh
+    if "num_minibatches" in fields:
+        usual |= dict(num_epochs=2, num_minibatches=2)
+    return SMALL.get(name, usual)
 
 
 def learned(state):

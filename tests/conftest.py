@@ -24,7 +24,7 @@ import pytest
 from rljax import agents, envs
 from rljax.types import Agent, Box, Rollout, Simulation, Spec
 
-from .agent_case import CONTINUOUS_ONLY, SMALL, N, T, observe_and_update
+from .agent_case import CONTINUOUS_ONLY, N, T, observe_and_update, small
 
 PROCESS = Path("/proc/self/statm")  # Linux
 
@@ -109,12 +109,10 @@ class Case(NamedTuple):
 @pytest.fixture(scope="session", params=agents.names())
 def case(request):
     module = agents.get(request.param)
-    if request.param not in SMALL:
-        pytest.fail(f"{request.param}: add a row to SMALL in tests/agent_case.py")
     continuous = request.param in CONTINUOUS_ONLY
     env = envs.make("Pendulum-v1" if continuous else "CartPole-v1")
     config = module.Config(
-        num_envs=N, rollout_length=T, hidden_sizes=(8,), **SMALL[request.param]
+        num_envs=N, rollout_length=T, hidden_sizes=(8,), **small(request.param)
     )
     spec = env.spec._replace(max_steps=1)  # the rollout below is cut often
     return Case(request.param, module, module.make(spec), env, spec, config)

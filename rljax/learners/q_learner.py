@@ -8,7 +8,7 @@ exploration, priorities and targets are the same for all of them.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,13 @@ from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
 from rljax import replay
-from rljax.contracts import EpsilonConfig, Network, QAgentConfig, QConfig
+from rljax.contracts import (
+    ActionValueState,
+    EpsilonConfig,
+    Network,
+    QAgentConfig,
+    QConfig,
+)
 from rljax.learners import optimizers
 from rljax.networks import distributions, layers
 from rljax.replay import Windows, priority
@@ -39,6 +45,7 @@ from rljax.types import (
 # (params, bootstrap_params, window or sequence, key) -> (loss [], absolute TD error [])
 WindowLoss = Callable[[Params, Params, Any, jax.Array], tuple[jax.Array, jax.Array]]
 Outputs = Callable[..., jax.Array]  # of a network: (observation, *inputs) -> outputs
+S = TypeVar("S", bound=ActionValueState)
 Keys = tuple[jax.Array, jax.Array]  # [] typed key for the network, and for the target
 
 
@@ -326,11 +333,11 @@ def update(
 def learn(
     loss: WindowLoss,
     config: QConfig,
-    state: QState,
+    state: S,
     *,
     key: Key,
     length: int | None = None,
-) -> tuple[QState, Metrics]:
+) -> tuple[S, Metrics]:
     """Learn from samples of the replay.
 
     Args:
@@ -383,7 +390,7 @@ def learn(
     start = (flat, target_flat, state.opt_state, state.replay, count)
     end, metrics = jax.lax.scan(step, start, jax.random.split(key, config.num_updates))
     flat, target_flat, opt_state, buffer, count = end
-    new_state = QState(
+    new_state = state._replace(
         params=unravel(flat),
         target_params=unravel(target_flat),
         opt_state=opt_state,

@@ -169,7 +169,10 @@ def test_n_step_return_by_hand():
     np.testing.assert_allclose(slope, 2.0 + 2 * 0.5)
 
 
-@pytest.mark.parametrize("name", ["c51", "iqn", "qrdqn", "rainbow"])
+HEADS = [name for name in agents.names() if hasattr(agents.get(name), "HEAD")]
+
+
+@pytest.mark.parametrize("name", HEADS)
 def test_norms_of_agents_losses_are_exact(name):
     """By the layers' inputs and output gradients, noisy weights included."""
     module, spec = agents.get(name), envs.make("CartPole-v1").spec
