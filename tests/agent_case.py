@@ -11,6 +11,7 @@ from rljax import agents
 
 T, N = 8, 4  # of the case's rollouts
 CONTINUOUS_ONLY = ("apg", "td3")
+VARIANTS = ("rainbow", "reinforce")  # the code of c51 and of a2c: fast tests try these
 # Configs of six rollouts where `small` needs more, beside T, N and the hidden sizes.
 SMALL: dict[str, dict[str, Any]] = {
     "awr": dict(

@@ -24,7 +24,7 @@ import pytest
 from rljax import agents, envs
 from rljax.types import Agent, Box, Rollout, Simulation, Spec
 
-from .agent_case import CONTINUOUS_ONLY, N, T, observe_and_update, small
+from .agent_case import CONTINUOUS_ONLY, VARIANTS, N, T, observe_and_update, small
 
 PROCESS = Path("/proc/self/statm")  # Linux
 
@@ -106,7 +106,13 @@ class Case(NamedTuple):
     config: Any
 
 
-@pytest.fixture(scope="session", params=agents.names())
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS))
+        for name in agents.names()
+    ],
+)
 def case(request):
     module = agents.get(request.param)
     continuous = request.param in CONTINUOUS_ONLY
