@@ -150,7 +150,9 @@ USES = {  # what takes a config, its fields, and more arguments, none of them lo
 @pytest.mark.parametrize(
     ("fn", "field"),
     [
-        pytest.param(fn, name, id=f"{fn.__module__[6:]}.{fn.__name__}-{name}")
+        pytest.param(
+            fn, name, id=f"{fn.__module__.split('.')[-1]}.{fn.__name__}-{name}"
+        )
         for fn, (names, _) in USES.items()
         for name in names
     ],
