@@ -15,7 +15,7 @@ from rljax.learners import on_policy
 from rljax.running import train
 
 from .. import probe_envs
-from ..agent_case import CONTINUOUS_ONLY
+from ..agent_case import CONTINUOUS_ONLY, VARIANTS
 
 NEVER = np.nan
 GAMMA, STEPS = 0.5, 3  # of a walk from each place
@@ -301,7 +301,13 @@ def check(name, probe, learned):
         np.testing.assert_allclose(learned.episode_return, 0.5, atol=0.15)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS))
+        for name in ROWS
+    ],
+)
 def test_finds_the_known_values_and_best_actions(name):
     check_all(name, ROWS[name].seeds)
 
