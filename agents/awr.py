@@ -66,7 +66,7 @@ class Config:
                 f"sequence_length = {self.capacity // self.sequence_length}"
             )
         what = "batch_size * sequence_length"
-        cfg.check_divides(self, "num_minibatches", steps, what)
+        cfg.check_divides(self, "num_minibatches", steps, what=what)
 
 
 class State(NamedTuple):

@@ -71,10 +71,10 @@ class Config:
         cfg.check_count(self, *counts)
         cfg.check_count(self, "burn_in", low=0)
         steps = self.rollout_length
-        cfg.check_divides(self, "sequence_length", steps, "rollout_length")
+        cfg.check_divides(self, "sequence_length", steps, what="rollout_length")
         sequences = self.num_envs * steps // self.sequence_length
         what = "num_envs * rollout_length / sequence_length"
-        cfg.check_divides(self, "num_minibatches", sequences, what)
+        cfg.check_divides(self, "num_minibatches", sequences, what=what)
         if self.burn_in > steps:
             what = f"must be at most rollout_length = {steps}"
             raise ValueError(f"burn_in={self.burn_in}: {what}")

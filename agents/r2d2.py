@@ -131,9 +131,9 @@ def action_values(
     memory = recurrent.recall(
         net,
         burn_in_params,
-        sequence.obs[:burn_in],
-        starts[:burn_in],
-        sequence.memory[0],
+        obs=sequence.obs[:burn_in],
+        starts=starts[:burn_in],
+        memory=sequence.memory[0],
     )
     q, memories = net.apply(
         params, sequence.obs[burn_in:], starts[burn_in:], memory, method="unroll"

@@ -7,10 +7,10 @@ noisy weights.
 import dataclasses
 
 import jax
-from rljax.agents import c51
-from rljax.agents.c51 import HEAD
 
 from rljax import config as cfg
+from rljax.agents import c51
+from rljax.agents.c51 import HEAD
 from rljax.learners import q_learner
 from rljax.types import Agent, Spec
 

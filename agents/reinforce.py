@@ -8,10 +8,10 @@ off goes on with the baseline's value.
 import dataclasses
 
 import jax
-from rljax.agents import a2c
-from rljax.agents.a2c import make
 
 from rljax import config as cfg
+from rljax.agents import a2c
+from rljax.agents.a2c import make
 
 PRESETS: dict[str, cfg.Preset] = {}
 

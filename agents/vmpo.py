@@ -112,7 +112,7 @@ def parts(
     """The losses' parts and the divergences, `[B]`; eq. 3 to 5.
 
     The policy's gradient is that in `params` alone, the dual variables' that in
-    `variables`    alone: nothing is stopped, and meta-gradients pass.
+    `variables` alone: nothing is stopped, and meta-gradients pass.
     """
     network = on_policy.actor(spec, config)
     policy, old = (network.apply(p, batch.obs) for p in (params, target_params))

@@ -179,7 +179,7 @@ def check_loop(config: RunConfig) -> None:
     check_count(config, "total_steps", high=INT32_MAX * steps)
 
 
-def check_divides(config: object, name: str, total: int, what: str) -> None:
+def check_divides(config: object, name: str, total: int, *, what: str) -> None:
     """Raise unless the named field divides `total`, which `what` describes.
 
     Raises:

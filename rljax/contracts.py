@@ -242,6 +242,28 @@ class DampedConfig(Protocol):
     def noise_damping(self) -> float: ...  # 1: independent noise at each step
 
 
+class BoundsConfig(Protocol):
+    """Of bounds on divergences, as MPO and V-MPO have them."""
+
+    @property
+    def epsilon(self) -> float: ...  # of the weighted examples
+    @property
+    def epsilon_policy(self) -> float: ...  # of the policy; discrete actions
+    @property
+    def epsilon_mean(self) -> float: ...  # of the policy's mean; continuous actions
+    @property
+    def epsilon_stddev(self) -> float: ...  # likewise, of its standard deviation
+
+
+class DualsConfig(Protocol):
+    """Of the first values of dual variables."""
+
+    @property
+    def temperature(self) -> float: ...  # of the weights
+    @property
+    def multiplier(self) -> float: ...  # weight of each divergence
+
+
 def fields(config: type) -> list[str]:
     """The names that a config's protocol asks for, sorted.
 

@@ -62,7 +62,7 @@ class Args:
     """Measure rljax, one table and one CSV per call."""
 
     suite: Literal["speed", "td", "pg", "autodiff", "meta"] = "speed"
-    """What to measure: training beside peers (td: with a replay or TD targets, pg:
+    """Works to measure: training beside peers (td: with a replay or TD targets, pg:
     policy gradients), gradients beside ordinary ones, or meta-gradients beside
     updates."""
     only: tuple[str, ...] = ()
@@ -85,9 +85,9 @@ class Args:
     peers_python: pathlib.Path | None = None
     """A Python that has the peers already, instead of --peers-env."""
     torch_spec: str = "torch==2.13.0"
-    """What pip installs as torch. Stable-Baselines3 is measured on the CPU."""
+    """torch, as pip takes it. Stable-Baselines3 is measured on the CPU."""
     jax_spec: str = "jax==0.10.2"
-    """What pip installs as the peers' jax; on a GPU host "jax[cuda12]==0.10.2"."""
+    """jax of the peers, as pip takes it; on a GPU host "jax[cuda12]==0.10.2"."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Row:
 
     @property
     def figures(self) -> tuple[paired.Figure, ...]:
-        """What is paired with the numbers of another tree."""
+        """The figures that are paired with the numbers of another tree."""
         name = self.library.partition("@")[0]
         numbers = {
             "steps/s": self.steps_per_s,

@@ -1,4 +1,4 @@
-"""What the scripts share: runs and their metrics, command lines."""
+"""Shared by the scripts: runs and their metrics, command lines."""
 
 import ast
 import contextlib
@@ -54,7 +54,7 @@ class Chunks(NamedTuple):
         return self.start + done * self.steps
 
     def done(self, step: int) -> int:
-        """How many lead to a step, undoing `step`; ValueError if none do."""
+        """The number that leads to a step, undoing `step`; ValueError if none does."""
         done, rest = divmod(step - self.start, self.steps)
         if rest or not 0 <= done <= self.count:
             raise ValueError(f"no piece of this run ends at step {step}")
@@ -63,7 +63,7 @@ class Chunks(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run is: everything that its numbers depend on."""
+    """A run: everything that its numbers depend on."""
 
     agent: str
     env: str
@@ -98,7 +98,7 @@ class Run:
         return tune(make(spec), spec, tuned, settings), env
 
     def tuned(self) -> dict[str, Parameter]:
-        """What is tuned, and how it hangs on the raw numbers."""
+        """The tuned fields, and how each hangs on the raw numbers."""
         return dict(parse_parameter(text, self.config) for text in self.meta)
 
     def keys(self) -> jax.Array:
@@ -238,7 +238,7 @@ def curve(
 
 
 def score(*tables: dict[str, np.ndarray]) -> tuple[str, str]:
-    """What learning curves show, and the metric: rewards where no episode ended."""
+    """The label of learning curves, and the metric: rewards where no episode ended."""
     ended = any(np.isfinite(table["episode_return"]).any() for table in tables)
     if ended or not all("reward" in table for table in tables):
         return "Episode return", "episode_return"

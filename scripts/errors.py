@@ -1,4 +1,4 @@
-"""What a command cannot do, said in one line; needs no jax."""
+"""Errors of commands, said in one line; needs no jax."""
 
 import functools
 import sys
@@ -36,7 +36,7 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong, with the file's name first where there is one."""
+    """The error in words, with the file's name first where there is one."""
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.filename and error.strerror:
         text = f"{error.filename}: {error.strerror}"

@@ -1,4 +1,4 @@
-"""How much priorities lower the variance of a gradient from replay.
+"""Measure how much priorities lower the variance of a gradient from replay.
 
     python scripts/gradient_variance.py --env CartPole-v1
 
@@ -33,7 +33,7 @@ Batch = priority.ReplayBatch[replay.Windows]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to train on, for how long, and how much to draw."""
+    """The training, its length, and the amount to draw."""
 
     env: str = "CartPole-v1"
     """environment name"""
@@ -121,7 +121,7 @@ def measure(
     least = norms.mean() ** 2 - rest
 
     def squared_error(key: jax.Array) -> jax.Array:
-        drawn = replay.sample(buffer, key, options.batch_size, config.n_step)
+        drawn = replay.sample(buffer, key, options.batch_size, n_step=config.n_step)
         weights = 1 / (size * drawn.probability)
         batch = Batch(index=drawn.index, examples=drawn.windows, weights=weights)
         return jnp.sum((mean_gradient(batch) - whole) ** 2)

@@ -95,7 +95,7 @@ def combinations(vary: tuple[str, ...], config: Any) -> tuple[list[str], np.ndar
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What a sweep is. Its runs are numbered, those of a combination one after another.
+    """A sweep. Its runs are numbered, those of a combination one after another.
 
     Results map such a number to a run's mean return.
     """
@@ -106,7 +106,7 @@ class Sweep:
     episodes: int
 
     def __len__(self) -> int:
-        """How many runs."""
+        """The number of runs."""
         return len(self.grid) * self.run.seeds
 
     def inputs(self, numbers: list[int]) -> tuple[jax.Array, jax.Array]:

@@ -183,7 +183,7 @@ def on_host(metrics: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def start_state(run: common.Run, folder: Path) -> tuple[int, Any]:
-    """How many chunks are done, and the state after them."""
+    """The number of chunks that are done, and the state after them."""
     step = common.latest_step(folder)
     if step is None:
         return 0, run.initial_state()(run.keys())

@@ -99,10 +99,22 @@ def with_other_next_obs(rollout, mask):
 
 
 TRAINED = {"params", "actor", "critic"}  # networks, in an agent's state
-OTHERS = {
-    *("target_params", "target_actor", "target_critic", "behaviour"),
-    *("opt_state", "opt_states", "actor_opt", "critic_opt", "dual_opt"),
-    *("duals", "log_temperature", "replay", "past", "step", "num_updates"),
+OTHERS = {  # fields of states that are no trained network
+    "target_params",
+    "target_actor",
+    "target_critic",
+    "behaviour",
+    "opt_state",
+    "opt_states",
+    "actor_opt",
+    "critic_opt",
+    "dual_opt",
+    "duals",
+    "log_temperature",
+    "replay",
+    "past",
+    "step",
+    "num_updates",
 }
 
 

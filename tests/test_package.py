@@ -119,3 +119,19 @@ def test_the_map_of_the_folders_has_every_module():
     named = set(re.findall(r"(\w+)(?:\.py|/)", found))
     files = {path.stem for path in (*ROOT.glob("*"), *FOLDER.glob("*"))}
     assert MODULES <= named <= files
+
+
+def test_docstrings_begin_with_their_subject():
+    """A sentence that begins with What, How or Which is read twice."""
+    sources = [
+        path
+        for folder in ("rljax", "agents", "scripts")
+        for path in ROOT.glob(f"{folder}/**/*.py")
+    ]
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in sources
+        for line in path.read_text().splitlines()
+        if re.match(r' *r?"""(What|How|Which)\b', line)
+    ]
+    assert len(sources) > 100 and not found, "\n".join(found)

@@ -1,49 +1,12 @@
 """Dual variables of MPO and V-MPO: a temperature, and a multiplier for each bound."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from rljax.contracts import BoundsConfig, DualsConfig
 from rljax.losses import LagrangePenalty
-
-
-class BoundsConfig(Protocol):
-    """The fields that are read here."""
-
-    @property
-    def epsilon(self) -> float:
-        """Greatest divergence of the weighted examples."""
-        ...
-
-    @property
-    def epsilon_policy(self) -> float:
-        """Greatest divergence of the policy; discrete actions."""
-        ...
-
-    @property
-    def epsilon_mean(self) -> float:
-        """Greatest divergence by the mean; continuous actions."""
-        ...
-
-    @property
-    def epsilon_stddev(self) -> float:
-        """Greatest divergence by the standard deviation."""
-        ...
-
-
-class StartConfig(Protocol):
-    """The first values."""
-
-    @property
-    def temperature(self) -> float:
-        """Of the weights."""
-        ...
-
-    @property
-    def multiplier(self) -> float:
-        """Weight of each divergence."""
-        ...
 
 
 class Duals(NamedTuple):
@@ -53,7 +16,7 @@ class Duals(NamedTuple):
     multipliers: tuple[jax.Array, ...]  # of the policy; or of mean and deviation
 
 
-def init(config: StartConfig, shapes: tuple[tuple[int, ...], ...]) -> Duals:
+def init(config: DualsConfig, shapes: tuple[tuple[int, ...], ...]) -> Duals:
     """The first values, with a multiplier of each shape."""
     log = jnp.log(config.multiplier)
     multipliers = tuple(jnp.full(shape, log) for shape in shapes)

@@ -124,7 +124,7 @@ def validate_minibatches(config: RolloutEpochsConfig) -> None:
     cfg.check_count(config, "num_epochs", "num_minibatches")
     steps = config.num_envs * config.rollout_length
     what = "num_envs * rollout_length"
-    cfg.check_divides(config, "num_minibatches", steps, what)
+    cfg.check_divides(config, "num_minibatches", steps, what=what)
 
 
 def actor(spec: Spec, config: EncoderConfig) -> Network:

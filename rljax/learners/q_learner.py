@@ -155,8 +155,8 @@ def make(name: str, spec: Spec, head: Head) -> Agent:
     )
 
 
-def check_discrete(name: str, spec: Spec) -> int:
-    """The number of actions.
+def check_discrete(name: str, spec: Spec) -> None:
+    """Raise unless actions can be enumerated.
 
     Raises:
       ValueError: the actions are not discrete, or masked; names the agent `name`.
@@ -164,7 +164,6 @@ def check_discrete(name: str, spec: Spec) -> int:
     if not isinstance(spec.action, Discrete):
         raise ValueError(f"{name} needs discrete actions, not {spec.action}")
     distributions.check_unmasked(name, spec)
-    return spec.action.num_actions
 
 
 def num_actions(spec: Spec) -> int:
@@ -187,8 +186,7 @@ def validate(config: QAgentConfig) -> None:
 
 def validate_epsilon(config: EpsilonConfig) -> None:
     """The same for the fields of `epsilon`."""
-    chances = ("epsilon_start", "epsilon_end", "epsilon_eval")
-    for name in chances:
+    for name in ("epsilon_start", "epsilon_end", "epsilon_eval"):
         cfg.check_range(config, name, low=0.0, high=1.0)
     cfg.check_range(config, "exploration_fraction", low=0.0, high=1.0, open_low=True)
 
@@ -288,7 +286,7 @@ def observe(
     config: AgentConfig, state: QState, rollout: Rollout, length: int = 1
 ) -> QState:
     """Store the rollout; `length` is the length of the sequences to be drawn."""
-    return state._replace(replay=replay.add(state.replay, rollout, length))
+    return state._replace(replay=replay.add(state.replay, rollout, length=length))
 
 
 def transition_loss(head: Head, spec: Spec, config: AgentConfig) -> WindowLoss:

@@ -29,7 +29,9 @@ class Seen(NamedTuple):
 
 
 def cut(x: jax.Array, stride: int, *, length: int) -> jax.Array:
-    """Cut `[T, N, ...]` into `[T' / stride * N, length, ...]`, one each `stride` steps.
+    """Cut `[T, N, ...]` into `[B, length, ...]`: a piece each `stride` steps.
+
+    B is N times the number of pieces that fit; environments vary fastest.
 
     Example:
       >>> cut(jnp.arange(4)[:, None], 2, length=2).tolist()
@@ -83,7 +85,13 @@ def outputs(
 ) -> Any:
     """The outputs of a network for sequences, `[L, B, ...]`, after the burn-in."""
     obs, start = (jnp.swapaxes(x, 0, 1) for x in (seen.obs, seen.start))
-    memory = recall(net, burn_in_params, obs[:burn_in], start[:burn_in], seen.memory)
+    memory = recall(
+        net,
+        burn_in_params,
+        obs=obs[:burn_in],
+        starts=start[:burn_in],
+        memory=seen.memory,
+    )
     found, _ = net.apply(
         params, obs[burn_in:], start[burn_in:], memory, method="unroll"
     )

@@ -66,6 +66,7 @@ def repeated_epsilon_greedy(
     q: jax.Array,
     epsilon: ArrayLike,
     memory: jax.Array,
+    *,
     max_repeats: int,
     key: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:

@@ -115,6 +115,7 @@ class Recurrent(nn.Module):
 def recall(
     net: RecurrentQNetwork | Recurrent,
     params: Params,
+    *,
     obs: jax.Array,
     starts: jax.Array,
     memory: jax.Array,

@@ -76,7 +76,12 @@ def validate(config: BufferConfig) -> None:
 
 
 def init(
-    spec: Spec, num_envs: int, capacity: int, prioritized: bool, memory: Memory = ()
+    spec: Spec,
+    num_envs: int,
+    capacity: int,
+    *,
+    prioritized: bool,
+    memory: Memory = (),
 ) -> Replay:
     """Make an empty buffer.
 
@@ -195,7 +200,9 @@ def _add_priorities(replay: Replay, num_new: int, length: int) -> sum_tree.SumTr
     return put(new - (length - 1), replay.max_priority)
 
 
-def sample(replay: Replay, key: jax.Array, batch_size: int, n_step: int = 1) -> Sample:
+def sample(
+    replay: Replay, key: jax.Array, batch_size: int, *, n_step: int = 1
+) -> Sample:
     """Draw steps with replacement, uniformly or in proportion to their priorities.
 
     Args:
@@ -309,7 +316,7 @@ def _take(x: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def sample_sequences(
-    replay: Replay, key: jax.Array, batch_size: int, length: int
+    replay: Replay, key: jax.Array, batch_size: int, *, length: int
 ) -> tuple[jax.Array, Rollout, jax.Array]:
     """Draw sequences of equal length; episodes may end inside.
 

@@ -1,1 +1,1 @@
-"""What scripts/benchmark.py is made of, and the processes that it starts."""
+"""The parts of scripts/benchmark.py, and the processes that it starts."""

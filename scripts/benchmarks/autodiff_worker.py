@@ -26,7 +26,7 @@ NUM_ACTIONS = 6
 
 
 class Inputs(NamedTuple):
-    """What every function is a function of; jit drops what one does not use."""
+    """Arguments of every function; jit drops those that a function does not use."""
 
     params: Any
     obs: Any  # [B, *obs_shape] bool for images, else float

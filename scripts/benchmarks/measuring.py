@@ -1,4 +1,4 @@
-"""How workers compare jitted functions: time and temporary memory.
+"""Comparisons of jitted functions by workers: time and temporary memory.
 
 Both are timed in one process, in turns, and each call is waited for, so that no two
 overlap; on an accelerator that counts the launch of a call too.

@@ -1,4 +1,4 @@
-"""How benchmark.py and its workers talk: one JSON job in, one JSON line out.
+"""The talk of benchmark.py and its workers: one JSON job in, one JSON line out.
 
 A worker is a fresh process that measures one library once. It gets its job as the
 only argument and prints its result as the last line of its standard output. This

@@ -1,4 +1,4 @@
-"""What is said of measurements: the machine, tables of them, CSV files."""
+"""Reports of measurements: the machine, tables, CSV files."""
 
 import csv
 import dataclasses

@@ -38,7 +38,7 @@ def main():
         return buffer, number + probability.sum()
 
     empty = functools.partial(
-        replay.init, spec, num_envs, hyper["capacity"], prioritized
+        replay.init, spec, num_envs, hyper["capacity"], prioritized=prioritized
     )
     packages = ("rljax", "gymnax", "jax")
     replay_work.run(job, imported, empty, add, learn, packages)

@@ -104,9 +104,10 @@ def test_awr_steps_along_the_gradients_by_hand(
 
     @jax.jit
     def drawn(buffer, later, key):
-        size = (config.batch_size, config.sequence_length)
         buffer, key = replay.add(buffer, later), jax.random.split(key, 3)[0]
-        return replay.sample_sequences(buffer, key, *size)[1]
+        return replay.sample_sequences(
+            buffer, key, config.batch_size, length=config.sequence_length
+        )[1]
 
     steps = jax.tree.map(np.array, drawn(state.replay, later, key))
     assert steps.reward.shape == (config.sequence_length, config.batch_size)

@@ -204,8 +204,9 @@ def repeat(q, epsilon, max_repeats, steps, seed=0):
 @functools.partial(jax.jit, static_argnums=3)
 def repeated(q, epsilon, keys, max_repeats):
     def step(memory, key):
-        args = (q, epsilon, memory, max_repeats, key)
-        action, after = distributions.repeated_epsilon_greedy(*args)
+        action, after = distributions.repeated_epsilon_greedy(
+            q, epsilon, memory, max_repeats=max_repeats, key=key
+        )
         return after, (action, memory)
 
     start = jnp.zeros((len(q), 2), jnp.int32)

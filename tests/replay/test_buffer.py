@@ -15,14 +15,18 @@ SPEC = Spec((2,), "int32", Discrete(5), max_steps=LIMIT)
 KEY = jax.random.key(0)
 add = jax.jit(replay.add, static_argnames="length")
 sample = jax.jit(replay.sample, static_argnums=2)
-sample_sequences = jax.jit(replay.sample_sequences, static_argnums=(2, 3))
+sample_sequences = jax.jit(
+    replay.sample_sequences, static_argnames=("batch_size", "length")
+)
 update_priorities = jax.jit(replay.update_priorities)
 importance_weights = jax.jit(replay.importance_weights)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def init(prioritized=False, rows=ROWS, limit=LIMIT):
-    return replay.init(SPEC._replace(max_steps=limit), N, rows * N, prioritized)
+    return replay.init(
+        SPEC._replace(max_steps=limit), N, rows * N, prioritized=prioritized
+    )
 
 
 class Episodes:
@@ -131,8 +135,10 @@ def test_a_broken_promise_gives_nan_and_no_wrong_successor():
     assert (right | ended | np.isnan(rewards)).all()
     kept = len(buffer.finals)
     assert np.isnan(rewards).sum() == (~ended).sum() - kept > 0
-    sequences = jax.jit(replay.sample_sequences, static_argnums=(2, 3))
-    index, drawn, _ = sequences(buffer, KEY, 64, 1)
+    sequences = jax.jit(
+        replay.sample_sequences, static_argnames=("batch_size", "length")
+    )
+    index, drawn, _ = sequences(buffer, KEY, 64, length=1)
     lost = np.isnan(rewards).reshape(-1)[np.asarray(index)]
     np.testing.assert_array_equal(np.isnan(drawn.reward[0]), lost)
 
@@ -191,18 +197,18 @@ def test_after_a_termination_the_replay_knows_no_successor():
 
 def test_dtypes_are_kept():
     spec = envs.make("Breakout-MinAtar").spec
-    buffer = jax.eval_shape(lambda: replay.init(spec, N, ROWS * N, True))
+    buffer = jax.eval_shape(lambda: replay.init(spec, N, ROWS * N, prioritized=True))
     assert buffer.steps.obs.dtype == buffer.finals.dtype == bool
     assert buffer.steps.action.dtype == jnp.int32
     box = envs.make("Pendulum-v1").spec
-    buffer = jax.eval_shape(lambda: replay.init(box, N, ROWS * N, False))
+    buffer = jax.eval_shape(lambda: replay.init(box, N, ROWS * N, prioritized=False))
     assert buffer.steps.action.shape == (ROWS, N, 1)
     assert buffer.steps.action.dtype == jnp.float32
 
 
 def test_observations_are_stored_once():
     spec = envs.make("Breakout-MinAtar").spec
-    buffer = jax.eval_shape(lambda: replay.init(spec, 10, 100_000, False))
+    buffer = jax.eval_shape(lambda: replay.init(spec, 10, 100_000, prioritized=False))
     arrays = (buffer.steps.obs, buffer.finals, buffer.head)
     stored = sum(x.size * x.dtype.itemsize for x in arrays)
     assert stored < 1.01 * 100_000 * 400
@@ -259,7 +265,7 @@ def test_sequences_are_whole(count, prioritized):
     length = 5
     buffer, episodes = filled(count, prioritized, length)
     key = jax.random.key(count)
-    drawn = sample_sequences(buffer, key, 2000, length)
+    drawn = sample_sequences(buffer, key, 2000, length=length)
     index, found, probability = jax.tree.map(np.array, drawn)
     held = min(count * T, ROWS)
     starts = held - length + 1
@@ -285,8 +291,10 @@ def test_memory_is_stored():
 
     @jax.jit
     def drawn(rollout, key):
-        buffer = replay.init(SPEC, N, ROWS * N, False, memory=jnp.zeros((N, 4)))
-        return replay.sample_sequences(replay.add(buffer, rollout), key, 20, T)
+        buffer = replay.init(
+            SPEC, N, ROWS * N, prioritized=False, memory=jnp.zeros((N, 4))
+        )
+        return replay.sample_sequences(replay.add(buffer, rollout), key, 20, length=T)
 
     _, found, _ = jax.tree.map(np.array, drawn(rollout, KEY))
     for b in range(20):
@@ -310,7 +318,7 @@ def test_vmapped_buffers_are_independent(prioritized):
 
     def use(buffer, rollout, key):
         buffer = replay.add(buffer, rollout)
-        drawn = replay.sample(buffer, key, 4, 3)
+        drawn = replay.sample(buffer, key, 4, n_step=3)
         if prioritized:
             priority = drawn.windows.reward.sum(axis=1)
             buffer = replay.update_priorities(buffer, drawn.index, priority)
@@ -332,7 +340,7 @@ def test_nothing_copies_the_buffer(seeds):
     def run(buffer, keys):
         def step(buffer, key):
             buffer = replay.add(buffer, rollout)
-            drawn = replay.sample(buffer, key, 8, 3)
+            drawn = replay.sample(buffer, key, 8, n_step=3)
             priority = drawn.windows.reward.sum(axis=1)
             weights = replay.importance_weights(buffer, drawn.probability, 0.5)
             return replay.update_priorities(buffer, drawn.index, priority), weights
@@ -354,9 +362,9 @@ def test_an_empty_buffer_gives_zeros_and_no_nan(prioritized):
 
     @jax.jit
     def draw(key):
-        buffer = replay.init(spec, 2, 8, prioritized)
+        buffer = replay.init(spec, 2, 8, prioritized=prioritized)
         drawn = replay.sample(buffer, key, 5)
-        sequences = replay.sample_sequences(buffer, key, 5, 3)
+        sequences = replay.sample_sequences(buffer, key, 5, length=3)
         weights = replay.importance_weights(buffer, drawn.probability, 1.0)
         return drawn, sequences, weights
 

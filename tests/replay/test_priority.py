@@ -48,7 +48,9 @@ def stored(keeps):
     reward = rng.normal(size=(ROWS, N))
     args = (obs, flags.astype(int), reward, flags, flags, obs)
     rollout = Rollout(*args, extras=(), memory=())
-    add = jax.jit(lambda x: replay.add(replay.init(spec, N, ROWS * N, keeps), x))
+    add = jax.jit(
+        lambda x: replay.add(replay.init(spec, N, ROWS * N, prioritized=keeps), x)
+    )
     return add(rollout)
 
 
