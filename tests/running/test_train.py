@@ -29,6 +29,10 @@ SEEDS = (0, 1, 1, 1, 2)  # of a sweep, run by run
 RATES = (1e-3, 1e-3, 3e-3, 1e-2, 1e-2)
 
 
+# One agent of each kind of state and update; the loop knows no more of an agent.
+each_kind = fast_for("apg", "dqn", "ppo", "ppo_rnn", "r2d2", "sac", "td3")
+
+
 class Result(NamedTuple):
     """Numpy arrays, those of a sweep with an axis in front."""
 
@@ -177,7 +181,9 @@ def test_debug_flags_find_neither_nan_nor_infinity(case):
     assert case.name != "dqn" or not rows["episodes"].all()
 
 
+@each_kind
 def test_episode_metrics_account_for_every_step(case, long_run):
+    """The slow ones add the other agents to one of each kind."""
     if case.name in CONTINUOUS_ONLY:
         pytest.skip("no episode of Pendulum ends so soon")
     first, last, rows = long_run
@@ -193,7 +199,9 @@ def test_episode_metrics_account_for_every_step(case, long_run):
     assert np.isfinite(list(rows.values())).all()
 
 
+@each_kind
 def test_steps_are_counted(case, long_run):
+    """The slow ones add the other agents to one of each kind."""
     first, last, rows = long_run
     assert {x.shape for x in rows.values()} == {(ITERATIONS,)}
     warm_up = train.warm_up_iterations(case.config) * STEPS
@@ -241,7 +249,9 @@ def test_metrics_of_a_long_run_are_at_most_a_thousand_rows_for_every_agent(case)
     assert 500 <= num_rows(case.agent, case.env, case.config, 1_001) <= 1_000
 
 
-def test_seeds_and_learning_rates_can_be_vmapped(config, sweep, train_alone):
+@each_kind
+def test_seeds_and_learning_rates_can_be_vmapped(case, config, sweep, train_alone):
+    """The slow ones add the other agents to one of each kind."""
     assert sweep.rows["step"].shape == (len(SEEDS), ITERATIONS)
     assert (sweep.last.step == config.total_steps).all()
     for i in range(len(SEEDS)):
@@ -271,7 +281,9 @@ def test_a_grid_of_seeds_and_learning_rates_can_be_vmapped(case, config):
             chex.assert_trees_all_close(single, same, rtol=1e-3, atol=1e-5)
 
 
+@each_kind
 def test_training_copies_no_replay(case, long_run, program, sweep_program):
+    """The slow ones add the other agents to one of each kind."""
     if not hasattr(case.config, "capacity"):
         pytest.skip("keeps no replay")
     stored = sum(x.nbytes for x in jax.tree.leaves(long_run.last.agent.replay))
@@ -280,7 +292,9 @@ def test_training_copies_no_replay(case, long_run, program, sweep_program):
         assert temporary < 0.2 * runs * stored
 
 
-def test_two_seeds_differ_everywhere(sweep):
+@each_kind
+def test_two_seeds_differ_everywhere(case, sweep):
+    """The slow ones add the other agents to one of each kind."""
     ts, other = row(sweep.first, 0), row(sweep.first, 1)
     for x, y in zip(*map(jax.tree.leaves, (ts.agent[0], other.agent[0])), strict=True):
         constant = x.ndim == 1 or (x == x[0]).all()  # biases, scales of noise
