@@ -88,9 +88,9 @@ def tests_of(path: pathlib.PurePath) -> dict[str, str]:
     own = f"test_{path.stem}.py"
     if top == "agents":
         return dict.fromkeys(OVER_AGENTS, path.stem) | {f"agents/{own}": ""}
-    if top == "scripts":
-        general = "test_benchmark.py" if "benchmark" in str(path) else "test_scripts.py"
-        return {f"scripts/{name}": "" for name in (own, general)}
+    if top == "scripts" or inner[0] == "commands":
+        general = "benchmark" if "benchmark" in str(path) else "commands"
+        return {f"commands/{name}": "" for name in (own, f"test_{general}.py")}
     room = "/".join(inner[:-1])
     mirror = str(pathlib.PurePath(room, own))
     found = {mirror: ""}

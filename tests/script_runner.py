@@ -25,7 +25,7 @@ from typing import Any
 
 TESTS = pathlib.Path(__file__).resolve().parent
 SCRIPTS = TESTS.parent / "scripts"
-sys.path[:0] = [str(SCRIPTS), str(TESTS)]
+sys.path.insert(0, str(TESTS))
 
 
 def run(line: str) -> int:
@@ -115,7 +115,9 @@ def no_network() -> None:
 def main() -> None:
     """Sets up as a script does, with a probe environment, and runs every line."""
     answering = sys.argv[1:] == ["--answer"]
-    import common  # noqa: F401  first: it sets up devices before jax starts
+    from rljax.commands import front
+
+    front.set_up_devices()  # before gymnax starts jax
     import gymnax
     import probe_envs
 

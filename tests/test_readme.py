@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from rljax import agents, autodiff, envs, meta, types
+from rljax.commands import front
 from rljax.meta import maml
 
 ROOT = Path(__file__).parents[1]
@@ -413,7 +414,8 @@ def commands(page):
     """The words of every command of a page, its lines joined."""
     blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", text(page), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    quoted = re.findall(r"`((?:python|make) [^`]*)`", text(page).replace("\n", " "))
+    programs = r"`((?:python|make|rljax) [^`]*)`"
+    quoted = re.findall(programs, text(page).replace("\n", " "))
     words = [shlex.split(line, comments=True) for line in lines + quoted]
     return [command for command in words if command]
 
@@ -434,9 +436,10 @@ def fields(config):
     return {field.name for field in dataclasses.fields(config)}
 
 
-def known_options(script, config):
-    """The options of a script, with underscores."""
-    sources = [ROOT / "scripts" / script, *ROOT.glob(f"scripts/{script[:-3]}s/*.py")]
+def known_options(command, config):
+    """The options of a command, with underscores."""
+    rooms = ROOT / "rljax" / "commands"
+    sources = [rooms / f"{command}.py", *rooms.glob(f"{command}s/*.py")]
     source = "\n".join(path.read_text() for path in sources)
     names = set(re.findall(r"^ +(\w+): .*\n +\"\"\"", source, re.MULTILINE))
     names |= {f"meta_settings.{name}" for name in fields(meta.Settings)}
@@ -452,12 +455,21 @@ def environment(name, *pairs):
     return envs.make(name, **dict(zip(pairs[::2], values, strict=True)))
 
 
-def config_of(script, named):
+def config_of(command, named):
     """The config that a command's options are for."""
-    if script == "maml.py":
+    if command == "maml":
         return maml.Config()
-    if script in ("train.py", "sweep.py"):
+    if command in ("train", "sweep"):
         return agents.get(named[""][0]).Config()
+    return None
+
+
+def as_command(program, words):
+    """A command of rljax and its arguments, by either door; None for other programs."""
+    if program == "rljax" and not words[0].startswith("-"):
+        return words[0].replace("-", "_"), words[1:]
+    if program == "python" and words[0].startswith("scripts/"):
+        return words[0].removeprefix("scripts/").removesuffix(".py"), words[1:]
     return None
 
 
@@ -467,10 +479,10 @@ def test_commands_have_what_they_name(page):
     for program, *words in commands(page):
         if program == "make":
             assert words[0] in targets, words
-        if program == "python" and words[0].startswith("scripts/"):
-            script, named = words[0].removeprefix("scripts/"), options(words[1:])
-            config = config_of(script, named)
-            assert {*named} <= known_options(script, config), words
+        if found := as_command(program, words):
+            command, named = found[0], options(found[1])
+            config = config_of(command, named)
+            assert {*named} <= known_options(command, config), words
             if "env" in named or "env_params" in named:
                 env = named.get("env", ["CartPole-v1"])
                 if env != ["..."]:
@@ -481,12 +493,12 @@ def test_commands_have_what_they_name(page):
 
 @EVERYWHERE
 def test_options_exist(page):
-    """Those that a page only mentions, of any script and agent."""
-    scripts = [path.name for path in ROOT.glob("scripts/*.py")]
+    """Those that a page only mentions, of any command and agent."""
+    commands = [name.replace("-", "_") for name in front.COMMANDS]
     configs = [agents.get(name).Config for name in agents.names()] + [maml.Config]
     known = set.union(
-        *(known_options(script, None) for script in scripts),
-        *(known_options("train.py", config) for config in configs),
+        *(known_options(command, None) for command in commands),
+        *(known_options("train", config) for config in configs),
     )
     found = re.findall(r"(?<![\w`-])`?--([a-z][\w.-]*)", text(page))
     assert {name.rstrip(".").replace("-", "_") for name in found} <= known

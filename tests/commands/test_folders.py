@@ -1,9 +1,7 @@
 """Run folders belong to one process; what fails before its first row leaves nothing."""
 
 import errno
-import importlib
 import os
-import pathlib
 import signal
 import socket
 import subprocess
@@ -12,16 +10,13 @@ import time
 
 import pytest
 
-SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "scripts"
-sys.path[:0] = [str(SCRIPTS)]  # as for a script
-
-errors, folders = map(importlib.import_module, ("errors", "folders"))
+from rljax.commands import errors, folders
 
 ROW = "step,seed\n1,0\n"
 # Claims a folder at a given time, writes a row and holds it until it is told to end.
 CLAIMS = """
 import pathlib, sys, time
-import folders
+from rljax.commands import folders
 _, folder, free, begin = sys.argv
 time.sleep(max(0, float(begin) - time.time()))
 try:
@@ -36,9 +31,7 @@ except folders.Taken as error:
 
 def start(folder, free="", begin=0.0):
     command = [sys.executable, "-c", CLAIMS, str(folder), free, str(begin)]
-    return subprocess.Popen(
-        command, cwd=SCRIPTS, stdin=-1, stdout=-1, text=True, env={"PYTHONPATH": "."}
-    )
+    return subprocess.Popen(command, stdin=-1, stdout=-1, text=True)
 
 
 def together(folder, free, number=6):

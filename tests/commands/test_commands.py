@@ -1,4 +1,4 @@
-"""The scripts as a user runs them: outputs, resume after a kill, errors in a line."""
+"""The commands as a user runs them: outputs, resume after a kill, errors in a line."""
 
 import fcntl
 import json
@@ -240,7 +240,7 @@ def test_a_row_of_a_sweep_is_the_run_of_its_seed(folder, swept):
 
 
 BREAK_OFF = """
-import folders
+from rljax.commands import folders
 write, texts = folders.write_text, []
 def once(path, text):
     if len(texts) == 2:  # that before the first group, and after it
@@ -551,7 +551,8 @@ def test_a_run_whose_last_step_lacks_a_row_goes_on(scripts, folder):
 
 NUMBERS = """
 import dataclasses, pathlib, types
-import common, jax, jax.numpy as jnp, numpy as np, train
+import jax, jax.numpy as jnp, numpy as np
+from rljax.commands import common, train
 from rljax.checkpoint import latest, save
 import rljax.running.logging
 
@@ -600,7 +601,7 @@ def test_steps_and_seeds_beyond_int32(scripts, tmp_path):
 
 DEFAULT_NAMES = """
 import contextlib, datetime, types, pathlib
-import common, train
+from rljax.commands import common, train
 
 class Frozen(datetime.datetime):
     @classmethod
@@ -623,7 +624,8 @@ def test_default_names_of_one_second_differ(scripts, tmp_path):
 
 
 GROUPS = """
-import jax, sweep
+import jax
+from rljax.commands import sweep
 devices = len(jax.devices())
 for runs, num_envs in ((1, 16), (devices, 16), (9, 16), (15, 4), (256, 16), (1000, 4)):
     size = sweep.group_size(runs, num_envs)

@@ -1,13 +1,13 @@
 """Measure rljax: beside its peers, and its gradients beside ordinary ones.
 
-    python scripts/benchmark.py --suite speed
-    python scripts/benchmark.py --only ppo-4 dqn-10k --repeats 3
-    python scripts/benchmark.py --no-peers
-    python scripts/benchmark.py --suite td
-    python scripts/benchmark.py --suite pg
-    python scripts/benchmark.py --suite autodiff
-    python scripts/benchmark.py --suite meta
-    python scripts/benchmark.py --against HEAD --only ppo-4
+    rljax benchmark --suite speed
+    rljax benchmark --only ppo-4 dqn-10k --repeats 3
+    rljax benchmark --no-peers
+    rljax benchmark --suite td
+    rljax benchmark --suite pg
+    rljax benchmark --suite autodiff
+    rljax benchmark --suite meta
+    rljax benchmark --against HEAD --only ppo-4
 
 Every measurement is a fresh process (`benchmarks/*_worker.py`). What is compared takes
 turns, A B A B, so that a machine that drifts slows both; ratios are taken pair by
@@ -31,14 +31,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-import folders
 import tyro
-from benchmarks import autodiff, comparisons, meta, paired, report, revisions
-from benchmarks.protocol import run_worker
-from benchmarks.works import PG, RLJAX, SPEED, TD, Work
-from errors import one_line_errors
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from rljax.commands import folders
+from rljax.commands.benchmarks import (
+    autodiff,
+    comparisons,
+    meta,
+    paired,
+    report,
+    revisions,
+)
+from rljax.commands.benchmarks.protocol import run_worker
+from rljax.commands.benchmarks.works import PG, RLJAX, SPEED, TD, Work
+
+_AROUND = pathlib.Path(__file__).resolve().parents[2]
+# The checkout: that of this file, or the one where an installed package is called.
+ROOT = _AROUND if (_AROUND / "pyproject.toml").exists() else pathlib.Path.cwd()
 WORKERS = pathlib.Path(__file__).resolve().parent / "benchmarks"
 REQUIREMENTS = (  # what the peers' environment holds, beside jax and torch
     "rejax==0.1.3",
@@ -379,7 +388,12 @@ def open_trees(against: str | None) -> Iterator[Trees]:
         yield {"": this, f"@{commit}": other}
 
 
-def main(args: Args) -> None:
+def main(argv: list[str], prog: str) -> None:
+    """Reads the command line and measures."""
+    run(tyro.cli(Args, args=argv, prog=prog))
+
+
+def run(args: Args) -> None:
     """Measures, prints the table, writes the CSV."""
     works: list[Any] = select(SUITES[args.suite], args.only)
     if args.list_works:
@@ -415,7 +429,3 @@ def main(args: Args) -> None:
     print(f"\n{len(rows)} rows in {out}, {time.time() - begin:.0f} s")
     if any(row.failed for row in rows):
         raise SystemExit(1)
-
-
-if __name__ == "__main__":
-    one_line_errors(lambda: main(tyro.cli(Args)))()

@@ -1,6 +1,6 @@
 """Measure how much priorities lower the variance of a gradient from replay.
 
-    python scripts/gradient_variance.py --env CartPole-v1
+    rljax gradient-variance --env CartPole-v1
 
 DQN trains for a while. Its replay and its networks then fix one gradient, the mean over
 all stored transitions, which every sampler estimates without bias: priorities and
@@ -12,16 +12,15 @@ gradient norms: Alain et al. (2015), https://arxiv.org/abs/1511.06481.
 
 import dataclasses
 import functools
-import sys
 from typing import Any
 
-import common  # first: it sets up devices before jax starts
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from rljax import agents, envs, replay
 from rljax.autodiff import per_transition_grad_norms
+from rljax.commands import common
 from rljax.config import check_range
 from rljax.learners import q_learner
 from rljax.replay import priority, sum_tree
@@ -131,10 +130,9 @@ def measure(
     return float(exact), float(measured), float(least)
 
 
-@common.one_line_errors
-def main() -> None:
+def main(argv: list[str], prog: str) -> None:
     """Train, measure, print a table."""
-    options = common.parse(Options, sys.argv[1:], __doc__ or "", "gradient_variance.py")
+    options = common.parse(Options, argv, __doc__ or "", prog)
     options.validate()
     loss, config, state = trained(options)
     print(f"{options.env}: trace of the covariance of one draw's gradient")
@@ -146,7 +144,3 @@ def main() -> None:
         uniform = uniform or exact
         numbers = f"{exact:12.5g} {measured:12.5g} {least:12.5g}"
         print(f"{name:10} {numbers} {exact / uniform:10.3f}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -18,9 +18,12 @@ import numpy as np
 import pytest
 
 from rljax import agents, envs
+from rljax.commands import benchmark
+from rljax.commands.benchmarks import protocol
 
-SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "scripts"
-sys.path[:0] = [str(SCRIPTS), str(SCRIPTS / "benchmarks")]  # as for a script
+COMMANDS = pathlib.Path(benchmark.__file__).resolve().parent
+WORKERS, ROOT = COMMANDS / "benchmarks", COMMANDS.parents[1]
+sys.path.insert(0, str(WORKERS))  # as for a worker
 
 
 def load(path):
@@ -32,14 +35,12 @@ def load(path):
     return module
 
 
-benchmark = load(SCRIPTS / "benchmark.py")
-worker = load(SCRIPTS / "benchmarks" / "autodiff_worker.py")
-meta_worker = load(SCRIPTS / "benchmarks" / "meta_worker.py")
+worker = load(WORKERS / "autodiff_worker.py")
+meta_worker = load(WORKERS / "meta_worker.py")
 autodiff, meta, report = benchmark.autodiff, benchmark.meta, benchmark.report
 comparisons, paired = benchmark.comparisons, benchmark.paired
 revisions = benchmark.revisions
 Comparison = comparisons.Comparison
-protocol = importlib.import_module("benchmarks.protocol")
 measuring = importlib.import_module("measuring")  # as the workers import it
 
 WORK = benchmark.Work("w", "", "ppo", 1000, {"num_envs": 2}, peers=("rejax", "sb3"))
@@ -159,7 +160,7 @@ def run_fake(tmp_path, body, timeout=20.0):
 def test_worker_protocol(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "warm")
     body = (
-        f"import os, sys; sys.path.insert(0, {str(SCRIPTS / 'benchmarks')!r})\n"
+        f"import os, sys; sys.path.insert(0, {str(WORKERS)!r})\n"
         "import protocol; job = protocol.read_job(); print('noise')\n"
         "job['cache'] = os.environ.get('JAX_COMPILATION_CACHE_DIR')\n"
         "protocol.print_result(job)\n"
@@ -260,7 +261,7 @@ def test_select():
     with pytest.raises(SystemExit, match="unknown work ppo-5; one of: ppo-4,"):
         benchmark.select(benchmark.SPEED, ("ppo-4", "ppo-5"))
     with pytest.raises(SystemExit, match="unknown work ppo-4; one of: norms-mlp,"):
-        benchmark.main(benchmark.Args(suite="autodiff", only=("ppo-4",)))
+        benchmark.run(benchmark.Args(suite="autodiff", only=("ppo-4",)))
 
 
 def test_peers_environment_is_built_once(tmp_path, monkeypatch):
@@ -302,7 +303,7 @@ def test_peers_python_must_exist(tmp_path):
 
 @pytest.mark.parametrize("suite", benchmark.SUITES)
 def test_list(suite, capsys):
-    benchmark.main(benchmark.Args(suite=suite, list_works=True))
+    benchmark.run(benchmark.Args(suite=suite, list_works=True))
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert names == [work.name for work in benchmark.SUITES[suite]]
 
@@ -317,14 +318,14 @@ def test_main_measures_prints_and_writes(tmp_path, monkeypatch, capsys):
     args = benchmark.Args(
         only=("ppo-4",), repeats=2, out=out, peers_python=pathlib.Path(sys.executable)
     )
-    benchmark.main(args)
+    benchmark.run(args)
     assert "3.00 (3.00-3.00)" in capsys.readouterr().out
     assert len(out.read_text().splitlines()) == 1 + 2 * 3
-    benchmark.main(dataclasses.replace(args, peers=False))
+    benchmark.run(dataclasses.replace(args, peers=False))
     assert len(out.read_text().splitlines()) == 1 + 2
     monkeypatch.setattr(benchmark, "run_worker", lambda *_: {"note": "hang"})
     with pytest.raises(SystemExit):
-        benchmark.main(args)
+        benchmark.run(args)
 
 
 # The suite autodiff.
@@ -465,7 +466,7 @@ def test_main_measures_autodiff(tmp_path, tiny_autodiff, monkeypatch, capsys):
     monkeypatch.setattr(worker, "print_result", results.append)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)  # before jax starts only
     monkeypatch.setattr(benchmark, "run_worker", run_worker)
-    benchmark.main(benchmark.Args(suite="autodiff", repeats=1))
+    benchmark.run(benchmark.Args(suite="autodiff", repeats=1))
     with (tmp_path / "runs" / "benchmark" / "autodiff.csv").open(newline="") as file:
         (first,) = csv.DictReader(file)
     assert set(first) == {f.name for f in dataclasses.fields(comparisons.Row)}
@@ -476,7 +477,7 @@ def test_main_measures_autodiff(tmp_path, tiny_autodiff, monkeypatch, capsys):
     assert first["machine"] in printed and first["versions"] in printed
     monkeypatch.setattr(benchmark, "run_worker", lambda *_: {"note": "hang"})
     with pytest.raises(SystemExit):
-        benchmark.main(benchmark.Args(suite="autodiff", repeats=1))
+        benchmark.run(benchmark.Args(suite="autodiff", repeats=1))
 
 
 # The suite meta.
@@ -590,7 +591,7 @@ def test_meta_worker_counts_results_as_memory():
 
 
 def test_replay_worker_counts_the_steps_of_its_loop(monkeypatch, capsys):
-    replay_worker = load(SCRIPTS / "benchmarks" / "rljax_replay_worker.py")
+    replay_worker = load(WORKERS / "rljax_replay_worker.py")
     work = next(work for work in benchmark.TD if work.name == "replay-td_error-10k")
     hyper = work.hyper | {"capacity": 40, "batch_size": 4}
     work = dataclasses.replace(work, hyper=hyper, steps=50)
@@ -719,7 +720,7 @@ def checkout(tmp_path, monkeypatch):
 def test_workers_measure_their_own_tree(checkout, tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(
-        f"import sys; sys.path.insert(0, {str(SCRIPTS / 'benchmarks')!r})\n"
+        f"import sys; sys.path.insert(0, {str(WORKERS)!r})\n"
         "import protocol, rljax, rljax.agents\n"
         "texts = [rljax.TEXT, rljax.agents.TEXT]\n"
         "protocol.print_result({'texts': texts})\n"
@@ -742,7 +743,7 @@ def test_workers_measure_their_own_tree(checkout, tmp_path):
 def test_a_worker_must_import_rljax_from_its_tree_alone(tmp_path, monkeypatch):
     strange = {"imported_from": ["/elsewhere/rljax"]}
     monkeypatch.setattr(benchmark, "run_worker", lambda *_, environ: strange)
-    result = benchmark.run_in(tmp_path, sys.executable, SCRIPTS, {}, 1.0)
+    result = benchmark.run_in(tmp_path, sys.executable, COMMANDS, {}, 1.0)
     assert set(result) == {"note"} and "/elsewhere/rljax" in result["note"]
     note = {"note": "hang"}
     assert revisions.checked(note, tmp_path) == note
@@ -755,9 +756,9 @@ def test_a_worker_must_import_rljax_from_its_tree_alone(tmp_path, monkeypatch):
 
 def test_environment_keeps_the_path_of_this_process(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/mine")
-    assert revisions.environ(SCRIPTS) == {"PYTHONPATH": f"{SCRIPTS}{os.pathsep}/mine"}
+    assert revisions.environ(COMMANDS) == {"PYTHONPATH": f"{COMMANDS}{os.pathsep}/mine"}
     monkeypatch.delenv("PYTHONPATH")
-    assert revisions.environ(SCRIPTS) == {"PYTHONPATH": str(SCRIPTS)}
+    assert revisions.environ(COMMANDS) == {"PYTHONPATH": str(COMMANDS)}
 
 
 @pytest.mark.parametrize(
@@ -766,20 +767,20 @@ def test_environment_keeps_the_path_of_this_process(monkeypatch):
 )
 def test_against_what_is_no_revision(checkout, revision, message):
     with pytest.raises(SystemExit, match=f"--against .*: .*{message}"):
-        benchmark.main(benchmark.Args(against=revision))
+        benchmark.run(benchmark.Args(against=revision))
 
 
 def test_against_needs_git_alone(checkout, tmp_path, monkeypatch):
     python = pathlib.Path(sys.executable)
     with pytest.raises(SystemExit, match="--against measures no peers"):
-        benchmark.main(benchmark.Args(against="HEAD", peers_python=python))
+        benchmark.run(benchmark.Args(against="HEAD", peers_python=python))
     monkeypatch.setattr(benchmark, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     with pytest.raises(SystemExit, match="--against HEAD: fatal: not a git repository"):
-        benchmark.main(benchmark.Args(against="HEAD"))
+        benchmark.run(benchmark.Args(against="HEAD"))
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SystemExit, match="--against HEAD: git is not installed"):
-        benchmark.main(benchmark.Args(against="HEAD"))
+        benchmark.run(benchmark.Args(against="HEAD"))
 
 
 def test_main_measures_against_a_revision(checkout, tmp_path, monkeypatch, capsys):
@@ -800,7 +801,7 @@ def test_main_measures_against_a_revision(checkout, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(benchmark, "run_worker", run_worker)
     monkeypatch.setattr(benchmark, "peers_python", lambda args: pytest.fail("built"))
     args = benchmark.Args(only=("ppo-4",), repeats=2, against="HEAD~1")
-    benchmark.main(args)
+    benchmark.run(args)
     commit = git(checkout, "rev-parse", "--short", "HEAD~1")
     path = tmp_path / "runs" / "benchmark" / f"speed-against-{commit}.csv"
     with path.open(newline="") as file:
@@ -809,7 +810,7 @@ def test_main_measures_against_a_revision(checkout, tmp_path, monkeypatch, capsy
     assert "3.00 (3.00-3.00)" in capsys.readouterr().out
     old_fails = True
     with pytest.raises(SystemExit) as error:
-        benchmark.main(args)
+        benchmark.run(args)
     assert error.value.code == 1
     assert f"rljax@{commit}: failed: exit status 1: no" in capsys.readouterr().out
 
@@ -820,20 +821,20 @@ def test_main_measures_gradients_against_a_revision(
 ):
     """Adds real processes: they import rljax from both trees and call jitted code."""
     for part in ("rljax", "agents"):
-        shutil.copytree(SCRIPTS.parent / part, checkout / part, dirs_exist_ok=True)
+        shutil.copytree(ROOT / part, checkout / part, dirs_exist_ok=True)
     commit = commit_all(checkout)
     out = tmp_path / "autodiff.csv"
     args = benchmark.Args(suite="autodiff", repeats=1, against="HEAD", out=out)
-    benchmark.main(args)
+    benchmark.run(args)
     with out.open(newline="") as file:
         this, other = csv.DictReader(file)
     assert (this["library"], other["library"]) == ("rljax", f"rljax@{commit}")
     assert float(this["what_value"]) > 0 and float(other["what_value"]) > 0
     (checkout / "rljax" / "autodiff" / "__init__.py").write_text("1 / 0\n")
     commit = commit_all(checkout)
-    shutil.copytree(SCRIPTS.parent / "rljax", checkout / "rljax", dirs_exist_ok=True)
+    shutil.copytree(ROOT / "rljax", checkout / "rljax", dirs_exist_ok=True)
     with pytest.raises(SystemExit):
-        benchmark.main(dataclasses.replace(args, against="HEAD"))
+        benchmark.run(dataclasses.replace(args, against="HEAD"))
     with out.open(newline="") as file:
         this, other = csv.DictReader(file)
     assert float(this["what_value"]) > 0 and other["what_value"] == ""

@@ -1,19 +1,17 @@
-"""Evaluate a trained run: `python scripts/evaluate.py runs/NAME --episodes 128`."""
+"""Evaluate a trained run: `rljax evaluate runs/NAME --episodes 128`."""
 
 import dataclasses
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import common
-import folders
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from rljax import prng
+from rljax.commands import common, folders
 from rljax.config import check_range
 from rljax.envs.wrappers import unwrap
 from rljax.types import Agent, TrainState
@@ -89,10 +87,9 @@ def draw(path: Path, run: common.Run, ts: TrainState) -> None:
     print(f"drew {length} steps, return {total[-1]:.1f}: {path}")
 
 
-@common.one_line_errors
-def main() -> None:
+def main(argv: list[str], prog: str) -> None:
     """Restore, play, report."""
-    options = common.parse(Options, sys.argv[1:], __doc__ or "", "evaluate.py")
+    options = common.parse(Options, argv, __doc__ or "", prog)
     check_range(options, "episodes", low=1, high=common.INT32)
     if options.gif:
         folders.check_output(options.gif, b"GIF8")
@@ -105,7 +102,3 @@ def main() -> None:
     )
     if options.gif:
         draw(options.gif, run, jax.tree.map(lambda x: x[0], states))
-
-
-if __name__ == "__main__":
-    main()

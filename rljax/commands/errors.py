@@ -3,11 +3,13 @@
 import functools
 import sys
 from collections.abc import Callable
+from typing import ParamSpec
 
+P = ParamSpec("P")
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it: 128 and the signal
 
 
-def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
+def one_line_errors(main: Callable[P, None]) -> Callable[P, None]:
     """Turn bad input, and what a machine refuses, into one line and exit code 2.
 
     A disk that is full, a folder that may not be written, a download that fails, memory
@@ -15,9 +17,9 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
     """
 
     @functools.wraps(main)
-    def wrapped() -> None:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            main()
+            main(*args, **kwargs)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(INTERRUPTED)

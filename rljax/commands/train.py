@@ -1,4 +1,4 @@
-"""Train an agent: `python scripts/train.py ppo --env CartPole-v1 --seeds 4`."""
+"""Train an agent: `rljax train ppo --env CartPole-v1 --seeds 4`."""
 
 import contextlib
 import dataclasses
@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import common
-import folders
 import jax
 import numpy as np
 
 from rljax import envs
+from rljax.commands import common, folders
 from rljax.config import check_range
 from rljax.meta import Settings
 from rljax.running import train
@@ -82,7 +81,7 @@ def options_type(
     return Options
 
 
-def parse_command_line(argv: list[str]) -> tuple[common.Run, Any]:
+def parse_command_line(argv: list[str], prog: str) -> tuple[common.Run, Any]:
     """Read the command line into what to run and how."""
     agent, argv = common.agent_and_rest(argv, __doc__ or "")
     stored = None
@@ -94,7 +93,7 @@ def parse_command_line(argv: list[str]) -> tuple[common.Run, Any]:
     env = common.word(argv, "--env", stored.env if stored else "CartPole-v1")
     env_params = common.with_number_values(common.pairs(argv, "--env-params"))
     options_class = options_type(agent, env, env_params, stored)
-    options = common.parse(options_class, argv, __doc__ or "", f"train.py {agent}")
+    options = common.parse(options_class, argv, __doc__ or "", f"{prog} {agent}")
     options.validate()
     config = options.config
     if options.steps is not None:
@@ -306,7 +305,7 @@ def open_sinks(run: common.Run, options: Any, folder: Path) -> Iterator[list[Any
 
 
 def warn(run: common.Run) -> None:
-    """Say what a look at the environment shows; `check_env.py` says more.
+    """Say what a look at the environment shows; `check-env` says more.
 
     Raises:
       ValueError: as `run.build`.
@@ -317,10 +316,9 @@ def warn(run: common.Run) -> None:
             print(finding, file=sys.stderr)
 
 
-@common.one_line_errors
-def main() -> None:
+def main(argv: list[str], prog: str) -> None:
     """Train, evaluate, plot."""
-    run, options = parse_command_line(sys.argv[1:])
+    run, options = parse_command_line(argv, prog)
     warn(run)
     previous = signal.signal(signal.SIGTERM, end)
     try:
@@ -331,7 +329,3 @@ def main() -> None:
             finish(run, options, folder, ts)
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-if __name__ == "__main__":
-    main()

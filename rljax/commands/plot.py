@@ -1,18 +1,16 @@
-"""Compare runs in one picture: `python scripts/plot.py runs/A runs/B`.
+"""Compare runs in one picture: `rljax plot runs/A runs/B`.
 
 What any of them has tuned is below, with the values of those that keep it fixed.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import common
-import folders
 import numpy as np
 import tyro
 
+from rljax.commands import common, folders
 from rljax.running.plotting import learning_curves
 
 
@@ -45,10 +43,9 @@ def values_of(
     return curves
 
 
-@common.one_line_errors
-def main() -> None:
+def main(argv: list[str], prog: str) -> None:
     """Read metrics, draw."""
-    options = common.parse(Options, sys.argv[1:], __doc__ or "", "plot.py")
+    options = common.parse(Options, argv, __doc__ or "", prog)
     if not options.runs:
         raise ValueError("name at least one run folder")
     labels = options.labels or tuple(folder.name for folder in options.runs)
@@ -81,7 +78,3 @@ def main() -> None:
     kinds = {"ylabel": ylabel, "statistic": options.statistic}
     learning_curves(panels, options.out, below=below, **kinds)
     print(f"picture: {options.out}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,12 +1,12 @@
-"""Try an environment and list its faults: `python scripts/check_env.py CartPole-v1`."""
+"""Try an environment and list its faults: `rljax check-env CartPole-v1`."""
 
 import dataclasses
 import sys
 from typing import Annotated
 
-import common
 import tyro
 
+from rljax.commands import common
 from rljax.envs import check
 from rljax.envs.making import build
 
@@ -23,10 +23,9 @@ class Options:
     """to play at random in each of 16 environments; 0 to look at it only"""
 
 
-@common.one_line_errors
-def main() -> None:
+def main(argv: list[str], prog: str) -> None:
     """Check, print a line per finding; exit code 1 where one is an error."""
-    options = common.parse(Options, sys.argv[1:], __doc__ or "", "check_env.py")
+    options = common.parse(Options, argv, __doc__ or "", prog)
     values = common.with_number_values(options.env_params)
     gym, params, _ = build(options.name, **values)
     findings = check(gym, params, steps=options.steps)
@@ -36,7 +35,3 @@ def main() -> None:
         print(f"{options.name}: nothing found")
     if any(finding.level == "error" for finding in findings):
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """MAML for policies: learn parameters that adapt to a new task in a few steps.
 
-    python scripts/maml.py --tasks tabular
-    python scripts/maml.py --tasks cartpole --config.first-order
+    rljax maml --tasks tabular
+    rljax maml --tasks cartpole --config.first-order
 
 Each update draws tasks, environments whose parameters differ, adapts the policy to
 each, and moves what they all started from so that the adapted policies get better. In
@@ -12,18 +12,16 @@ https://arxiv.org/abs/1703.03400.
 import contextlib
 import dataclasses
 import functools
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import common  # first: it sets up devices before jax starts
-import folders
 import jax
 import numpy as np
 
 from rljax import config as cfg
 from rljax import networks
+from rljax.commands import common, folders
 from rljax.envs import tasks
 from rljax.meta import maml
 from rljax.running.logging import CsvSink
@@ -117,12 +115,10 @@ def test(options: Any, network: Any, draw_task: maml.DrawTask, params: Any) -> N
         say("gap of the adapted one", best - after)
 
 
-@common.one_line_errors
-def main() -> None:
+def main(argv: list[str], prog: str) -> None:
     """Learn, then test."""
-    argv = sys.argv[1:]
     options_class = options_type(common.word(argv, "--tasks", "tabular"))
-    options = common.parse(options_class, argv, __doc__ or "", "maml.py")
+    options = common.parse(options_class, argv, __doc__ or "", prog)
     options.validate()
     if options.out:
         folders.check_output(options.out)
@@ -131,7 +127,3 @@ def main() -> None:
     args = (len(spec.obs_shape), spec.action, options.hidden_sizes, "relu")
     network = networks.ActorCritic(*args, reading=spec.reading)
     test(options, network, draw_task, learn(options, network, draw_task).params)
-
-
-if __name__ == "__main__":
-    main()

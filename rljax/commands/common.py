@@ -1,4 +1,4 @@
-"""Shared by the scripts: runs and their metrics, command lines."""
+"""Shared by the commands: runs and their metrics, command lines."""
 
 import ast
 import contextlib
@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -17,19 +16,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import tyro
-from errors import one_line_errors as one_line_errors
-from folders import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, write_text
-
-from rljax.running import sharding
-
-# Before anything starts jax, and importing gymnax does: a device per core, so that
-# seeds run side by side.
-sharding.set_cpu_devices(len(os.sched_getaffinity(0)))
 
 from rljax import agents, envs
+from rljax.commands.folders import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, write_text
 from rljax.config import check_range, unknown
 from rljax.meta import Parameter, Settings, conditioned, parse_parameter, tune, validate
-from rljax.running import train
+from rljax.running import sharding, train
 from rljax.running.checkpoint import latest, restore
 from rljax.running.evaluate import evaluate
 from rljax.running.logging import read_csv

@@ -1,6 +1,6 @@
 """Sweep hyperparameters in one program, over seeds, and rank the results.
 
-`python scripts/sweep.py ppo --env CartPole-v1 --seeds 4 --vary learning_rate=1e-4,1e-3`
+`rljax sweep ppo --env CartPole-v1 --seeds 4 --vary learning_rate=1e-4,1e-3`
 
 Runs go in groups. With --out the results of each group are written when it is done, and
 the same command goes on where it was stopped.
@@ -18,12 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import common
-import folders
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rljax.commands import common, folders
 from rljax.config import as_arrays, check_range
 from rljax.running import sharding, train
 from rljax.running.evaluate import evaluate
@@ -220,13 +219,13 @@ def report(sweep: Sweep, results: dict[int, Any], out: Path | None) -> None:
         print(f"all runs: {out}")
 
 
-def parse_command_line(argv: list[str]) -> tuple[Sweep, Any]:
+def parse_command_line(argv: list[str], prog: str) -> tuple[Sweep, Any]:
     """Read the command line into what to run and how."""
     agent, argv = common.agent_and_rest(argv, __doc__ or "")
     env_params = common.with_number_values(common.pairs(argv, "--env-params"))
     env = common.word(argv, "--env", "CartPole-v1")
     options_class = options_type(agent, env, env_params)
-    options = common.parse(options_class, argv, __doc__ or "", "sweep.py " + agent)
+    options = common.parse(options_class, argv, __doc__ or "", f"{prog} {agent}")
     options.validate()
     config = options.config
     if options.steps is not None:
@@ -241,10 +240,9 @@ def parse_command_line(argv: list[str]) -> tuple[Sweep, Any]:
     return Sweep(run, names, grid, options.episodes), options
 
 
-@common.one_line_errors
-def main() -> None:
+def main(argv: list[str], prog: str) -> None:
     """One program for all groups of runs; then the table."""
-    sweep, options = parse_command_line(sys.argv[1:])
+    sweep, options = parse_command_line(argv, prog)
     sweep.run.build()
     size = group_size(len(sweep), sweep.run.config.num_envs)
     if options.group:
@@ -260,7 +258,3 @@ def main() -> None:
     runs, config = len(sweep) - len(found), sweep.run.config
     steps = runs * train.num_iterations(config) * train.steps_per_iteration(config)
     print(f"{runs} runs, {steps:,} steps, {time.monotonic() - begin:.1f} s")
-
-
-if __name__ == "__main__":
-    main()

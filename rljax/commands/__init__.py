@@ -1,0 +1,20 @@
+"""The command `rljax`, and `scripts/`: one module per command, and what they share.
+
+benchmark          measures rljax beside its peers, or beside another revision
+benchmarks         the parts of `benchmark`, and the processes that it starts
+check_env          tries an environment and lists its faults
+common             runs and their metrics, options
+errors             bad input in one line
+evaluate           plays episodes with a trained run, draws one
+folders            run folders of one process each, files that replace their own
+front              finds the command, and sets up devices before jax starts
+gradient_variance  measures how much priorities help a gradient
+maml               learns a policy that adapts to a new task
+plot               compares runs in one picture
+sweep              trains with many hyperparameters in one program
+train              trains an agent
+"""
+
+from rljax.commands.front import main, run
+
+__all__ = ["main", "run"]

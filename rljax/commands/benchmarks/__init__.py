@@ -1,0 +1,1 @@
+"""The parts of the command `benchmark`, and the processes that it starts."""

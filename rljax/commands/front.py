@@ -1,0 +1,99 @@
+"""The front door: finds the command, and sets up devices before jax starts.
+
+Needs no jax itself, so that a list of the commands is there at once.
+"""
+
+import difflib
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import rljax
+from rljax.commands.errors import one_line_errors
+
+
+class Command(NamedTuple):
+    """A command; its module is `rljax.commands.NAME`, with `main(argv, prog)`."""
+
+    text: str  # the line about it
+    starts_jax: bool = True  # in this process
+
+
+COMMANDS = {
+    "train": Command("train an agent; a run folder holds metrics and checkpoints"),
+    "evaluate": Command("play episodes with a trained run, draw one"),
+    "plot": Command("compare the learning curves of runs in one picture"),
+    "sweep": Command("vary hyperparameters in one program, rank the results"),
+    "check-env": Command("try an environment and list its faults"),
+    "benchmark": Command("measure speed, beside peers or a revision", starts_jax=False),
+    "gradient-variance": Command("measure how much priorities help a gradient"),
+    "maml": Command("learn a policy that adapts to a new task"),
+}
+
+
+def main(prog: str = "rljax") -> None:
+    """Run the command line of this process: a command and its arguments.
+
+    Args:
+      prog: what stands before the command, for help and errors.
+    """
+    argv = sys.argv[1:]
+    if not argv or argv[0] in ("-h", "--help"):
+        print(overview(prog))
+        sys.exit(0 if argv else 2)
+    if argv[0] == "--version":
+        print(f"rljax {rljax.__version__}")
+        return
+    run(argv[0], argv[1:], f"{prog} {argv[0]}")
+
+
+def run(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run one command; what is wrong with its arguments is one line and exit code 2.
+
+    Args:
+      name: of the command, such as "check-env".
+      argv: its arguments; those of this process unless given.
+      prog: what calls it, for help and errors; the script of this process unless given.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    prog = os.path.basename(sys.argv[0]) if prog is None else prog
+    one_line_errors(_run)(name, list(argv), prog)
+
+
+def _run(name: str, argv: list[str], prog: str) -> None:
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name.replace("_", "-"), COMMANDS, cutoff=0.5)
+        known = ", ".join(near or COMMANDS)
+        raise ValueError(f"unknown command {name!r}; did you mean: {known}?")
+    if COMMANDS[name].starts_jax:
+        set_up_devices()
+    module = importlib.import_module(f"rljax.commands.{name.replace('-', '_')}")
+    module.main(argv, prog)
+
+
+@functools.cache
+def set_up_devices() -> None:
+    """Make a jax device per core, so that seeds run side by side.
+
+    This comes before anything starts jax, and importing gymnax does.
+    """
+    from rljax.running import sharding
+
+    sharding.set_cpu_devices(len(os.sched_getaffinity(0)))
+
+
+def overview(prog: str) -> str:
+    """Return the list of commands."""
+    lines = [f"  {name:18} {command.text}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"usage: {prog} COMMAND ...",
+            "",
+            *lines,
+            "",
+            f"{prog} COMMAND --help lists the options of a command.",
+        ]
+    )

@@ -1,1 +1,0 @@
-"""The parts of scripts/benchmark.py, and the processes that it starts."""

@@ -1,0 +1,94 @@
+"""The front door: commands by name, as a command, a module and scripts."""
+
+import importlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from rljax.commands import front
+
+SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "scripts"
+
+
+def called(*argv):
+    return subprocess.run([sys.executable, *map(str, argv)], capture_output=True)
+
+
+LISTS = """
+import sys
+from rljax.commands import front
+sys.argv[1:] = ["--help"]
+try:
+    front.main()
+finally:
+    sys.exit("jax was imported" if "jax" in sys.modules else 0)
+"""
+
+
+def test_the_list_of_commands_needs_no_jax():
+    done = called("-c", LISTS)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.decode().splitlines()
+    listed = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert listed == list(front.COMMANDS)
+
+
+@pytest.mark.parametrize("name", front.COMMANDS)
+def test_every_command_has_a_module_and_a_script(name):
+    file = name.replace("-", "_")
+    module = importlib.import_module(f"rljax.commands.{file}")
+    assert callable(module.main)
+    script = (SCRIPTS / f"{file}.py").read_text()
+    assert f'run("{name}")' in script and len(script.splitlines()) == 6
+
+
+def test_there_is_no_script_without_a_command():
+    names = {name.replace("-", "_") for name in front.COMMANDS}
+    assert {path.stem for path in SCRIPTS.glob("*.py")} == names
+
+
+@pytest.mark.parametrize(
+    ("door", "prog"),
+    [
+        (("-m", "rljax", "check-env"), "python -m rljax check-env"),
+        ((SCRIPTS / "check_env.py",), "check_env.py"),
+    ],
+)
+def test_usage_names_the_door(door, prog):
+    done = called(*door, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"usage: {prog} " in " ".join(done.stdout.decode().split())
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "out", "err"),
+    [
+        ([], 2, "usage: rljax COMMAND", ""),
+        (["--version"], 0, "rljax 0.", ""),
+        (
+            ["trian", "ppo"],
+            2,
+            "",
+            "error: unknown command 'trian'; did you mean: train?",
+        ),
+        (["check_en"], 2, "", "did you mean: check-env?"),
+        (["xyz"], 2, "", "did you mean: train, evaluate, plot,"),
+        (["train", "pppo"], 2, "", "error: unknown agent 'pppo'; did you mean: ppo"),
+        (["train", "ppo", "--sed", "1"], 2, "", "error: unknown option '--sed'"),
+        (["sweep", "ppo"], 2, "", "(see rljax sweep ppo --help)"),
+    ],
+)
+def test_bad_input_is_one_line(monkeypatch, capsys, argv, code, out, err):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/rljax", *argv])
+    monkeypatch.setattr(front, "set_up_devices", lambda: None)  # jax has started
+    try:
+        front.main()
+        found = 0
+    except SystemExit as end:
+        found = end.code
+    printed = capsys.readouterr()
+    assert found == code, printed
+    assert printed.out.startswith(out) and err in printed.err
+    assert len(printed.err.splitlines()) == bool(err)
