@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,6 +71,19 @@ def recorded(reference: str) -> str:
     if place.endswith(".py"):
         place = str(_absolute(place))
     return f"{place}{colon}{path}"
+
+
+def offered(group: str) -> dict[str, str]:
+    """Return what installed packages offer: references by name.
+
+    Args:
+      group: of entry points, such as `rljax.environments`.
+
+    Example:
+      >>> offered("rljax.no_such_group")
+      {}
+    """
+    return {entry.name: entry.value for entry in metadata.entry_points(group=group)}
 
 
 def _absolute(place: str) -> Path:

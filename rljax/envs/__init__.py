@@ -7,6 +7,7 @@ batched     N environments of gymnax's API in step with each other
 boundary    what an environment promises, by a trace of its program
 checking    what is wrong with an environment, in a line each
 making      environments by name
+own         environments of one's own, by reference or entry point
 spaces      gymnax's spaces as this package's
 tasks       distributions of tasks, for meta-learning
 two_colors  an endless grid whose good and bad items swap

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax.contracts import BatchedEnv
-from rljax.envs import boundary, spaces
+from rljax.envs import boundary, own, spaces
 from rljax.envs.batched import Env
 from rljax.envs.boundary import GymEnv, GymParams
 from rljax.envs.making import obs_space, wrap
@@ -85,7 +85,7 @@ def check(
 
 
 def _is_batched(env: object) -> bool:
-    return isinstance(env, Env | Wrapper) or hasattr(env, "for_evaluation")
+    return own.is_batched(env) or hasattr(env, "for_evaluation")
 
 
 def _innermost(env: BatchedEnv) -> BatchedEnv:

@@ -2,15 +2,17 @@
 
 import dataclasses
 import inspect
+from collections.abc import Collection
 from typing import Any, cast
 
 import jax
 import numpy as np
 from jax.core import Tracer
 
+from rljax import loading
 from rljax.config import INT32_MAX, unknown
 from rljax.contracts import BatchedEnv
-from rljax.envs import boundary, spaces
+from rljax.envs import boundary, own, spaces
 from rljax.envs._gymnax import gymnax, registration
 from rljax.envs.batched import Env
 from rljax.envs.boundary import GymEnv, GymParams, MaskedGymEnv
@@ -32,44 +34,55 @@ if "TwoColors-v0" not in gymnax.registered_envs:  # when this module is reloaded
 
 
 def names() -> list[str]:
-    """List the names that `make` knows: gymnax's, TwoColors-v0, `gymnax.register`'s."""
-    return list(gymnax.registered_envs)
+    """List the names that `make` knows: gymnax's, TwoColors-v0, `gymnax.register`'s.
+
+    And those that installed packages offer, by entry points of `rljax.environments`.
+    """
+    return list(dict.fromkeys([*gymnax.registered_envs, *loading.offered(own.GROUP)]))
 
 
 def make(name: str, **params: Any) -> BatchedEnv:
-    """Make a batched environment by its gymnax name.
+    """Make a batched environment by its gymnax name, or your own by reference.
 
     Args:
-      name: one of `names()`.
+      name: one of `names()`, or a reference: `my.module:make_env`, or
+        `path/to/file.py:make_env`. It leads to an object with gymnax's API, to a pair
+        of one and its parameters, to a batched environment, which stays as it is, or
+        to a function or class that returns any of these.
       **params: the options of `wrap` (`normalize_obs=True`), fields of the
         environment's `EnvParams` (`gravity=12.0`) or arguments of its constructor
-        (`use_minimal_action_set=False`).
+        (`use_minimal_action_set=False`), or of your function.
 
     Returns:
       The environment, with episode statistics.
 
     Raises:
       ValueError: unknown name or parameter; the near matches are listed. An environment
-        that cannot be built, for want of a network say. As by `wrap`.
+        that cannot be built, for want of a network say. As by `wrap`, and by
+        `rljax.loading.load`.
 
     Example:
       >>> env = make("CartPole-v1", gravity=12.0, time_aware=True)
       >>> env.spec.obs_shape, env.spec.action
       ((5,), Discrete(num_actions=2, masked=False))
     """
-    gym, params, options = build(name, **params)
-    return wrap(gym, params, **options)
+    env, params, options = build(name, **params)
+    if own.is_batched(env):
+        return cast(BatchedEnv, env)
+    return wrap(cast(GymEnv, env), params, **options)
 
 
-def build(name: str, **params: Any) -> tuple[GymEnv, GymParams, dict[str, Any]]:
-    """Build the gymnax object, its parameters, and the options of `wrap`; as `make`."""
-    if name not in names():
-        raise ValueError(unknown("environment", name, names()))
-    factory = registration._registry[name]
-    arguments = inspect.signature(factory).parameters
+def build(
+    name: str, **params: Any
+) -> tuple[GymEnv | BatchedEnv, GymParams, dict[str, Any]]:
+    """Build the gymnax object, its parameters, and the options of `wrap`; as `make`.
+
+    Of a batched environment there is the object alone.
+    """
     options = inspect.signature(wrap).parameters.keys() - {"gym", "params"}
-    gym, defaults = _built(name, {k: v for k, v in params.items() if k in arguments})
-    fields = [field.name for field in dataclasses.fields(defaults)]
+    env, defaults, arguments = _found(name, params, options=options)
+    options = set() if own.is_batched(env) else options - {*arguments}
+    fields = own.field_names(defaults)
     overrides = {k: v for k, v in params.items() if k not in {*arguments, *options}}
     for key, value in overrides.items():
         if key not in fields:
@@ -77,7 +90,21 @@ def build(name: str, **params: Any) -> tuple[GymEnv, GymParams, dict[str, Any]]:
             raise ValueError(unknown(f"parameter of {name}", key, known))
         _check_parameter(name, key, value, default=getattr(defaults, key))
     chosen = {k: v for k, v in params.items() if k in options}
-    return gym, dataclasses.replace(defaults, **overrides), chosen
+    changed = dataclasses.replace(defaults, **overrides) if overrides else defaults
+    return env, changed, chosen
+
+
+def _found(name: str, params: dict[str, Any], *, options: Collection[str]) -> own.Built:
+    """Build what a name or reference stands for, from the parameters it takes."""
+    if name not in gymnax.registered_envs:
+        found = own.find(name)
+        if found is None:
+            raise ValueError(unknown("environment", name, names()))
+        return own.build(name, found, params, options=options)
+    arguments = inspect.signature(registration._registry[name]).parameters
+    given = {k: v for k, v in params.items() if k in arguments}
+    gym, defaults = _built(name, given)
+    return own.Built(env=gym, params=defaults, arguments=arguments)
 
 
 def _built(name: str, arguments: dict[str, Any]) -> tuple[GymEnv, GymParams]:
@@ -92,8 +119,12 @@ def _built(name: str, arguments: dict[str, Any]) -> tuple[GymEnv, GymParams]:
 
 
 def _check_parameter(
-    name: str, key: str, value: Any, *, default: float | jax.Array
+    name: str, key: str, value: Any, *, default: float | str | jax.Array
 ) -> None:
+    if isinstance(default, str):
+        if not isinstance(value, str):
+            raise ValueError(f"{key}={value!r} of {name}: expected a text")
+        return
     kinds = "iufb" if isinstance(default, bool) else "iuf"
     kind = np.asarray(value).dtype.kind
     if np.ndim(value) or kind not in kinds:
