@@ -1,6 +1,12 @@
-"""The agents: one readable file each, chosen by the name of the file."""
+"""The agents: one readable file each, chosen by the name of the file.
+
+Your own are chosen by the name of their module, `my.module`, or by their file,
+`path/to/agent.py`. A package offers agents by entry points of the group
+`rljax.agents`: names, each with the name of a module.
+"""
 
 import dataclasses
+import fnmatch
 import importlib
 import inspect
 import pkgutil
@@ -8,41 +14,139 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from rljax.config import unknown
+import jax
 
+from rljax import contracts, loading
+from rljax.config import Preset, unknown
+from rljax.types import Agent, Spec
+
+GROUP = "rljax.agents"  # of entry points
 _NAMES = sorted(
     module.name
     for module in pkgutil.iter_modules(__path__)
     if not module.name.startswith("_")
 )
 
-__all__ = ["config_for", "get", "names", "other_preset"]
+__all__ = [
+    "GROUP",
+    "config_for",
+    "env_params_for",
+    "get",
+    "make",
+    "names",
+    "other_preset",
+    "preset",
+]
 
 
 def names() -> list[str]:
-    """Names that `get` knows."""
-    return list(_NAMES)
+    """Names that `get` knows: of the files here, and what installed packages offer."""
+    return sorted({*_NAMES, *loading.offered(GROUP)})
 
 
 def get(name: str) -> ModuleType:
-    """An agent's module, with `Config`, `PRESETS` and `make(spec) -> Agent`.
+    """An agent's module, with `Config`, `make(spec) -> Agent` and perhaps `PRESETS`.
 
     Args:
-      name: one of `names()`.
+      name: one of `names()`, or your own: `my.module` or `path/to/agent.py`.
 
     Returns:
-      The module `rljax.agents.<name>`.
+      The module, `rljax.agents.<name>` or your own.
 
     Raises:
-      ValueError: unknown name; the near matches are listed.
+      ValueError: unknown name; the near matches are listed. A module of your own that
+        cannot be loaded, or lacks a hook or has another thing in its place.
 
     Example:
       >>> get("ppo").Config().gamma
       0.99
     """
-    if name not in _NAMES:
-        raise ValueError(unknown("agent", name, _NAMES))
-    return importlib.import_module(f"rljax.agents.{name}")
+    if name in _NAMES:
+        return importlib.import_module(f"rljax.agents.{name}")
+    if loading.is_reference(name) or "." in name:
+        return _checked(name, loading.load(name, "agent"))
+    reference = loading.offered(GROUP).get(name)
+    if reference is None:
+        raise ValueError(unknown("agent", name, names()))
+    return _checked(name, loading.load(reference, "agent"))
+
+
+def make(name: str, spec: Spec) -> Agent:
+    """Make an agent for an environment.
+
+    Args:
+      name: as for `get`.
+      spec: of the environment.
+
+    Raises:
+      ValueError: as by `get`, and by the `make` of the agent's module; or this returned
+        something other than an `Agent`.
+
+    Example:
+      >>> import rljax
+      >>> make("ppo", rljax.envs.make("CartPole-v1").spec).simulates
+      False
+    """
+    module = get(name)
+    agent = module.make(spec)
+    if not isinstance(agent, Agent):
+        kind = type(agent).__name__
+        raise ValueError(
+            f"agent {name}: make returned {kind}, expected rljax.types.Agent"
+        )
+    return agent
+
+
+def preset(name: str, env_name: str) -> Preset | None:
+    """An agent's preset for an environment.
+
+    The keys of an agent's `PRESETS` are names of environments, or patterns as of files:
+    `brax/*`. The name itself goes before patterns, a longer pattern before a shorter.
+
+    Args:
+      name: as for `get`.
+      env_name: an environment's name.
+
+    Example:
+      >>> found = preset("ppo", "MountainCarContinuous-v0")
+      >>> found.wrap
+      {'normalize_obs': True, 'normalize_rewards': 0.99}
+      >>> preset("ppo", "no such environment") is None
+      True
+    """
+    presets = getattr(get(name), "PRESETS", {})
+    if env_name in presets:
+        return presets[env_name]
+    found = [key for key in presets if fnmatch.fnmatchcase(env_name, key)]
+    return presets[max(found, key=len)] if found else None
+
+
+def env_params_for(
+    name: str, env_name: str, env_params: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Parameters of an environment, with those that the agent's preset brings.
+
+    Args:
+      name: as for `get`.
+      env_name: an environment's name.
+      env_params: parameters that are given; these stay. With others than the preset
+        was made for, the preset brings none.
+
+    Returns:
+      Arguments for `envs.make`, and for `config_for`.
+
+    Example:
+      >>> env_params_for("ppo", "MountainCarContinuous-v0")
+      {'normalize_obs': True, 'normalize_rewards': 0.99}
+      >>> env_params_for("ppo", "MountainCarContinuous-v0", {"normalize_obs": False})
+      {'normalize_obs': False}
+    """
+    given = dict(env_params or {})
+    found = preset(name, env_name)
+    if found is None:
+        return given
+    whole = found.wrap | given
+    return whole if _is_for(found, env_name, whole) else given
 
 
 def config_for(
@@ -51,10 +155,11 @@ def config_for(
     """An agent's default config, with its preset for the environment if it has one.
 
     A preset states the environment's parameters that it was made for. With others, say
-    rewards on another scale, it is left out: `other_preset` tells.
+    rewards on another scale, it is left out: `other_preset` tells. Parameters that the
+    preset itself brings are among those; `env_params_for` adds them.
 
     Args:
-      name: one of `names()`.
+      name: as for `get`.
       env_name: an environment's name; unknown ones get the plain default.
       env_params: what `envs.make` gets beside the name.
 
@@ -67,11 +172,10 @@ def config_for(
       >>> config_for("ppo", "Pendulum-v1", {"normalize_rewards": 0.99}).gamma
       0.99
     """
-    module = get(name)
-    preset = module.PRESETS.get(env_name)
-    if preset and _changed(env_name, env_params) in preset.env_params:
-        return dataclasses.replace(module.Config(), **preset.config)
-    return module.Config()
+    plain, found = get(name).Config(), preset(name, env_name)
+    if found and _is_for(found, env_name, env_params):
+        return dataclasses.replace(plain, **found.config)
+    return plain
 
 
 def other_preset(
@@ -80,7 +184,7 @@ def other_preset(
     """A line that says for which parameters there is a preset, where not for these.
 
     Args:
-      name: one of `names()`.
+      name: as for `get`.
       env_name: an environment's name.
       env_params: what `envs.make` gets beside the name.
 
@@ -91,26 +195,89 @@ def other_preset(
       >>> other_preset("sac", "Pendulum-v1", {"g": 9.0})
       'the preset of sac for Pendulum-v1 is for no --env-params; plain defaults hold'
     """
-    preset = get(name).PRESETS.get(env_name)
-    if not preset or _changed(env_name, env_params) in preset.env_params:
+    found = preset(name, env_name)
+    if not found or _is_for(found, env_name, env_params):
         return ""
     texts = [
-        " ".join(f"{k} {v}" for k, v in made.items()) for made in preset.env_params
+        " ".join(f"{k} {v}" for k, v in (found.wrap | made).items())
+        for made in found.env_params or ({},)
     ]
     those = " or ".join(f"--env-params {x}" if x else "no --env-params" for x in texts)
     what = f"the preset of {name} for {env_name} is for {those}"
     return f"{what}; plain defaults hold"
 
 
+def _is_for(found: Preset, env_name: str, env_params: Mapping[str, Any] | None) -> bool:
+    """Whether a preset was made for these parameters of an environment."""
+    if found.env_params is None:
+        return True
+    changed = _changed(env_name, env_params)
+    return any(changed == found.wrap | made for made in found.env_params)
+
+
 def _changed(env_name: str, env_params: Mapping[str, Any] | None) -> dict[str, Any]:
     """The parameters that are not what they are by default."""
     if not env_params:
         return {}
-    from rljax.envs import making  # only who changes an environment needs gymnax here
+    from rljax.envs import making, own  # only who changes an environment needs gymnax
 
     _, params, _ = making.build(env_name)
     options = inspect.signature(making.wrap).parameters.values()
-    defaults = {option.name: option.default for option in options} | vars(params)
+    defaults = {option.name: option.default for option in options}
+    defaults |= {field: getattr(params, field) for field in own.field_names(params)}
     return {
         k: v for k, v in env_params.items() if k not in defaults or v != defaults[k]
     }
+
+
+def _checked(name: str, module: Any) -> Any:
+    """Return an own agent's module once its hooks are there.
+
+    Raises:
+      ValueError: names the agent, the hook and what it should be.
+    """
+    config = getattr(module, "Config", None)
+    if not isinstance(config, type) or not dataclasses.is_dataclass(config):
+        raise ValueError(
+            f"agent {name}: Config: {_found(config)}, expected a frozen dataclass that "
+            "jax.tree_util.register_dataclass knows"
+        )
+    try:
+        default = config()
+    except TypeError as error:
+        raise ValueError(f"agent {name}: Config(): {error}") from error
+    if any(leaf is default for leaf in jax.tree.leaves(default)):
+        raise ValueError(
+            f"agent {name}: Config is a dataclass that jax does not know; decorate it "
+            "with @jax.tree_util.register_dataclass"
+        )
+    needed = [*contracts.fields(contracts.TrainConfig), "validate"]
+    missing = [field for field in needed if not hasattr(default, field)]
+    if missing:
+        raise ValueError(
+            f"agent {name}: Config has no {', '.join(missing)}; training needs "
+            f"{', '.join(needed)}"
+        )
+    make = getattr(module, "make", None)
+    if not callable(make):
+        raise ValueError(
+            f"agent {name}: make: {_found(make)}, expected a function make(spec) that "
+            "returns an rljax.types.Agent"
+        )
+    try:
+        inspect.signature(make).bind("spec")
+    except TypeError as error:
+        raise ValueError(f"agent {name}: make(spec): {error}") from error
+    presets = getattr(module, "PRESETS", {})
+    if not isinstance(presets, dict) or not all(
+        isinstance(x, Preset) for x in presets.values()
+    ):
+        raise ValueError(
+            f"agent {name}: PRESETS: expected a dict of rljax.config.Preset by the "
+            "environment's name or pattern"
+        )
+    return module
+
+
+def _found(hook: object) -> str:
+    return "missing" if hook is None else f"is {type(hook).__name__}"

@@ -41,7 +41,7 @@ PRESETS: dict[str, cfg.Preset] = {
     ),
     "MountainCarContinuous-v0": cfg.Preset(
         dict(entropy_cost=0.0, total_steps=1_000_000, num_envs=16),
-        env_params=(dict(normalize_obs=True, normalize_rewards=0.99),),
+        wrap=dict(normalize_obs=True, normalize_rewards=0.99),
     ),
     "Pendulum-v1": cfg.Preset(
         dict(

@@ -20,10 +20,17 @@ INT32_MAX = 2**31 - 1  # the greatest count in a program
 
 
 class Preset(NamedTuple):
-    """Hyperparameters for an environment, where its parameters are these."""
+    """Hyperparameters for an environment, where its parameters are these.
+
+    Keys of `PRESETS` may be patterns, `brax/*`: see `rljax.agents.preset`.
+    """
 
     config: dict[str, Any]
-    env_params: tuple[dict[str, Any], ...] = ({},)  # any of these, each with no others
+    # Any of these, each with no others; None: whatever they are.
+    env_params: tuple[dict[str, Any], ...] | None = ({},)
+    # Parameters that the preset brings, where none are given of these names; they are
+    # beside `env_params`.
+    wrap: dict[str, Any] = {}
 
 
 def static(default: Any) -> Any:

@@ -16,7 +16,7 @@ class Options:
     """The command line."""
 
     name: Annotated[str, tyro.conf.Positional]
-    """the environment"""
+    """the environment: a name, my.module:make_env or path/to/file.py:make_env"""
     env_params: dict[str, str] = dataclasses.field(default_factory=dict)
     """parameters of the environment: NAME VALUE pairs"""
     steps: int = 1000
@@ -26,7 +26,7 @@ class Options:
 def main(argv: list[str], prog: str) -> None:
     """Check, print a line per finding; exit code 1 where one is an error."""
     options = common.parse(Options, argv, __doc__ or "", prog)
-    values = common.with_number_values(options.env_params)
+    values = common.with_values(options.env_params)
     gym, params, _ = build(options.name, **values)
     findings = check(gym, params, steps=options.steps)
     for finding in findings:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import tyro
 
-from rljax import agents, envs
+from rljax import agents, envs, loading
 from rljax.commands.folders import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, write_text
 from rljax.config import check_range, unknown
 from rljax.meta import Parameter, Settings, conditioned, parse_parameter, tune, validate
@@ -57,9 +57,9 @@ class Chunks(NamedTuple):
 class Run:
     """A run: everything that its numbers depend on."""
 
-    agent: str
-    env: str
-    env_params: dict[str, Any]  # numbers and booleans
+    agent: str  # a name, or a reference as `loading.recorded` gives
+    env: str  # likewise
+    env_params: dict[str, Any]  # numbers, booleans and texts
     seeds: int
     seed: int
     rows: int  # lines of metrics per seed
@@ -80,14 +80,13 @@ class Run:
         check_numbers(self.meta_settings)
         self.config.validate()
         env = envs.make(self.env, **self.env_params)
-        make = agents.get(self.agent).make
         if not self.meta:
-            return make(env.spec), env
+            return agents.make(self.agent, env.spec), env
         tuned, settings, spec = self.tuned(), self.meta_settings, env.spec
         validate(tuned, self.config)
         if settings.condition:
             spec = conditioned(spec, len(tuned))
-        return tune(make(spec), spec, tuned, settings), env
+        return tune(agents.make(self.agent, spec), spec, tuned, settings), env
 
     def tuned(self) -> dict[str, Parameter]:
         """The tuned fields, and how each hangs on the raw numbers."""
@@ -151,13 +150,63 @@ def read_run(folder: Path) -> Run:
     """
     path = folder / CONFIG_FILE
     try:
-        return Run.from_json(json.loads(path.read_text()))
+        data = json.loads(path.read_text())
+        _check_agent(path, data["agent"])
+        return Run.from_json(data)
+    except _NoAgent:
+        raise
     except FileNotFoundError as error:
         raise ValueError(f"{folder}: no run here ({CONFIG_FILE} is missing)") from error
     except NotADirectoryError as error:
         raise ValueError(f"{folder}: not a folder") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: damaged or of another version: {error}") from error
+
+
+class _NoAgent(ValueError):
+    """The agent that a run names is not to be had."""
+
+
+def _check_agent(path: Path, name: str) -> None:
+    """Raise where a run's agent, perhaps a user's own, cannot be loaded."""
+    try:
+        agents.get(name)
+    except ValueError as error:
+        raise _NoAgent(f"{path}: {error}") from error
+
+
+def as_recorded(options: Any) -> Any:
+    """Return a dataclass whose references hold in every folder: `loading.recorded`."""
+    return dataclasses.replace(
+        options,
+        **{
+            field.name: loading.recorded(value)
+            for field in dataclasses.fields(options)
+            if isinstance(value := getattr(options, field.name), str)
+            and loading.is_reference(value)
+        },
+    )
+
+
+def short(name: str) -> str:
+    """Return an agent's or environment's name, a file without its folder.
+
+    Example:
+      >>> short("/home/me/maze.py:Maze"), short("my.module:make_env"), short("brax/ant")
+      ('maze.py:Maze', 'my.module:make_env', 'brax/ant')
+    """
+    place, colon, path = name.partition(":")
+    return (Path(place).name if place.endswith(".py") else place) + colon + path
+
+
+def in_file_names(name: str) -> str:
+    """Return an agent's or environment's name as it can stand in the name of a file.
+
+    Example:
+      >>> in_file_names("/home/me/maze.py:Maze"), in_file_names("brax/ant")
+      ('maze-Maze', 'brax-ant')
+    """
+    return re.sub(r"[^\w.-]+", "-", short(name).replace(".py", ""))
 
 
 def restore_state(folder: Path, run: Run) -> TrainState:
@@ -240,7 +289,8 @@ def score(*tables: dict[str, np.ndarray]) -> tuple[str, str]:
 def agent_and_rest(argv: list[str], description: str) -> tuple[str, list[str]]:
     """The agent's name, first on the command line, and the words after it.
 
-    Without one, prints what there is and exits.
+    A reference to an agent's file holds in every folder. Without a name, prints what
+    there is and exits.
 
     Raises:
       ValueError: unknown agent.
@@ -249,10 +299,12 @@ def agent_and_rest(argv: list[str], description: str) -> tuple[str, list[str]]:
         print(description.strip())
         print(f"\nagents: {', '.join(agents.names())}")
         print(f"\nenvironments: {', '.join(envs.names())}")
+        print("\nyour own: as my.module or path/to/agent.py, and with an environment's")
+        print("object as my.module:make_env or path/to/file.py:make_env")
         print("\nAGENT --help lists all options, with the agent's defaults.")
         sys.exit(0 if argv else 2)
     agents.get(argv[0])
-    return argv[0], argv[1:]
+    return loading.recorded(argv[0]), argv[1:]
 
 
 def word(argv: list[str], option: str, default: str) -> str:
@@ -279,8 +331,10 @@ def pairs(argv: list[str], option: str) -> dict[str, str]:
 def config_for(agent: str, env: str, env_params: dict[str, Any]) -> Any:
     """The agent's default config for an environment with these parameters.
 
-    Where its preset is for others, one line says so.
+    Where its preset is for others, one line says so. Parameters that the preset brings
+    are among them.
     """
+    env_params = agents.env_params_for(agent, env, env_params)
     note = agents.other_preset(agent, env, env_params)
     if note:
         print(f"note: {note}", file=sys.stderr)
@@ -320,20 +374,21 @@ def parse(options: type, argv: list[str], description: str, prog: str) -> Any:
     return parsed
 
 
-def with_number_values(pairs: dict[str, str]) -> dict[str, float | int | bool]:
-    """Read the values of `--env-params`: numbers, True or False.
+def with_values(pairs: dict[str, str]) -> dict[str, float | int | bool | str]:
+    """Read the values of `--env-params`: numbers, True or False, any other text.
 
     Raises:
-      ValueError: another value, or a number that does not fit 32 bits.
+      ValueError: a number that is not finite or does not fit 32 bits.
     """
-    values = {}
+    values: dict[str, float | int | bool | str] = {}
     for name, text in pairs.items():
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            value = None
+            value = text
         if not isinstance(value, bool | int | float):
-            raise ValueError(f"{name}={text!r}: must be a number, True or False")
+            values[name] = text
+            continue
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name}={text}: must be finite")
         _check_number(name, value)

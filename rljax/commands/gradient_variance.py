@@ -61,9 +61,10 @@ def trained(options: Options) -> tuple[Loss, Any, Any]:
     Raises:
       ValueError: an option out of range.
     """
-    dqn, env = agents.get("dqn"), envs.make(options.env)
+    params = agents.env_params_for("dqn", options.env)
+    dqn, env = agents.get("dqn"), envs.make(options.env, **params)
     config = dataclasses.replace(
-        agents.config_for("dqn", options.env),
+        agents.config_for("dqn", options.env, params),
         total_steps=options.steps,
         capacity=options.transitions,
         warmup_steps=options.transitions,

@@ -75,6 +75,13 @@ def main(argv: list[str], prog: str) -> None:
         name: {env: values_of(name, of, tables[env]) for env, of in runs.items()}
         for name in dict.fromkeys(names)
     }
+    titles = {env: common.short(env) for env in panels}
+    if len({*titles.values()}) == len(titles):
+        panels = {titles[env]: curves for env, curves in panels.items()}
+        below = {
+            name: {titles[env]: curves for env, curves in of.items()}
+            for name, of in below.items()
+        }
     kinds = {"ylabel": ylabel, "statistic": options.statistic}
     learning_curves(panels, options.out, below=below, **kinds)
     print(f"picture: {options.out}")

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rljax import agents, loading
 from rljax.commands import common, folders
 from rljax.config import as_arrays, check_range
 from rljax.running import sharding, train
@@ -40,7 +41,7 @@ def options_type(agent: str, env_name: str, env_params: dict[str, Any]) -> type:
         vary: tuple[str, ...]
         """NAME=VALUE,VALUE,... for each float of the config to vary"""
         env: str = env_name
-        """environment name"""
+        """environment's name, or your own as my.module:make_env or file.py:make_env"""
         env_params: dict[str, str] = dataclasses.field(default_factory=dict)
         """parameters of the environment: NAME VALUE pairs"""
         seeds: int = 2
@@ -176,6 +177,7 @@ def compute(
 ) -> dict[int, Any]:
     """All results: those given, and those of the runs that are left."""
     (agent, env), config, total = sweep.run.build(), sweep.run.config, len(sweep)
+    of = f"{common.short(sweep.run.agent)} {common.short(sweep.run.env)}"
 
     def one(values: jax.Array, key: jax.Array) -> jax.Array:
         fields = {name: values[i] for i, name in enumerate(sweep.names)}
@@ -189,7 +191,7 @@ def compute(
             sweep.write(out, results, sorted(results))
         seconds = f"{time.monotonic() - begin:.1f} s"
         done = f"{len(results)} of {total} runs, {seconds}"
-        print(f"{sweep.run.agent} {sweep.run.env}: {done}", file=sys.stderr, flush=True)
+        print(f"{of}: {done}", file=sys.stderr, flush=True)
 
     mapped, begin = jax.jit(sweep.run.map_runs(one)), time.monotonic()
     keep()
@@ -222,12 +224,12 @@ def report(sweep: Sweep, results: dict[int, Any], out: Path | None) -> None:
 def parse_command_line(argv: list[str], prog: str) -> tuple[Sweep, Any]:
     """Read the command line into what to run and how."""
     agent, argv = common.agent_and_rest(argv, __doc__ or "")
-    env_params = common.with_number_values(common.pairs(argv, "--env-params"))
+    env_params = common.with_values(common.pairs(argv, "--env-params"))
     env = common.word(argv, "--env", "CartPole-v1")
     options_class = options_type(agent, env, env_params)
     options = common.parse(options_class, argv, __doc__ or "", f"{prog} {agent}")
     options.validate()
-    config = options.config
+    config = common.as_recorded(options.config)
     if options.steps is not None:
         config = dataclasses.replace(config, total_steps=options.steps)
     names, grid = combinations(options.vary, config)
@@ -235,8 +237,16 @@ def parse_command_line(argv: list[str], prog: str) -> tuple[Sweep, Any]:
         varied = dataclasses.replace(config, **dict(zip(names, values, strict=True)))
         common.check_numbers(varied)
         varied.validate()
-    params = common.with_number_values(options.env_params)
-    run = common.Run(agent, options.env, params, options.seeds, options.seed, 1, config)
+    env, params = loading.recorded(options.env), common.with_values(options.env_params)
+    run = common.Run(
+        agent=agent,
+        env=env,
+        env_params=agents.env_params_for(agent, env, params),
+        seeds=options.seeds,
+        seed=options.seed,
+        rows=1,
+        config=config,
+    )
     return Sweep(run, names, grid, options.episodes), options
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rljax import envs
+from rljax import agents, envs, loading
 from rljax.commands import common, folders
 from rljax.config import check_range
 from rljax.meta import Settings
@@ -39,7 +39,7 @@ def options_type(
     @dataclasses.dataclass(frozen=True)
     class Options:
         env: str = env_name
-        """environment name"""
+        """environment's name, or your own as my.module:make_env or file.py:make_env"""
         env_params: dict[str, str] = dataclasses.field(default_factory=lambda: params)
         """parameters of the environment: NAME VALUE pairs"""
         seeds: int = stored.seeds if stored else 1
@@ -91,17 +91,21 @@ def parse_command_line(argv: list[str], prog: str) -> tuple[common.Run, Any]:
             raise ValueError("--resume needs --name, the folder of the run to go on")
         stored = common.read_run(Path(common.word(argv, "--out", "runs")) / name)
     env = common.word(argv, "--env", stored.env if stored else "CartPole-v1")
-    env_params = common.with_number_values(common.pairs(argv, "--env-params"))
+    env_params = common.with_values(common.pairs(argv, "--env-params"))
     options_class = options_type(agent, env, env_params, stored)
     options = common.parse(options_class, argv, __doc__ or "", f"{prog} {agent}")
     options.validate()
-    config = options.config
+    config = common.as_recorded(options.config)
     if options.steps is not None:
         config = dataclasses.replace(config, total_steps=options.steps)
+    env_params = common.with_values(options.env_params)
+    env = loading.recorded(options.env)
+    if not stored or env_params != stored.env_params:
+        env_params = agents.env_params_for(agent, env, env_params)
     run = common.Run(
         agent=agent,
-        env=options.env,
-        env_params=common.with_number_values(options.env_params),
+        env=env,
+        env_params=env_params,
         seeds=options.seeds,
         seed=options.seed,
         rows=options.rows,
@@ -136,7 +140,9 @@ def refuse_other_run(stored: common.Run, run: common.Run) -> None:
 def run_folder(run: common.Run, options: Any) -> Any:
     """Where the run lives, claimed for this process: see `folders.claim`."""
     time_stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = options.out / (options.name or f"{run.agent}-{run.env}-{time_stamp}")
+    parts = [common.in_file_names(name) for name in (run.agent, run.env)]
+    name = "-".join([*parts, time_stamp])
+    folder = options.out / (options.name or name)
     return folders.claim(folder, resume=options.resume, free=not options.name)
 
 
@@ -211,7 +217,8 @@ def train_in_chunks(
     stop, begin = Interrupt(), time.monotonic()
     now = last_save = begin
     total_steps = run.seeds * chunks.step(chunks.count)
-    with Progress(total_steps, f"{run.agent} {run.env}") as progress, stop:
+    title = f"{common.short(run.agent)} {common.short(run.env)}"
+    with Progress(total_steps, title) as progress, stop:
         for i in range(done, chunks.count):
             ts, metrics = chunk(ts)
             metrics, step = on_host(metrics), chunks.step(i + 1)
@@ -269,11 +276,10 @@ def finish(run: common.Run, options: Any, folder: Path, ts: Any) -> None:
     """Evaluate the final policies, draw the curve, say where things are."""
     table = common.read_metrics(folder, run)
     ylabel, metric = common.score(table)
-    title = f"{run.agent} on {run.env}"
-    tuned = {
-        name: {run.agent: common.curve(table, f"meta_{name}")} for name in run.tuned()
-    }
-    curves, path = {run.agent: common.curve(table, metric)}, folder / folders.CURVE_FILE
+    agent = common.short(run.agent)
+    title = f"{agent} on {common.short(run.env)}"
+    tuned = {name: {agent: common.curve(table, f"meta_{name}")} for name in run.tuned()}
+    curves, path = {agent: common.curve(table, metric)}, folder / folders.CURVE_FILE
     learning_curve(curves, path, title=title, ylabel=ylabel, below=tuned)
     if options.episodes:
         returns = common.evaluate_run(run, ts, options.episodes)

@@ -188,8 +188,8 @@ def test_names_and_get():
 def preset_rows():
     for name in agents.names():
         for env_name, preset in agents.get(name).PRESETS.items():
-            for params in preset.env_params:
-                yield name, env_name, preset, params
+            for params in preset.env_params or ():
+                yield name, env_name, preset, preset.wrap | params
 
 
 def test_a_preset_is_for_the_parameters_that_it_states_and_no_others():
@@ -202,6 +202,8 @@ def test_a_preset_is_for_the_parameters_that_it_states_and_no_others():
         assert config != module.Config()
         config.validate()
         assert agents.other_preset(name, env_name, params) == ""
+        asked = {k: v for k, v in params.items() if k not in preset.wrap}
+        assert agents.env_params_for(name, env_name, asked) == params
         spec = envs.make(env_name, **params).spec  # all of them exist
         module.make(spec)
         bare = gymnax.make(env_name)[1]

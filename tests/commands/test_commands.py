@@ -667,17 +667,18 @@ def test_an_environment_is_looked_at(scripts, tmp_path):
 def test_a_preset_for_other_parameters_is_told(scripts, tmp_path):
     params = "--env-params normalize_obs True normalize_rewards"
     line = "train ppo --env MountainCarContinuous-v0 --seeds 0"
-    bare, other, measured, swept = scripts(
+    bare, without, other, measured, swept = scripts(
         tmp_path,
         line,
+        f"{line} --env-params normalize_obs False",
         f"{line} {params} 0.9",
         f"{line} {params} 0.99",
         f"sweep c51 --vary gamma=2 {params} 0.99",
     )
     note = "note: the preset of ppo for MountainCarContinuous-v0 is for --env-params "
-    for result in (bare, other):
+    for result in (without, other):
         assert result["err"].startswith(note + "normalize_obs True normalize_rewards")
-    assert "preset" not in measured["err"]
+    assert "preset" not in bare["err"] + measured["err"]
     assert "note: the preset of c51 for CartPole-v1 is for no --env-" in swept["err"]
 
 
