@@ -32,6 +32,7 @@ __all__ = [
     "config_for",
     "env_params_for",
     "get",
+    "is_own",
     "make",
     "names",
     "other_preset",
@@ -71,6 +72,11 @@ def get(name: str) -> ModuleType:
     return _checked(name, loading.load(reference, "agent"))
 
 
+def is_own(name: str) -> bool:
+    """Whether an agent's name is none of those of the files here."""
+    return name not in _NAMES
+
+
 def make(name: str, spec: Spec) -> Agent:
     """Make an agent for an environment.
 
@@ -90,7 +96,7 @@ def make(name: str, spec: Spec) -> Agent:
     module = get(name)
     agent = module.make(spec)
     if not isinstance(agent, Agent):
-        kind = type(agent).__name__
+        kind = "None" if agent is None else type(agent).__name__
         raise ValueError(
             f"agent {name}: make returned {kind}, expected rljax.types.Agent"
         )

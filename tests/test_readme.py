@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import agents, autodiff, envs, meta, types
+from rljax import agents, autodiff, envs, loading, meta, types
 from rljax.commands import front
 from rljax.meta import maml
 
@@ -48,12 +48,13 @@ TUNE = "docs/meta-gradients.md", "In your own code"
 PARTS = "docs/meta-gradients.md", "The parts"
 ADAPT = "docs/meta-gradients.md", "Learn to adapt"
 LOOP = "docs/design.md", "The loop"
+OWN = "docs/bring-your-own.md"  # tests/commands/test_bring_your_own.py runs the page
 WITH_A_TEST = {API, LOSSES, AUTODIFF, CHECK, TUNE, PARTS, ADAPT, LOOP}
 OTHERS = [
     (page, title)
     for page in PAGES
     for title in sections(page)
-    if snippets(page, title) and (page, title) not in WITH_A_TEST
+    if snippets(page, title) and (page, title) not in WITH_A_TEST and page != OWN
 ]
 
 
@@ -459,8 +460,9 @@ def config_of(command, named):
     """The config that a command's options are for."""
     if command == "maml":
         return maml.Config()
-    if command in ("train", "sweep"):
-        return agents.get(named[""][0]).Config()
+    named = named[""]
+    if command in ("train", "sweep") and named and not loading.is_reference(named[0]):
+        return agents.get(named[0]).Config()
     return None
 
 
@@ -485,7 +487,7 @@ def test_commands_have_what_they_name(page):
             assert {*named} <= known_options(command, config), words
             if "env" in named or "env_params" in named:
                 env = named.get("env", ["CartPole-v1"])
-                if env != ["..."]:
+                if env != ["..."] and not loading.is_reference(*env):
                     environment(*env, *named.get("env_params", []))
             for tuned in named.get("meta", []):
                 assert hasattr(config, meta.parse_parameter(tuned, config)[0]), tuned

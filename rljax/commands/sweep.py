@@ -26,6 +26,7 @@ from rljax import agents, loading
 from rljax.commands import common, folders
 from rljax.config import as_arrays, check_range
 from rljax.running import sharding, train
+from rljax.running.checking import check_agent
 from rljax.running.evaluate import evaluate
 from rljax.running.logging import read_csv
 
@@ -253,7 +254,10 @@ def parse_command_line(argv: list[str], prog: str) -> tuple[Sweep, Any]:
 def main(argv: list[str], prog: str) -> None:
     """One program for all groups of runs; then the table."""
     sweep, options = parse_command_line(argv, prog)
-    sweep.run.build()
+    agent, env = sweep.run.build()
+    if agents.is_own(sweep.run.agent):
+        name = common.short(sweep.run.agent)
+        check_agent(name, agent, env, sweep.run.config)
     size = group_size(len(sweep), sweep.run.config.num_envs)
     if options.group:
         size = min(options.group, len(sweep))

@@ -19,6 +19,7 @@ from rljax.commands import common, folders
 from rljax.config import check_range
 from rljax.meta import Settings
 from rljax.running import train
+from rljax.running.checking import check_agent
 from rljax.running.checkpoint import save
 from rljax.running.logging import CsvSink, Progress, Row, TensorBoardSink, WandbSink
 from rljax.running.plotting import learning_curve
@@ -314,12 +315,14 @@ def warn(run: common.Run) -> None:
     """Say what a look at the environment shows; `check-env` says more.
 
     Raises:
-      ValueError: as `run.build`.
+      ValueError: as `run.build`, and by an agent of one's own that breaks a contract.
     """
-    _, env = run.build()
+    agent, env = run.build()
     for finding in envs.check(env, steps=0):
         if finding.level != "note":
             print(finding, file=sys.stderr)
+    if agents.is_own(run.agent):
+        check_agent(common.short(run.agent), agent, env, run.config)
 
 
 def main(argv: list[str], prog: str) -> None:

@@ -1,5 +1,6 @@
 """Training programs, and the host's part between their chunks.
 
+checking    faults of an agent of one's own, in a line
 checkpoint  train states on disk, complete or not there
 evaluate    returns of whole episodes
 logging     rows of metrics: CSV, console, TensorBoard, Weights & Biases
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rljax._deferred import submodule
 
 if TYPE_CHECKING:  # for editors; a test compares it with the folder
+    from rljax.running import checking as checking
     from rljax.running import checkpoint as checkpoint
     from rljax.running import evaluate as evaluate
     from rljax.running import logging as logging

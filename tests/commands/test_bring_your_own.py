@@ -1,0 +1,165 @@
+"""The page docs/bring-your-own.md as a new user follows it, and what goes wrong."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from rljax.running.logging import read_csv
+
+TESTS = pathlib.Path(__file__).resolve().parents[1]
+PAGE = (TESTS.parent / "docs" / "bring-your-own.md").read_text()
+FILES = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE, re.DOTALL))
+COMMANDS = re.findall(r"^rljax ([^#\n]*[^# \n])", PAGE, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def rljax():
+    """Run commands of `rljax`, all in one process: see script_runner.py."""
+    command = [sys.executable, str(TESTS / "script_runner.py"), "--answer"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+    def run(cwd, line, **more):
+        name, _, rest = line.partition(" ")
+        line = f"{name.replace('-', '_')} {rest}"
+        process.stdin.write(json.dumps({"cwd": str(cwd), "line": line, **more}) + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    yield run
+    process.stdin.close()
+    assert process.wait(timeout=60) == 0
+    process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def folder(rljax, tmp_path_factory):
+    """The page's folder after all commands, the first run stopped and resumed."""
+    path = tmp_path_factory.mktemp("own")
+    for name, code in FILES.items():
+        (path / name).write_text(code)
+    for i, line in enumerate(COMMANDS):
+        stops = i == 1
+        done = rljax(path, line, **({"interrupt": 3} if stops else {}))
+        assert done["code"] == (130 if stops else 0), done
+    return path
+
+
+def test_the_page_has_files_and_commands():
+    assert list(FILES)[:2] == ["corridor.py", "actor_critic.py"]
+    names = [line.split()[0] for line in COMMANDS]
+    assert names == ["check-env", *["train"] * 3, "evaluate", "sweep", "plot"]
+    assert len(PAGE.splitlines()) <= 200
+
+
+def test_the_run_of_the_page_learns_and_is_recorded(folder):
+    evaluation = json.loads((folder / "runs/first/evaluation.json").read_text())
+    assert min(evaluation["mean_return_per_seed"]) > 0.9  # 10 steps of -0.01 at most
+    config = json.loads((folder / "runs/first/config.json").read_text())
+    assert config["agent"] == f"{folder}/actor_critic.py"
+    assert config["env"] == f"{folder}/corridor.py:Corridor"
+    assert config["config"]["gamma"] == 0.95  # of the preset, by its pattern
+    table = read_csv(folder / "runs/first/metrics.csv")
+    steps = table["step"][::2]  # those before the stop, and of the resumed run
+    assert (steps[1:] > steps[:-1]).all() and steps[-1] == 50176
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    other = json.loads((folder / "runs/ppo/config.json").read_text())
+    assert other["env_params"] == {"length": 6}
+
+
+def test_a_run_is_found_from_another_folder(rljax, folder, tmp_path):
+    done = rljax(tmp_path, f"evaluate {folder}/runs/first --episodes 4")
+    assert done["code"] == 0, done["err"]
+
+
+def test_default_names_are_names_of_files(rljax, folder, tmp_path):
+    short = f"--env {folder}/corridor.py:Corridor --steps 256 --rows 1 --episodes 0"
+    done = rljax(tmp_path, f"train {folder}/actor_critic.py {short}")
+    assert done["code"] == 0, done["err"]
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("actor_critic-corridor-Corridor-20")
+
+
+BAD = {
+    "no file": ("train a2c --env maze.py:Maze", "maze.py:Maze': no file /"),
+    "no object": ("train a2c --env corridor.py:Coridor", "did you mean: Corridor?"),
+    "parameter": (
+        "train a2c --env corridor.py:Corridor --env-params lenght 3",
+        "corridor.py:Corridor 'lenght'; did you mean: length?",
+    ),
+    "no number": (
+        "train a2c --env corridor.py:Corridor --env-params max_steps_in_episode long",
+        "max_steps_in_episode='long' of ",
+    ),
+    "no agent file": ("train agent.py", "error: agent 'agent.py': no file /"),
+    "no agent module": ("train my.agent", "error: agent 'my.agent': no module my,"),
+    "no make": ("train no_make.py", "agent no_make.py: make: missing, expected a func"),
+    "no agent": ("train no_agent.py", "make returned None, expected rljax.types.Agent"),
+    "wrong hook": ("train wrong_act.py", "agent wrong_act.py: act returned a tuple of"),
+    "wrong hook to sweep": (
+        "sweep wrong_act.py --vary gamma=0.9",
+        "agent wrong_act.py: act returned a tuple of 2",
+    ),
+    "check": ("check-env corridor.py:State", "corridor.py:State: State(time"),
+    "gone": ("evaluate runs/gone", "environment '/gone/corridor.py:Corridor': no file"),
+    "agent gone": ("evaluate runs/agentless", "json: agent '/gone/agent.py': no file"),
+    "other environment": (
+        "train actor_critic.py --env CartPole-v1 --name first --resume",
+        "the run has env=",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def broken(folder):
+    """Agents that break their contract, and runs whose files have gone."""
+    code = FILES["actor_critic.py"]
+    returns = "return Agent("
+    (folder / "no_make.py").write_text(code.replace("def make(", "def mak("))
+    (folder / "no_agent.py").write_text(code.replace(returns, "Agent("))
+    (folder / "wrong_act.py").write_text(code.replace("memory, ()", "memory"))
+    for name, key, value in (
+        ("gone", "env", "/gone/corridor.py:Corridor"),
+        ("agentless", "agent", "/gone/agent.py"),
+    ):
+        shutil.copytree(folder / "runs/first", folder / "runs" / name)
+        path = folder / "runs" / name / "config.json"
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps(config | {key: value}))
+    return folder
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(rljax, broken, name):
+    line, message = BAD[name]
+    before = {*(broken / "runs").iterdir()}
+    done = rljax(broken, line)
+    assert done["code"] == 2, done
+    assert len(done["err"].splitlines()) == 1 and done["err"].startswith("error: ")
+    assert message in done["err"]
+    assert {*(broken / "runs").iterdir()} == before
+
+
+@pytest.mark.slow
+def test_a_module_of_the_current_directory_is_found_again(folder, tmp_path):
+    """In processes of their own, as a user starts them."""
+    package = tmp_path / "mine"
+    package.mkdir()
+    for name in FILES:
+        shutil.copy(folder / name, package / name)
+    small = "--steps 512 --rows 1 --episodes 0 --name a"
+    for words in (
+        f"train mine.actor_critic --env mine.corridor:Corridor {small}",
+        "evaluate runs/a --episodes 4",
+    ):
+        command = [sys.executable, "-m", "rljax", *words.split()]
+        subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ})
+    config = json.loads((tmp_path / "runs/a/config.json").read_text())
+    assert config["env"] == "mine.corridor:Corridor"
