@@ -415,7 +415,7 @@ def commands(page):
     """The words of every command of a page, its lines joined."""
     blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", text(page), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    programs = r"`((?:python|make|rljax) [^`]*)`"
+    programs = r"(?<!`)`((?:python|make|rljax) [^`]*)`"
     quoted = re.findall(programs, text(page).replace("\n", " "))
     words = [shlex.split(line, comments=True) for line in lines + quoted]
     return [command for command in words if command]
