@@ -88,7 +88,7 @@ def tests_of(path: pathlib.PurePath) -> dict[str, str]:
     own = f"test_{path.stem}.py"
     if top == "agents":
         return dict.fromkeys(OVER_AGENTS, path.stem) | {f"agents/{own}": ""}
-    if top == "scripts" or inner[0] == "commands":
+    if top == "scripts" or inner[:1] == ["commands"]:
         general = "benchmark" if "benchmark" in str(path) else "commands"
         return {f"commands/{name}": "" for name in (own, f"test_{general}.py")}
     room = "/".join(inner[:-1])

@@ -35,13 +35,12 @@ def options_type(
         defaults = stored.config
     else:
         defaults = common.config_for(agent, env_name, env_params)
-    params = {k: str(v) for k, v in stored.env_params.items()} if stored else {}
 
     @dataclasses.dataclass(frozen=True)
     class Options:
         env: str = env_name
         """environment's name, or your own as my.module:make_env or file.py:make_env"""
-        env_params: dict[str, str] = dataclasses.field(default_factory=lambda: params)
+        env_params: dict[str, str] = dataclasses.field(default_factory=dict)
         """parameters of the environment: NAME VALUE pairs"""
         seeds: int = stored.seeds if stored else 1
         """independent runs, trained at once"""
@@ -101,7 +100,9 @@ def parse_command_line(argv: list[str], prog: str) -> tuple[common.Run, Any]:
         config = dataclasses.replace(config, total_steps=options.steps)
     env_params = common.with_values(options.env_params)
     env = loading.recorded(options.env)
-    if not stored or env_params != stored.env_params:
+    if stored and env_params in ({}, stored.env_params):
+        env_params = stored.env_params
+    else:
         env_params = agents.env_params_for(agent, env, env_params)
     run = common.Run(
         agent=agent,

@@ -11,7 +11,7 @@ from rljax.contracts import BatchedEnv
 from rljax.envs import boundary, own, spaces
 from rljax.envs.batched import Env
 from rljax.envs.boundary import GymEnv, GymParams
-from rljax.envs.making import obs_space, wrap
+from rljax.envs.making import build, obs_space, wrap
 from rljax.envs.wrappers import Wrapper, apart, with_statistics
 from rljax.types import Box, EnvState, Obs, Randomness, Spec, States, TimeStep
 
@@ -47,7 +47,10 @@ def _note(text: str) -> Finding:
 
 
 def check(
-    env: GymEnv | BatchedEnv, params: GymParams | None = None, *, steps: int = 1000
+    env: GymEnv | BatchedEnv | str,
+    params: GymParams | None = None,
+    *,
+    steps: int = 1000,
 ) -> list[Finding]:
     """Try an environment as training would use it.
 
@@ -56,13 +59,17 @@ def check(
     never called.
 
     Args:
-      env: an object with gymnax's API, as `wrap` takes it, or a batched environment.
+      env: an object with gymnax's API, as `wrap` takes it, or a batched environment;
+        also a name, or a reference to one's own, as `make` takes them.
       params: its parameters, its defaults unless given.
       steps: to play at random in 16 environments. 0: nothing is run, and only such
         faults are found as show in the time of a trace.
 
     Returns:
       Findings, none for an environment without fault.
+
+    Raises:
+      ValueError: `steps` below 0; a name or reference that leads to no environment.
 
     Example:
       >>> import gymnax
@@ -71,6 +78,9 @@ def check(
     """
     if steps < 0:
         raise ValueError(f"steps={steps}: must be >= 0")
+    if isinstance(env, str):
+        env, of_name, _ = build(env)
+        params = of_name if params is None else params
     try:
         if _is_batched(env):
             batched = cast(BatchedEnv, env)

@@ -682,6 +682,29 @@ def test_a_preset_for_other_parameters_is_told(scripts, tmp_path):
     assert "note: the preset of c51 for CartPole-v1 is for no --env-" in swept["err"]
 
 
+def test_a_run_with_what_its_preset_brings_goes_on(scripts, tmp_path):
+    """The parameters are recorded; the same command, and --name alone, go on."""
+    line = f"train ppo --env MountainCarContinuous-v0 {SMALL['ppo']} --steps 32 "
+    line += "--rows 1 --episodes 0 --name car"
+    given = "--env-params max_steps_in_episode 999 normalize_obs True"
+    first, again, same, without, other = scripts(
+        tmp_path,
+        f"{line} {given}",
+        "train ppo --name car --resume --episodes 0",
+        f"{line} {given} --resume",
+        f"{line} --resume",
+        f"{line} --env-params normalize_obs False --resume",
+    )
+    assert first["code"] == 0, first["err"]
+    config = json.loads((tmp_path / "runs/car/config.json").read_text())
+    brought = {"normalize_obs": True, "normalize_rewards": 0.99}
+    assert config["env_params"] == brought | {"max_steps_in_episode": 999}
+    assert config["config"]["entropy_cost"] == 0.0
+    for result in (again, same, without):
+        assert result["code"] == 0, result["err"]
+    assert other["code"] == 2 and "not {'normalize_obs': False}" in other["err"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):

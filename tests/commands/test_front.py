@@ -92,3 +92,21 @@ def test_bad_input_is_one_line(monkeypatch, capsys, argv, code, out, err):
     assert found == code, printed
     assert printed.out.startswith(out) and err in printed.err
     assert len(printed.err.splitlines()) == bool(err)
+
+
+DEVICES = """
+import os, sys
+from rljax.commands import front
+sys.argv[1:] = ["train", "--help"]
+try:
+    front.main()
+except SystemExit:
+    pass
+import jax
+sys.exit(jax.local_device_count() != len(os.sched_getaffinity(0)))
+"""
+
+
+def test_devices_are_set_up_before_a_command():
+    done = called("-c", DEVICES)
+    assert done.returncode == 0, done.stderr

@@ -187,6 +187,7 @@ def test_own_environments_are_checked(file, name, text):
     built = own.build(name, found, {}, options=())
     findings = envs.check(built.env, built.params, steps=0)
     assert "".join(map(str, findings)) == text
+    assert envs.check(f"own_envs.py:{name}", steps=0) == findings
 
 
 def test_gymnax_registers_as_before():
