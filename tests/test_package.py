@@ -8,11 +8,13 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
 import rljax
-from rljax import _moved, agents
+from rljax import _moved, agents, types
+from rljax.commands import front
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = pathlib.Path(rljax.__file__).parent
@@ -69,6 +71,27 @@ def test_editors_know_the_modules_of_a_folder(package):
     room = f"rljax.{package}".rstrip(".")
     known = [alias.name for x in block.body if x.module == room for alias in x.names]
     assert known == sorted(ROOMS[package] if package else MODULES)
+
+
+def test_nouns_are_reached_from_the_package():
+    for name in rljax._NOUNS:
+        assert getattr(rljax, name) is getattr(types, name)
+    tree = ast.parse((FOLDER / "__init__.py").read_text())
+    imports = [x for x in ast.walk(tree) if isinstance(x, ast.ImportFrom)]
+    known = [x.names[0].name for x in imports if x.module == "rljax.types"]
+    assert known == [*rljax._NOUNS]
+    with pytest.raises(AttributeError, match="no_such"):
+        _ = rljax.no_such
+
+
+def test_the_project_has_its_packages_and_its_command():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    folders = {path.parent for path in FOLDER.rglob("__init__.py")} - {FOLDER}
+    names = {".".join(("rljax", *x.relative_to(FOLDER).parts)) for x in folders}
+    packages = project["tool"]["setuptools"]["packages"]
+    assert set(packages) == names | {"rljax", "rljax.agents"}
+    command = pkgutil.resolve_name(project["project"]["scripts"]["rljax"])
+    assert command is front.main
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS))
