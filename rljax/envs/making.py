@@ -41,7 +41,7 @@ def names() -> list[str]:
     return list(dict.fromkeys([*gymnax.registered_envs, *loading.offered(own.GROUP)]))
 
 
-def make(name: str, **params: Any) -> BatchedEnv:
+def make(name: str, /, **params: Any) -> BatchedEnv:
     """Make a batched environment by its gymnax name, or your own by reference.
 
     Args:
@@ -73,7 +73,7 @@ def make(name: str, **params: Any) -> BatchedEnv:
 
 
 def build(
-    name: str, **params: Any
+    name: str, /, **params: Any
 ) -> tuple[GymEnv | BatchedEnv, GymParams, dict[str, Any]]:
     """Build the gymnax object, its parameters, and the options of `wrap`; as `make`.
 

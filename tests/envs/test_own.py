@@ -43,8 +43,8 @@ def needs(size):
 def anything(**kwargs):
     return make_env(**kwargs)
 
-def batch(frames=1):
-    return envs.make("Pendulum-v1", stack_frames=frames)
+def batch(frames=1, name="Pendulum-v1"):
+    return envs.make(name, stack_frames=frames)
 
 def fails():
     raise RuntimeError("no luck")
@@ -92,6 +92,7 @@ def file(tmp_path, monkeypatch):
         ("anything", {"limit": 3, "stack_frames": 2}, 3, (8,)),
         ("batched", {}, 200, (6,)),
         ("batch", {"frames": 3}, 200, (9,)),
+        ("batch", {"name": "CartPole-v1"}, 500, (4,)),
     ],
 )
 def test_an_own_environment_is_made(file, place, name, params, max_steps, obs_shape):
