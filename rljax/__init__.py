@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # for editors; a test compares it with the folder
     from rljax import contracts as contracts
     from rljax import envs as envs
     from rljax import learners as learners
+    from rljax import loading as loading
     from rljax import losses as losses
     from rljax import meta as meta
     from rljax import networks as networks
