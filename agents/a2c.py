@@ -12,7 +12,7 @@ import jax
 from rljax import config as cfg
 from rljax.learners import on_policy
 from rljax.learners.on_policy import OnPolicyState as State
-from rljax.types import Agent, Key, Metrics, Rollout, Spec
+from rljax.types import Agent, Key, Metrics, Rollout, Spec, Torso
 
 PRESETS: dict[str, cfg.Preset] = {}
 
@@ -33,7 +33,10 @@ class Config:
     rollout_length: int = cfg.static(8)  # steps per environment and update
     hidden_sizes: tuple[int, ...] = cfg.static((64, 64))  # of actor and critic each
     activation: str = cfg.static("tanh")
-    convolution: bool = cfg.static(True)  # images go through one, else flat
+    torso: Torso = cfg.static("minatar")  # makes features of images
+    layer_norm: bool = cfg.static(False)  # before each activation
+    compute_dtype: str = cfg.static("float32")  # of layers, or "bfloat16"
+    critic_obs: tuple[str, ...] = cfg.static(())  # arrays that only the critic sees
     anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
     normalize_advantages: bool = cfg.static(False)  # per rollout
 

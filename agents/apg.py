@@ -32,6 +32,8 @@ from rljax.types import (
     Params,
     Rollout,
     Spec,
+    Torso,
+    num_rows,
 )
 
 PRESETS: dict[str, cfg.Preset] = {}
@@ -54,6 +56,10 @@ class Config:
     num_minibatches: int = cfg.static(4)  # its gradient steps per pass
     hidden_sizes: tuple[int, ...] = cfg.static((64, 64))  # of actor and critic each
     activation: str = cfg.static("gelu")  # smooth: the actor learns from slopes
+    torso: Torso = cfg.static("minatar")  # makes features of images
+    layer_norm: bool = cfg.static(False)  # before each activation
+    compute_dtype: str = cfg.static("float32")  # of layers, or "bfloat16"
+    critic_obs: tuple[str, ...] = cfg.static(())  # arrays that only the critic sees
     anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
 
     def validate(self) -> None:
@@ -106,22 +112,13 @@ def box(spec: Spec) -> Box:
 def actor(spec: Spec, config: Config) -> Network:
     """The policy's network."""
     return networks.TanhGaussianActor(
-        obs_ndim=len(spec.obs_shape),
-        action=box(spec),
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
-        reading=spec.reading,
+        body=networks.policy_body(spec, config), action=box(spec)
     )
 
 
 def critic(spec: Spec, config: Config) -> Network:
     """The value's network."""
-    return networks.Critic(
-        obs_ndim=len(spec.obs_shape),
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
-        reading=spec.reading,
-    )
+    return networks.Critic(body=networks.body(spec, config))
 
 
 def policy(
@@ -177,7 +174,7 @@ def targets(spec: Spec, config: Config, params: Params, rollout: Rollout) -> jax
 def init(spec: Spec, config: Config, key: Key) -> State:
     """Fresh networks and optimisers."""
     actor_key, critic_key = jax.random.split(key)
-    obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
+    obs = spec.zeros(1)
     actor_params, actor_opt = on_policy.init_network(
         config, actor(spec, config), actor_key, obs
     )
@@ -204,7 +201,7 @@ def act(
     explore: bool,
 ) -> tuple[jax.Array, Memory, Extras]:
     """Sample the policy, with the noise that did; or take its mean before the tanh."""
-    shape = (len(obs), actor_critic.action_size(spec))
+    shape = (num_rows(obs), actor_critic.action_size(spec))
     zeros = jnp.zeros(shape, jnp.float32)
     noise = jax.random.normal(key, shape, zeros.dtype) if explore else zeros
     action = policy(spec, config, state.actor, obs=obs, noise=noise)

@@ -14,7 +14,7 @@ from rljax import config as cfg
 from rljax import losses, replay
 from rljax.learners import actor_critic, on_policy, optimizers
 from rljax.learners.on_policy import Minibatch
-from rljax.types import Agent, Key, Metrics, OptState, Params, Rollout, Spec
+from rljax.types import Agent, Key, Metrics, OptState, Params, Rollout, Spec, Torso
 
 PRESETS: dict[str, cfg.Preset] = {
     "Pendulum-v1": cfg.Preset(dict(gamma=0.95, num_epochs=4)),
@@ -42,7 +42,10 @@ class Config:
     num_minibatches: int = cfg.static(8)  # gradient steps of each per pass
     hidden_sizes: tuple[int, ...] = cfg.static((64, 64))  # of actor and critic each
     activation: str = cfg.static("tanh")
-    convolution: bool = cfg.static(True)  # images go through one, else flat
+    torso: Torso = cfg.static("minatar")  # makes features of images
+    layer_norm: bool = cfg.static(False)  # before each activation
+    compute_dtype: str = cfg.static("float32")  # of layers, or "bfloat16"
+    critic_obs: tuple[str, ...] = cfg.static(())  # arrays that only the critic sees
     anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
     normalize_advantages: bool = cfg.static(True)  # per update
 

@@ -57,14 +57,11 @@ def make(spec: Spec) -> Agent:
 def network(spec: Spec, config: Config) -> Network:
     """The network of the returns' logits, `[..., num_actions, num_atoms]`."""
     return networks.QNetwork(
-        obs_ndim=len(spec.obs_shape),
+        body=networks.body(spec, config),
         num_actions=q_learner.num_actions(spec),
         num_outputs=config.num_atoms,
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
         dueling=config.dueling,
         noisy=config.noisy,
-        reading=spec.reading,
     )
 
 

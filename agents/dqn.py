@@ -77,13 +77,10 @@ def make(spec: Spec) -> Agent:
 def network(spec: Spec, config: Config) -> Network:
     """The action values' network."""
     return networks.QNetwork(
-        obs_ndim=len(spec.obs_shape),
+        body=networks.body(spec, config),
         num_actions=q_learner.num_actions(spec),
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
         dueling=config.dueling,
         noisy=config.noisy,
-        reading=spec.reading,
     )
 
 

@@ -26,6 +26,7 @@ from rljax.types import (
     Params,
     Rollout,
     Spec,
+    Torso,
 )
 
 PRESETS: dict[str, cfg.Preset] = {}
@@ -50,7 +51,10 @@ class Config:
     actor_period: int = cfg.static(4)  # updates until actors get the learner's policy
     hidden_sizes: tuple[int, ...] = cfg.static((64, 64))  # of actor and critic each
     activation: str = cfg.static("tanh")
-    convolution: bool = cfg.static(True)  # images go through one, else flat
+    torso: Torso = cfg.static("minatar")  # makes features of images
+    layer_norm: bool = cfg.static(False)  # before each activation
+    compute_dtype: str = cfg.static("float32")  # of layers, or "bfloat16"
+    critic_obs: tuple[str, ...] = cfg.static(())  # arrays that only the critic sees
     anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
 
     def validate(self) -> None:

@@ -46,12 +46,9 @@ def make(spec: Spec) -> Agent:
 def network(spec: Spec, config: Config) -> Network:
     """The network of the return's quantiles."""
     return networks.ImplicitQuantileNetwork(
-        obs_ndim=len(spec.obs_shape),
+        body=networks.body(spec, config),
         num_actions=q_learner.num_actions(spec),
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
         embedding_size=config.embedding_size,
-        reading=spec.reading,
     )
 
 

@@ -18,7 +18,7 @@ from rljax.contracts import Network
 from rljax.learners import actor_critic, duals
 from rljax.learners.actor_critic import Keyed
 from rljax.learners.duals import Duals
-from rljax.networks import distributions
+from rljax.networks import Torso, distributions
 from rljax.replay import priority
 from rljax.types import Agent, Discrete, Key, Metrics, Obs, OptState, Params, Spec
 
@@ -79,6 +79,10 @@ class Config:
     warmup_steps: int = cfg.static(1_000)  # stored before the first update
     hidden_sizes: tuple[int, ...] = cfg.static((256, 256))  # of each network
     activation: str = cfg.static("relu")
+    torso: Torso = cfg.static("minatar")  # makes features of images
+    layer_norm: bool = cfg.static(False)  # before each activation
+    compute_dtype: str = cfg.static("float32")  # of layers, or "bfloat16"
+    critic_obs: tuple[str, ...] = cfg.static(())  # arrays that only the critic sees
     anneal: bool = cfg.static(False)  # learning rates fall linearly to 0
 
     def validate(self) -> None:
@@ -117,10 +121,9 @@ def make(spec: Spec) -> Agent:
     """Make the agent for environments of `spec`.
 
     Raises:
-      ValueError: the actions are continuous and a bound is infinite.
+      ValueError: several choices at once, or continuous actions without a bound.
     """
-    if not isinstance(spec.action, Discrete):
-        distributions.check_bounded("mpo", spec)
+    actor_critic.check_action("mpo", spec)
     return actor_critic.make(
         spec,
         functools.partial(init, spec),

@@ -15,7 +15,7 @@ from rljax import config as cfg
 from rljax import losses
 from rljax.learners import on_policy
 from rljax.learners.on_policy import OnPolicyState as State
-from rljax.types import Agent, Key, Metrics, Params, Rollout, Spec
+from rljax.types import Agent, Key, Metrics, Params, Rollout, Spec, Torso
 
 _MINATAR = dict(
     learning_rate=1e-3,
@@ -35,7 +35,7 @@ PRESETS: dict[str, cfg.Preset] = {
             num_envs=64,
             num_minibatches=32,  # with fewer its policies settle early
             activation="relu",
-            convolution=False,
+            torso="mlp",
             clip_value=False,
         )
     ),
@@ -60,7 +60,7 @@ PRESETS: dict[str, cfg.Preset] = {
     # Surfacing without a diver costs a life, and divers pay late.
     "Seaquest-MinAtar": cfg.Preset(_PLANES | dict(gamma=0.999, total_steps=6_000_000)),
     "SpaceInvaders-MinAtar": cfg.Preset(
-        _MINATAR | dict(num_minibatches=8, hidden_sizes=(128, 128), convolution=False)
+        _MINATAR | dict(num_minibatches=8, hidden_sizes=(128, 128), torso="mlp")
     ),
 }
 
@@ -84,7 +84,10 @@ class Config:
     num_minibatches: int = cfg.static(4)  # gradient steps per pass
     hidden_sizes: tuple[int, ...] = cfg.static((64, 64))  # of actor and critic each
     activation: str = cfg.static("tanh")
-    convolution: bool = cfg.static(True)  # images go through one, else flat
+    torso: Torso = cfg.static("minatar")  # makes features of images
+    layer_norm: bool = cfg.static(False)  # before each activation
+    compute_dtype: str = cfg.static("float32")  # of layers, or "bfloat16"
+    critic_obs: tuple[str, ...] = cfg.static(())  # arrays that only the critic sees
     anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
     clip_value: bool = cfg.static(True)  # also clip the change of the value
     normalize_advantages: bool = cfg.static(True)  # per minibatch

@@ -16,10 +16,11 @@ from rljax import config as cfg
 from rljax import networks
 from rljax.learners import on_policy, sequences
 from rljax.learners.sequences import Seen
-from rljax.networks import distributions
+from rljax.networks import distributions, recurrent
 from rljax.networks.recurrent import Recurrent
 from rljax.types import (
     Agent,
+    Cell,
     Extras,
     Key,
     Metrics,
@@ -28,6 +29,7 @@ from rljax.types import (
     Params,
     Rollout,
     Spec,
+    Torso,
 )
 
 PRESETS: dict[str, cfg.Preset] = {
@@ -56,8 +58,13 @@ class Config:
     num_epochs: int = cfg.static(4)  # passes over each rollout
     num_minibatches: int = cfg.static(4)  # gradient steps per pass
     hidden_sizes: tuple[int, ...] = cfg.static((64,))  # of each, before the memory
-    memory_size: int = cfg.static(64)  # units of each LSTM
+    memory_size: int = cfg.static(64)  # features of each memory
+    cell: Cell = cfg.static("lstm")  # that remembers, or "gru"
     activation: str = cfg.static("tanh")
+    torso: Torso = cfg.static("minatar")  # makes features of images
+    layer_norm: bool = cfg.static(False)  # before each activation
+    compute_dtype: str = cfg.static("float32")  # of layers, or "bfloat16"
+    critic_obs: tuple[str, ...] = cfg.static(())  # arrays that only the critic sees
     anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
     normalize_advantages: bool = cfg.static(True)  # per minibatch
 
@@ -67,8 +74,8 @@ class Config:
         cfg.check_range(self, "lambda_", low=0.0, high=1.0)
         cfg.check_range(self, "entropy_cost", low=0.0)
         cfg.check_range(self, "clip_epsilon", low=0.0, open_low=True)
-        counts = ("num_epochs", "num_minibatches", "memory_size", "sequence_length")
-        cfg.check_count(self, *counts)
+        recurrent.validate(self)
+        cfg.check_count(self, "num_epochs", "num_minibatches", "sequence_length")
         cfg.check_count(self, "burn_in", low=0)
         steps = self.rollout_length
         cfg.check_divides(self, "sequence_length", steps, what="rollout_length")
@@ -123,36 +130,32 @@ def make(spec: Spec) -> Agent:
 
 def nets(spec: Spec, config: Config) -> Pair:
     """The networks."""
-    network = functools.partial(
-        Recurrent,
-        len(spec.obs_shape),
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
-        memory_size=config.memory_size,
-        reading=spec.reading,
-    )
+    network = functools.partial(Recurrent, memory_cell=recurrent.cell(config))
     return Pair(
-        actor=network(head=networks.PolicyHead(spec.action)),
-        critic=network(head=networks.ValueHead()),
+        actor=network(
+            body=networks.policy_body(spec, config),
+            head=networks.PolicyHead(spec.action),
+        ),
+        critic=network(body=networks.body(spec, config), head=networks.ValueHead()),
     )
 
 
 def memory(config: Config, num_envs: int) -> Pair:
     """The memories of `num_envs` episodes that start."""
-    zeros = jnp.zeros((num_envs, 2 * config.memory_size), jnp.float32)
-    return Pair(actor=zeros, critic=zeros)
+    fresh = recurrent.fresh_memory(config, num_envs)
+    return Pair(actor=fresh, critic=fresh)
 
 
 def init(spec: Spec, config: Config, key: Key) -> State:
     """Fresh networks and optimisers."""
-    obs = jnp.zeros((config.num_envs, *spec.obs_shape), spec.obs_dtype)
-    fresh, both = memory(config, config.num_envs), nets(spec, config)
+    obs, fresh = spec.zeros(config.num_envs), memory(config, config.num_envs)
+    one, both = memory(config, 1), nets(spec, config)
     actor_key, critic_key = jax.random.split(key)
     actor_params, actor_opt = on_policy.init_network(
-        config, both.actor, actor_key, obs[:1], fresh.actor[:1]
+        config, both.actor, actor_key, spec.zeros(1), one.actor
     )
     critic_params, critic_opt = on_policy.init_network(
-        config, both.critic, critic_key, obs[:1], fresh.critic[:1]
+        config, both.critic, critic_key, spec.zeros(1), one.critic
     )
     return State(
         actor=actor_params,

@@ -17,7 +17,7 @@ from rljax import config as cfg
 from rljax import losses
 from rljax.learners import fresh_q_learner, on_policy, optimizers, q_learner
 from rljax.learners.fresh_q_learner import FreshQState as State
-from rljax.types import Agent, Key, Metrics, Obs, Params, Rollout, Spec
+from rljax.types import Agent, Key, Metrics, Obs, Params, Rollout, Spec, Torso
 
 _MINATAR = dict(
     learning_rate=5e-4,
@@ -66,7 +66,9 @@ class Config:
     hidden_sizes: tuple[int, ...] = cfg.static((64, 64))
     activation: str = cfg.static("relu")
     anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
+    torso: Torso = cfg.static("minatar")  # makes features of images
     layer_norm: bool = cfg.static(True)  # before each activation
+    compute_dtype: str = cfg.static("float32")  # of layers, or "bfloat16"
 
     def validate(self) -> None:
         """Raise ValueError naming a field out of range, its value and the range."""

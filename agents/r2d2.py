@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import optax
 
 from rljax import config as cfg
-from rljax import losses
+from rljax import losses, networks
 from rljax.learners import q_learner
 from rljax.learners.q_learner import QLearnerConfig
 from rljax.learners.q_learner import QState as State
 from rljax.networks import distributions, recurrent
 from rljax.types import (
     Agent,
+    Cell,
     Extras,
     Key,
     Memory,
@@ -56,13 +57,15 @@ class Config(QLearnerConfig):
     sequence_length: int = cfg.static(20)  # steps after them, which are learned from
     priority: str = cfg.static("td_error")  # or "uniform", "grad_norm"
     hidden_sizes: tuple[int, ...] = cfg.static((64,))  # before the memory
-    memory_size: int = cfg.static(64)  # units of the LSTM
+    memory_size: int = cfg.static(64)  # features of the memory
+    cell: Cell = cfg.static("lstm")  # that remembers, or "gru"
 
     def validate(self) -> None:
         """Raise ValueError naming a field out of range, its value and the range."""
         super().validate()
         cfg.check_range(self, "priority_mix", low=0.0, high=1.0)
-        cfg.check_count(self, "sequence_length", "memory_size")
+        cfg.check_count(self, "sequence_length")
+        recurrent.validate(self)
         cfg.check_count(self, "burn_in", low=0)
         rows = min(self.warmup_steps, self.capacity) // self.num_envs
         if length(self) > rows:
@@ -101,12 +104,9 @@ def make(spec: Spec) -> Agent:
 def network(spec: Spec, config: Config) -> Any:
     """The action values' network."""
     return recurrent.RecurrentQNetwork(
-        obs_ndim=len(spec.obs_shape),
+        body=networks.body(spec, config),
+        memory_cell=recurrent.cell(config),
         num_actions=q_learner.num_actions(spec),
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
-        memory_size=config.memory_size,
-        reading=spec.reading,
     )
 
 
@@ -128,17 +128,19 @@ def action_values(
     burn_in = config.burn_in
     ended = sequence.terminated | sequence.truncated
     starts = jnp.concatenate([jnp.zeros_like(ended[:1]), ended[:-1]])
+    before = jax.tree.map(lambda x: x[:burn_in], sequence.obs)
+    obs, next_obs = jax.tree.map(
+        lambda x: x[burn_in:], (sequence.obs, sequence.next_obs)
+    )
     memory = recurrent.recall(
         net,
         burn_in_params,
-        obs=sequence.obs[:burn_in],
+        obs=before,
         starts=starts[:burn_in],
-        memory=sequence.memory[0],
+        memory=jax.tree.map(lambda x: x[0], sequence.memory),
     )
-    q, memories = net.apply(
-        params, sequence.obs[burn_in:], starts[burn_in:], memory, method="unroll"
-    )
-    next_q, _ = net.apply(params, sequence.next_obs[burn_in:], memories)
+    q, memories = net.apply(params, obs, starts[burn_in:], memory, method="unroll")
+    next_q, _ = net.apply(params, next_obs, memories)
     return q, next_q
 
 
@@ -175,16 +177,21 @@ def td_errors(
     )
 
 
-def memory(config: Config, num_envs: int) -> jax.Array:
+def memory(config: Config, num_envs: int) -> Memory:
     """The memory of `num_envs` episodes that start."""
-    return jnp.zeros((num_envs, 2 * config.memory_size), jnp.float32)
+    return recurrent.fresh_memory(config, num_envs)
 
 
 def init(spec: Spec, config: Config, key: Key) -> State:
     """Fresh network and optimiser, an empty replay with room for memories."""
-    fresh = memory(config, config.num_envs)
-    net = network(spec, config)
-    return q_learner.init(spec, config, net, key=key, inputs=(fresh[:1],), memory=fresh)
+    return q_learner.init(
+        spec,
+        config,
+        network(spec, config),
+        key=key,
+        inputs=(memory(config, 1),),
+        memory=memory(config, config.num_envs),
+    )
 
 
 def act(

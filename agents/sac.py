@@ -18,7 +18,17 @@ from rljax.learners import actor_critic
 from rljax.learners.actor_critic import Keyed
 from rljax.networks import distributions
 from rljax.replay import priority
-from rljax.types import Agent, Discrete, Key, Metrics, Obs, OptState, Params, Spec
+from rljax.types import (
+    Agent,
+    Discrete,
+    Key,
+    Metrics,
+    Obs,
+    OptState,
+    Params,
+    Spec,
+    Torso,
+)
 
 PRESETS: dict[str, cfg.Preset] = {
     "CartPole-v1": cfg.Preset(
@@ -76,6 +86,10 @@ class Config:
     warmup_steps: int = cfg.static(1_000)  # stored before the first update
     hidden_sizes: tuple[int, ...] = cfg.static((256, 256))  # of each network
     activation: str = cfg.static("relu")
+    torso: Torso = cfg.static("minatar")  # makes features of images
+    layer_norm: bool = cfg.static(False)  # before each activation
+    compute_dtype: str = cfg.static("float32")  # of layers, or "bfloat16"
+    critic_obs: tuple[str, ...] = cfg.static(())  # arrays that only the critic sees
     anneal: bool = cfg.static(False)  # learning rate falls linearly to 0
 
     def validate(self) -> None:
@@ -102,10 +116,9 @@ def make(spec: Spec) -> Agent:
     """Make the agent for environments of `spec`.
 
     Raises:
-      ValueError: the actions are continuous and a bound is infinite.
+      ValueError: several choices at once, or continuous actions without a bound.
     """
-    if not isinstance(spec.action, Discrete):
-        distributions.check_bounded("sac", spec)
+    actor_critic.check_action("sac", spec)
     return actor_critic.make(
         spec,
         functools.partial(init, spec),
@@ -184,7 +197,8 @@ def target_entropy(spec: Spec, config: Config) -> jax.Array:
     """Entropy at which the temperature holds the policy, `[]`, in nats."""
     if isinstance(spec.action, Discrete):
         return config.target_entropy_ratio * jnp.log(spec.action.num_actions)
-    half = distributions.middle_and_half(spec.action)[1]  # the density's unit
+    box = distributions.check_bounded("sac", spec)
+    half = distributions.middle_and_half(box)[1]  # the density's unit
     return jnp.sum(config.target_entropy + jnp.log(half))
 
 

@@ -21,8 +21,8 @@ from rljax import config as cfg
 from rljax import losses
 from rljax.learners import fresh_q_learner, on_policy, optimizers, q_learner
 from rljax.learners.fresh_q_learner import FreshQState as State
-from rljax.networks import distributions, layers
-from rljax.types import Agent, Key, Metrics, Params, Rollout, Spec, Transition
+from rljax.networks import distributions, torsos
+from rljax.types import Agent, Key, Metrics, Params, Rollout, Spec, Torso, Transition
 
 PRESETS: dict[str, cfg.Preset] = {}
 _UNKNOWN = -1  # the next action is not taken yet, or the episode ended
@@ -46,7 +46,9 @@ class Config:
     hidden_sizes: tuple[int, ...] = cfg.static((128, 128))
     activation: str = cfg.static("relu")
     anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
+    torso: Torso = cfg.static("minatar")  # makes features of images
     layer_norm: bool = cfg.static(True)  # before each activation
+    compute_dtype: str = cfg.static("float32")  # of layers, or "bfloat16"
     expected: bool = cfg.static(True)  # mean over next actions, not the one taken
 
     def validate(self) -> None:
@@ -55,8 +57,7 @@ class Config:
         cfg.check_range(self, "gamma", low=0.0, high=1.0)
         q_learner.validate_epsilon(self)
         cfg.check_loop(self)
-        cfg.check_sizes(self, "hidden_sizes")
-        cfg.check_choice(self, "activation", tuple(layers.ACTIVATIONS))
+        torsos.validate(self)
 
 
 def make(spec: Spec) -> Agent:

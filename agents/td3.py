@@ -30,6 +30,7 @@ from rljax.types import (
     OptState,
     Params,
     Spec,
+    Torso,
 )
 
 PRESETS: dict[str, cfg.Preset] = {
@@ -90,6 +91,10 @@ class Config:
     warmup_steps: int = cfg.static(1_000)  # stored before the first update
     hidden_sizes: tuple[int, ...] = cfg.static((256, 256))  # of each network
     activation: str = cfg.static("relu")
+    torso: Torso = cfg.static("minatar")  # makes features of images
+    layer_norm: bool = cfg.static(False)  # before each activation
+    compute_dtype: str = cfg.static("float32")  # of layers, or "bfloat16"
+    critic_obs: tuple[str, ...] = cfg.static(())  # arrays that only the critic sees
     anneal: bool = cfg.static(False)  # learning rate falls linearly to 0
     twin: bool = cfg.static(True)  # two critics, the target takes the lesser value
 
@@ -143,11 +148,7 @@ def box(spec: Spec) -> Box:
 def actor(spec: Spec, config: Config) -> Network:
     """The policy's network."""
     return networks.DeterministicActor(
-        obs_ndim=len(spec.obs_shape),
-        action=box(spec),
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
-        reading=spec.reading,
+        body=networks.policy_body(spec, config), action=box(spec)
     )
 
 

@@ -17,7 +17,17 @@ from rljax import config as cfg
 from rljax.autodiff import fisher_vp, natural_gradient
 from rljax.learners import on_policy, optimizers
 from rljax.learners.on_policy import Minibatch
-from rljax.types import Agent, Key, Leaf, Metrics, OptState, Params, Rollout, Spec
+from rljax.types import (
+    Agent,
+    Key,
+    Leaf,
+    Metrics,
+    OptState,
+    Params,
+    Rollout,
+    Spec,
+    Torso,
+)
 
 PRESETS: dict[str, cfg.Preset] = {
     "Pendulum-v1": cfg.Preset(
@@ -48,7 +58,10 @@ class Config:
     num_minibatches: int = cfg.static(8)  # its gradient steps per pass
     hidden_sizes: tuple[int, ...] = cfg.static((64, 64))  # of actor and critic each
     activation: str = cfg.static("tanh")
-    convolution: bool = cfg.static(True)  # images go through one, else flat
+    torso: Torso = cfg.static("minatar")  # makes features of images
+    layer_norm: bool = cfg.static(False)  # before each activation
+    compute_dtype: str = cfg.static("float32")  # of layers, or "bfloat16"
+    critic_obs: tuple[str, ...] = cfg.static(())  # arrays that only the critic sees
     anneal: bool = cfg.static(True)  # max_kl and learning_rate fall linearly to 0
     normalize_advantages: bool = cfg.static(True)  # per rollout
 
@@ -114,7 +127,8 @@ def natural_step(
 
     As long as the divergence's quadratic model allows; appendix C.
     """
-    some = batch.obs[:: config.fisher_stride]  # the products are what a step costs
+    # The products are what a step costs.
+    some = jax.tree.map(lambda x: x[:: config.fisher_stride], batch.obs)
 
     def policy(params: Params) -> distrax.Distribution:
         return on_policy.actor(spec, config).apply(params, some)

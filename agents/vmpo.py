@@ -21,7 +21,7 @@ from rljax.losses import MpoOutputs
 from rljax.networks import distributions
 from rljax.types import (
     Agent,
-    Discrete,
+    Box,
     Extras,
     Key,
     Memory,
@@ -31,6 +31,7 @@ from rljax.types import (
     Params,
     Rollout,
     Spec,
+    Torso,
 )
 
 PRESETS: dict[str, cfg.Preset] = {}
@@ -61,7 +62,10 @@ class Config:
     top_fraction: float = cfg.static(0.5)  # of examples, by advantage, that are learned
     hidden_sizes: tuple[int, ...] = cfg.static((64, 64))  # of actor and critic each
     activation: str = cfg.static("tanh")
-    convolution: bool = cfg.static(True)  # images go through one, else flat
+    torso: Torso = cfg.static("minatar")  # makes features of images
+    layer_norm: bool = cfg.static(False)  # before each activation
+    compute_dtype: str = cfg.static("float32")  # of layers, or "bfloat16"
+    critic_obs: tuple[str, ...] = cfg.static(())  # arrays that only the critic sees
     anneal: bool = cfg.static(True)  # learning rates fall linearly to 0
     normalize_advantages: bool = cfg.static(True)  # per rollout
 
@@ -132,8 +136,8 @@ def parts(
 def init(spec: Spec, config: Config, key: Key) -> State:
     """Fresh networks, dual variables and optimisers."""
     state = on_policy.init(spec, config, key)
-    discrete = isinstance(spec.action, Discrete)
-    variables = duals.init(config, shapes=((),) if discrete else ((), ()))
+    continuous = isinstance(spec.action, Box)
+    variables = duals.init(config, shapes=((), ()) if continuous else ((),))
     optimizer = optimizers.clipped_adam(config, on_policy.EPS)
     return State(
         actor=state.actor,

@@ -197,15 +197,18 @@ def check_divides(config: object, name: str, total: int, *, what: str) -> None:
         raise ValueError(f"{name}={value}: must divide {what} = {total}")
 
 
-def check_choice(config: object, name: str, choices: tuple[str, ...]) -> None:
+def check_choice(
+    config: object, name: str, choices: tuple[str, ...], *, beside: str = ""
+) -> None:
     """Raise unless the named field is one of `choices`.
 
     Raises:
-      ValueError: names the field, its value and the choices.
+      ValueError: names the field, its value, the choices and what else there is.
     """
     value = _field(config, name)
     if value not in choices:
-        raise ValueError(f"{name}={value!r}: must be one of {', '.join(choices)}")
+        allowed = f"{', '.join(choices)}{', ' if beside else ''}{beside}"
+        raise ValueError(f"{name}={value!r}: must be one of {allowed}")
 
 
 def check_sizes(config: object, name: str) -> None:

@@ -13,6 +13,7 @@ import jax
 from rljax.types import (
     AgentConfig,
     AgentState,
+    Cell,
     EnvState,
     Key,
     Metrics,
@@ -22,6 +23,7 @@ from rljax.types import (
     Randomness,
     Spec,
     TimeStep,
+    Torso,
 )
 
 
@@ -72,13 +74,28 @@ class NetworkConfig(Protocol):
     def hidden_sizes(self) -> tuple[int, ...]: ...
     @property
     def activation(self) -> str: ...  # a name of `networks.layers.ACTIVATIONS`
+    @property
+    def torso(self) -> Torso: ...  # makes features of observations
+    @property
+    def layer_norm(self) -> bool: ...  # before each activation
+    @property
+    def compute_dtype(self) -> str: ...  # of layers, "float32" or "bfloat16"
 
 
-class EncoderConfig(NetworkConfig, Protocol):
-    """Of a network that may see images."""
+class MemoryConfig(NetworkConfig, Protocol):
+    """Of a network with a memory."""
 
     @property
-    def convolution(self) -> bool: ...  # images go through one, else flat
+    def cell(self) -> Cell: ...
+    @property
+    def memory_size(self) -> int: ...  # its features
+
+
+class PolicyNetworkConfig(NetworkConfig, Protocol):
+    """Of a policy beside a critic that may see more."""
+
+    @property
+    def critic_obs(self) -> tuple[str, ...]: ...  # arrays that only the critic sees
 
 
 class DiscountConfig(Protocol):
@@ -92,11 +109,11 @@ class LearnerConfig(OptimizerConfig, NetworkConfig, DiscountConfig, Protocol):
     """Of agents that learn networks without memory, or what comes before one."""
 
 
-class OnPolicyConfig(LearnerConfig, EncoderConfig, Protocol):
+class OnPolicyConfig(LearnerConfig, PolicyNetworkConfig, Protocol):
     """Of agents with a policy and a value that learn from fresh rollouts."""
 
 
-class ValueConfig(EncoderConfig, DiscountConfig, Protocol):
+class ValueConfig(NetworkConfig, DiscountConfig, Protocol):
     """Of state values that look ahead."""
 
 
@@ -114,7 +131,7 @@ class EntropyConfig(Protocol):
     def entropy_cost(self) -> float: ...  # weight of the entropy bonus
 
 
-class PolicyLossConfig(EncoderConfig, EntropyConfig, Protocol):
+class PolicyLossConfig(PolicyNetworkConfig, EntropyConfig, Protocol):
     """Of the plain policy gradient's loss."""
 
 
@@ -198,7 +215,7 @@ class QConfig(TargetConfig, Protocol):
     def target_period(self) -> int: ...  # gradient steps between target updates
 
 
-class ActorCriticConfig(TargetConfig, NetworkConfig, Protocol):
+class ActorCriticConfig(TargetConfig, PolicyNetworkConfig, Protocol):
     """Of agents that learn an actor and critics from a replay."""
 
 
@@ -230,9 +247,6 @@ class EpsilonConfig(ExplorationConfig, Protocol):
 
 class FreshQConfig(LearnerConfig, EpsilonConfig, Protocol):
     """Of agents that learn action values from fresh rollouts."""
-
-    @property
-    def layer_norm(self) -> bool: ...  # before each activation
 
 
 class DampedConfig(Protocol):

@@ -1,8 +1,10 @@
 """The nouns of the package: spaces, transitions, rollouts, agents, train states."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 Params = Any  # a tree of floating arrays, of a network
 Key = jax.Array  # [] typed key; who is given one consumes it
@@ -11,7 +13,7 @@ Metrics = dict[str, jax.Array]  # scalar arrays by name
 AgentConfig = Any  # a registered dataclass; `contracts` has what is asked of it
 Leaf = jax.Array | float  # a field of a config that mathematics depends on
 AgentState = Any  # of some agent: a NamedTuple
-Obs = Any  # [..., *obs_shape], what an environment shows
+Obs = Any  # tree of arrays `[..., *shape]`, what an environment shows
 Memory = Any  # tree of [N, ...], what an agent carries from step to step; () if nothing
 Extras = Any  # tree of [N, ...], what `act` returns beside the action; () if nothing
 EnvState = Any  # of N environments, a tree
@@ -23,7 +25,13 @@ class Discrete(NamedTuple):
     """Actions 0, 1, ..., num_actions - 1, as int32."""
 
     num_actions: int
-    masked: bool = False  # observations end with so many flags: which are legal
+    masked: bool = False  # observations are `Masked`: some actions are illegal
+
+
+class MultiDiscrete(NamedTuple):
+    """Actions of several choices at once, as int32 `[K]`."""
+
+    num_actions: tuple[int, ...]  # of each choice
 
 
 class Box(NamedTuple):
@@ -32,6 +40,14 @@ class Box(NamedTuple):
     shape: tuple[int, ...]
     low: tuple[float, ...]  # one bound per element, in row-major order
     high: tuple[float, ...]
+
+
+Action = Discrete | MultiDiscrete | Box  # a space of actions
+# How a network sees observations: a name of `networks.TORSOS`, "module:Class" or
+# "file.py:Class" of a flax module, or a flax module.
+Torso = Any
+# How it remembers: a name of `networks.CELLS`, or likewise a `flax.linen.RNNCellBase`.
+Cell = Any
 
 
 class States(NamedTuple):
@@ -50,17 +66,118 @@ class Levels(NamedTuple):
 Reading = States | Levels | None  # how networks see observations; None: as they come
 
 
+class Masked(NamedTuple):
+    """An observation with the mask of legal actions beside it."""
+
+    obs: Obs  # [..., *shape], for networks to read
+    legal: jax.Array  # [..., A] bool
+
+
+class ObsLeaf(NamedTuple):
+    """One array of an observation. Hashable."""
+
+    shape: tuple[int, ...]
+    dtype: str  # numpy name: "float32", "bool", "uint8"
+    reading: Reading = None
+    name: str = ""  # its path in the tree, as "camera/left"; none of a lone array
+
+
+class ObsSpec(NamedTuple):
+    """The arrays of an observation and the tree they stand in. Hashable.
+
+    Example:
+      >>> ObsSpec.array((4,), "float32").zeros(2).shape
+      (2, 4)
+    """
+
+    leaves: tuple[ObsLeaf, ...]
+    structure: Any  # jax.tree_util.PyTreeDef
+
+    @classmethod
+    def array(
+        cls, shape: tuple[int, ...], dtype: str = "float32", reading: Reading = None
+    ) -> "ObsSpec":
+        """Describe observations that are one array."""
+        leaf = ObsLeaf(shape=shape, dtype=dtype, reading=reading)
+        return cls(leaves=(leaf,), structure=jax.tree.structure(0))
+
+    @property
+    def lone(self) -> bool:
+        """Whether an observation is one array."""
+        return self.structure == jax.tree.structure(0)
+
+    def tree(self, values: Any) -> Any:
+        """Put one value for each array into the tree."""
+        return jax.tree.unflatten(self.structure, values)
+
+    def map(self, function: Callable[..., Any], *trees: Any) -> Any:
+        """Make a tree of `function(leaf, *values)`.
+
+        Args:
+          function: of an `ObsLeaf` and what stands in its place in each tree.
+          *trees: of this structure, with anything at the places of arrays.
+        """
+        columns = [self.structure.flatten_up_to(tree) for tree in trees]
+        rows = zip(self.leaves, *columns, strict=True)
+        return self.tree([function(leaf, *values) for leaf, *values in rows])
+
+    def zeros(self, *batch: int) -> Obs:
+        """Return observations `[*batch, *shape]` of zeros."""
+        return self.map(lambda leaf: jnp.zeros((*batch, *leaf.shape), leaf.dtype))
+
+
 class Spec(NamedTuple):
     """All that an agent must know of an environment. Hashable."""
 
-    obs_shape: tuple[int, ...]
-    obs_dtype: str  # numpy name: "float32", "bool", "uint8"
-    action: Discrete | Box
+    obs: ObsSpec  # of what networks read; where actions are masked, of `Masked.obs`
+    action: Action
     # At least this many steps lie between two truncations of an environment, by proof;
     # 1 where nothing is known: what follows every truncated step is then kept.
     max_steps: int = 1
     differentiable: bool = False  # steps have derivatives in state and action
-    reading: Reading = None
+
+    @property
+    def masked(self) -> bool:
+        """Whether observations are `Masked`."""
+        return isinstance(self.action, Discrete) and self.action.masked
+
+    def zeros(self, *batch: int) -> Obs:
+        """Return observations `[*batch, ...]` of zeros."""
+        obs = self.obs.zeros(*batch)
+        if not (isinstance(self.action, Discrete) and self.action.masked):
+            return obs
+        legal = jnp.zeros((*batch, self.action.num_actions), bool)
+        return Masked(obs=obs, legal=legal)
+
+    def no_action(self, *batch: int) -> jax.Array:
+        """Return actions `[*batch]` or `[*batch, ...]` of zeros."""
+        if isinstance(self.action, Discrete):
+            return jnp.zeros(batch, jnp.int32)
+        if isinstance(self.action, MultiDiscrete):
+            return jnp.zeros((*batch, len(self.action.num_actions)), jnp.int32)
+        return jnp.zeros((*batch, *self.action.shape), jnp.float32)
+
+    @property
+    def obs_shape(self) -> tuple[int, ...]:
+        """Shape of observations that are one array; ValueError for a tree."""
+        return self._lone.shape
+
+    @property
+    def obs_dtype(self) -> str:
+        """Numpy's name of their dtype; ValueError for a tree."""
+        return self._lone.dtype
+
+    @property
+    def reading(self) -> Reading:
+        """The reading of them by networks; ValueError for a tree."""
+        return self._lone.reading
+
+    @property
+    def _lone(self) -> ObsLeaf:
+        if not self.obs.lone:
+            names = ", ".join(leaf.name for leaf in self.obs.leaves)
+            raise ValueError(f"observations are a tree of {names}, not one array")
+        return self.obs.leaves[0]
 
 
 class TimeStep(NamedTuple):
@@ -105,6 +222,11 @@ class Rollout(NamedTuple):
     extras: Extras  # [T, N, ...] whatever `act` returned beside the action
     memory: Memory  # [T, N, ...] the agent's memory before each action
     simulation: Any = ()  # a Simulation, for agents that ask for it
+
+
+def num_rows(tree: Any) -> int:
+    """Count the rows of a tree of arrays `[rows, ...]`."""
+    return len(jax.tree.leaves(tree)[0])
 
 
 class InitFn(Protocol):

@@ -98,30 +98,16 @@ def with_other_next_obs(rollout, mask):
     return rollout._replace(next_obs=next_obs)
 
 
-TRAINED = {"params", "actor", "critic"}  # networks, in an agent's state
-OTHERS = {  # fields of states that are no trained network
-    "target_params",
-    "target_actor",
-    "target_critic",
-    "behaviour",
-    "opt_state",
-    "opt_states",
-    "actor_opt",
-    "critic_opt",
-    "dual_opt",
-    "duals",
-    "log_temperature",
-    "replay",
-    "past",
-    "step",
-    "num_updates",
-}
-
-
 def parameters(state):
-    """The networks that are trained."""
-    names = TRAINED.intersection(state._fields)
-    return {name: getattr(state, name) for name in sorted(names)}
+    """The networks that are trained: not those that follow them."""
+    return {
+        name: value
+        for name, value in sorted(state._asdict().items())
+        if isinstance(value, dict)
+        and "params" in value
+        and not name.startswith("target_")
+        and name != "behaviour"
+    }
 
 
 def small(name):

@@ -5,6 +5,9 @@ import functools
 import jax
 import numpy as np
 
+from rljax.networks import Body
+from rljax.types import ObsSpec
+
 
 @functools.partial(jax.jit, static_argnums=0)
 def init(net, key, *inputs):
@@ -22,6 +25,12 @@ def apply(net, params, *inputs):
 def log_prob(net, params, obs, action):
     """Logarithm of the probability that the policy gives to actions."""
     return net.apply(params, obs).log_prob(action)
+
+
+def body(ndim, hidden_sizes, activation="relu", **options):
+    """The body of a network of one array with so many axes."""
+    obs = ObsSpec.array((3,) * ndim)
+    return Body(obs=obs, hidden_sizes=hidden_sizes, activation=activation, **options)
 
 
 def normal(seed, *shape):

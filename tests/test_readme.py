@@ -330,7 +330,7 @@ def actions_of(agent):
     }
     found = []
     for kind, space in kinds.items():
-        spec = types.Spec(obs_shape=(3,), obs_dtype="float32", action=space)
+        spec = types.Spec(obs=types.ObsSpec.array((3,)), action=space)
         spec = spec._replace(differentiable=True)
         try:
             agents.get(agent).make(spec)

@@ -124,6 +124,7 @@ def main(argv: list[str], prog: str) -> None:
         folders.check_output(options.out)
     draw_task = tasks.tasks(options.tasks)
     spec = jax.eval_shape(draw_task, jax.random.key(0)).spec
-    args = (len(spec.obs_shape), spec.action, options.hidden_sizes, "relu")
-    network = networks.ActorCritic(*args, reading=spec.reading)
+    sizes = options.hidden_sizes
+    body = networks.Body(obs=spec.obs, hidden_sizes=sizes, activation="relu")
+    network = networks.ActorCritic(body=body, action=spec.action)
     test(options, network, draw_task, learn(options, network, draw_task).params)

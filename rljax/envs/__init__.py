@@ -27,7 +27,18 @@ from rljax.envs.wrappers import (
     TerminalLimit,
     TimeAware,
 )
-from rljax.types import Box, Discrete, Levels, Spec, States, TimeStep
+from rljax.types import (
+    Box,
+    Discrete,
+    Levels,
+    Masked,
+    MultiDiscrete,
+    ObsLeaf,
+    ObsSpec,
+    Spec,
+    States,
+    TimeStep,
+)
 
 __all__ = [
     "BatchedEnv",
@@ -36,9 +47,13 @@ __all__ = [
     "Env",
     "EpisodeStatistics",
     "Levels",
+    "Masked",
+    "MultiDiscrete",
     "Noise",
     "NormalizeObservations",
     "NormalizeRewards",
+    "ObsLeaf",
+    "ObsSpec",
     "Spec",
     "StackFrames",
     "States",

@@ -13,9 +13,20 @@ from rljax.envs import boundary
 from rljax.envs.boundary import Contract, GymEnv, GymParams, GymState, MaskedGymEnv
 from rljax.envs.spaces import ActionFormat
 from rljax.envs.wrappers import where
-from rljax.types import Box, Discrete, EnvState, Obs, Spec, States, TimeStep
+from rljax.types import (
+    Box,
+    EnvState,
+    Masked,
+    Obs,
+    ObsLeaf,
+    Spec,
+    States,
+    TimeStep,
+    num_rows,
+)
 
 _MANY = 2**24  # steps, more than a rollout has; up to here floats count them exactly
+_BULK = 2**28  # bytes of first states that are drawn before a rollout
 NO_LIMIT = 100_000  # steps of an evaluation episode, where an environment has no limit
 
 
@@ -23,8 +34,24 @@ class Noise(NamedTuple):
     """Randomness of one step: all that does not depend on the state."""
 
     key: jax.Array  # [N] key of the transition
-    reset_obs: Obs | None  # [N, ...] first observation, should the episode end
-    reset_state: GymState | None  # its state
+    reset_key: jax.Array | None = None  # [R] keys of resets that are still to come
+    reset_obs: Obs | None = None  # [R, ...] first observations, should episodes end
+    reset_state: GymState | None = None  # their states
+
+
+class Cached(NamedTuple):
+    """State of environments that return to their own first state."""
+
+    state: GymState  # [N, ...]
+    first_obs: Obs  # [N, ...]
+    first_state: GymState  # [N, ...]
+
+
+class LeafFormat(NamedTuple):
+    """Changes from an environment's array to the one that agents see. Hashable."""
+
+    first_state: int = 0  # its number, where the array names states
+    bounds: Box | None = None  # that are scaled to [-1, 1]; None: as it comes
 
 
 @jax.tree_util.register_dataclass
@@ -42,9 +69,10 @@ class Env:
     # Without `max_steps`, which depends on the parameters: `spec` has all.
     fixed_spec: Spec = dataclasses.field(metadata={"static": True})
     action_format: ActionFormat = dataclasses.field(metadata={"static": True})
-    first_state: int = dataclasses.field(default=0, metadata={"static": True})
-    # Bounds that observations are scaled by, to [-1, 1]; None: as they come.
-    obs_bounds: Box | None = dataclasses.field(default=None, metadata={"static": True})
+    obs_format: tuple[LeafFormat, ...] = dataclasses.field(metadata={"static": True})
+    resets: str = dataclasses.field(default="every_step", metadata={"static": True})
+    # Environments for each reset in a step, where resets are optimistic.
+    reset_ratio: int = dataclasses.field(default=1, metadata={"static": True})
 
     @property
     def spec(self) -> Spec:
@@ -75,18 +103,28 @@ class Env:
         keys = boundary.keys_for(self.contract, jax.random.split(key, num_envs))
         obs, state = jax.vmap(self.gym.reset, in_axes=(0, None))(keys, self.params)
         state = boundary.regular_state(self.contract, state)
-        return state, jax.vmap(self._observe)(obs, state)
+        obs = jax.vmap(self._observe)(obs, state)
+        if self.resets == "cached":
+            return Cached(state=state, first_obs=obs, first_state=state), obs
+        return state, obs
 
     def draw(self, key: jax.Array, length: int, num_envs: int) -> Noise:
         """Draw `length` steps' randomness at once, and the resets they may need.
 
         gymnax computes a reset at every step; outside the loop the same resets are
-        one batched program. Environments with a `step` of their own keep it.
+        one batched program, unless they would take more than 256 MiB. Environments
+        with a `step` of their own keep it.
         """
         keys = jax.random.split(key, (2, length, num_envs))
         step_key, reset_key = boundary.keys_for(self.contract, keys)
         if not boundary.has_gymnax_step(self.gym):
-            return Noise(key=step_key, reset_obs=None, reset_state=None)
+            return Noise(key=step_key)
+        reset_key = reset_key[:, : -(-num_envs // self.reset_ratio)]
+        key_shape = jax.ShapeDtypeStruct((), step_key.dtype)
+        first = jax.eval_shape(self._reset, key_shape)
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(first))
+        if self.resets == "cached" or size * reset_key.size > _BULK:
+            return Noise(key=step_key, reset_key=reset_key)
         reset_obs, reset_state = jax.vmap(jax.vmap(self._reset))(reset_key)
         return Noise(key=step_key, reset_obs=reset_obs, reset_state=reset_state)
 
@@ -95,32 +133,49 @@ class Env:
     ) -> tuple[EnvState, TimeStep]:
         """Step every environment; one whose episode ended starts the next."""
         action = self._regular_action(action)
-        if noise.reset_obs is None:
-            step = jax.vmap(self._own_step)
-            state, timestep = step(noise.key, state, action)
-        else:
-            step = jax.vmap(self._transition)
-            state, timestep = step(noise.key, state, action)
-            ended = timestep.terminated | timestep.truncated
+        if not boundary.has_gymnax_step(self.gym):
+            state, timestep = jax.vmap(self._own_step)(noise.key, state, action)
+            return boundary.regular_state(self.contract, state), timestep
+        inner = state.state if isinstance(state, Cached) else state
+        inner, timestep = jax.vmap(self._transition)(noise.key, inner, action)
+        ended = timestep.terminated | timestep.truncated
+        fresh = self._fresh(noise, state, ended)
+        obs, inner = where(ended, fresh, (timestep.next_obs, inner))
+        inner = boundary.regular_state(self.contract, inner)
+        timestep = timestep._replace(obs=obs)
+        if isinstance(state, Cached):
+            return state._replace(state=inner), timestep
+        return inner, timestep
+
+    def _fresh(
+        self, noise: Noise, state: EnvState, ended: jax.Array
+    ) -> tuple[Obs, GymState]:
+        """First observations and states `[N, ...]`, should episodes end."""
+        if isinstance(state, Cached):
+            assert noise.reset_key is not None
+            keyed = boundary.with_new_keys(state.first_state, noise.reset_key)
+            return state.first_obs, keyed
+        if noise.reset_key is None:
             fresh = (noise.reset_obs, noise.reset_state)
-            obs, state = where(ended, fresh, (timestep.next_obs, state))
-            timestep = timestep._replace(obs=obs)
-        return boundary.regular_state(self.contract, state), timestep
+        else:
+            fresh = jax.vmap(self._reset)(noise.reset_key)
+        if self.reset_ratio == 1:
+            return fresh
+        # Those that ended get different ones as far as there are any.
+        which = (jnp.cumsum(ended) - 1) % num_rows(fresh)
+        return jax.tree.map(lambda x: x[which], fresh)
 
     def for_evaluation(self, state: EnvState) -> "Env":
         """Return the same environment: nothing here is learned."""
         return self
 
-    def _regular_action(self, action: jax.Array) -> jax.Array:
+    def _regular_action(self, action: jax.Array) -> Any:
         """Actions within the bounds, or as the environment numbers them."""
         space, form = self.fixed_spec.action, self.action_format
-        if isinstance(space, Discrete):
-            if form == ActionFormat():
-                return action
-            shape = (*action.shape, *form.shape)
-            return (action + form.start).astype(form.dtype).reshape(shape)
-        low, high = _bounds(space)
-        return jnp.clip(action, low, high)
+        if isinstance(space, Box):
+            low, high = _bounds(space)
+            return jnp.clip(action, low, high)
+        return action if form == ActionFormat() else form.put(action)
 
     @property
     def _hooks(self) -> boundary.Gymnax:
@@ -173,21 +228,24 @@ class Env:
 
     def _observe(self, obs: Obs, state: GymState) -> Obs:
         """Make of gymnax's observation the one that agents see; one environment."""
-        obs = jnp.asarray(obs).reshape(self.contract.obs_shape)
-        if self.obs_bounds is not None:
-            low, high = _bounds(self.obs_bounds)
-            obs = (obs - (high + low) / 2) / ((high - low) / 2)
         spec = self.fixed_spec
-        if isinstance(spec.reading, States):
-            obs = obs - self.first_state
-        masked = isinstance(spec.action, Discrete) and spec.action.masked
-        if not masked:
-            return obs.astype(spec.obs_dtype)
+        forms = spec.obs.tree(self.obs_format)
+        seen = spec.obs.map(_regular, obs, forms)
+        if not spec.masked:
+            return seen
         gym = cast(MaskedGymEnv, self.gym)
-        legal = gym.action_mask(state, self.params).astype(spec.obs_dtype)
-        obs = obs.astype(spec.obs_dtype)
-        planes = jnp.broadcast_to(legal, (*obs.shape[:-1], len(legal)))
-        return jnp.concatenate([obs, planes], axis=-1)
+        return Masked(obs=seen, legal=gym.action_mask(state, self.params))
+
+
+def _regular(leaf: ObsLeaf, array: ArrayLike, form: LeafFormat) -> jax.Array:
+    """Make of an array of gymnax's observation the one that agents see."""
+    obs = jnp.asarray(array).reshape(leaf.shape)
+    if form.bounds is not None:
+        low, high = _bounds(form.bounds)
+        obs = (obs - (high + low) / 2) / ((high - low) / 2)
+    if isinstance(leaf.reading, States):
+        obs = obs - form.first_state
+    return obs.astype(leaf.dtype)
 
 
 def _bounds(box: Box) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from rljax import prng
 from rljax.envs._gymnax import Environment as Gymnax
 from rljax.envs.spaces import ActionFormat
-from rljax.types import Box, Discrete, Obs
+from rljax.types import Action, Box, Obs, ObsLeaf, ObsSpec, Spec
 
 GymParams = Any  # of a user's environment, a pytree
 GymState = Any  # of one copy of a user's environment, a pytree
@@ -25,6 +25,7 @@ _SIX = (
     "obs, state, reward, terminated, truncated, info (gymnax >= 1; gymnax 0.x's step "
     "has five)"
 )
+_NONE = ObsSpec(leaves=(), structure=None)
 _FIVE = "obs, state, reward, terminated, info"
 # Operations that hand on the one number they get.
 _SAME = ("stop_gradient", "convert_element_type", "broadcast_in_dim", "copy", "reshape")
@@ -72,8 +73,7 @@ class MaskedGymEnv(GymEnv, Protocol):
 class Contract(NamedTuple):
     """Facts about an environment. Hashable."""
 
-    obs_shape: tuple[int, ...]
-    obs_dtype: str
+    obs: ObsSpec  # readings are not known yet
     state_dtypes: tuple[str | None, ...]  # of the leaves of a state; None for keys
     plain_keys: bool  # whether it keeps keys, or minds of which kind they are
     cuts: str  # "limit": at the limit, counted from 0; "never"; "anytime": not known
@@ -136,7 +136,7 @@ def call(name: str, hook: str, function: Callable[[], T]) -> T:
 
 
 def find(
-    gym: GymEnv, params: GymParams, *, action: Discrete | Box, form: ActionFormat
+    gym: GymEnv, params: GymParams, *, action: Action, form: ActionFormat
 ) -> Contract:
     """Trace an environment once, without running it.
 
@@ -144,9 +144,10 @@ def find(
       ValueError: names the environment, the hook, what it returned and what it should.
     """
     params = call(name_of(gym), "params", lambda: jax.tree.map(_abstract, params))
-    example = jax.ShapeDtypeStruct(form.shape, form.dtype)
     if isinstance(action, Box):
         example = jax.ShapeDtypeStruct(action.shape, jnp.float32)
+    else:
+        example = jax.eval_shape(form.put, Spec(_NONE, action).no_action())
     # Keys whose numbers XLA can fuse, if the environment does not mind.
     key = prng.fusible(jax.random.key(0))
     try:
@@ -157,9 +158,7 @@ def find(
     if trial is None or (minds and key.dtype != jax.random.key(0).dtype):
         trial = _try(gym, params, action=example, key=jax.random.key(0))
     return Contract(
-        obs_shape=trial.obs.shape or (1,),
-        # With jax_enable_x64 too a run is one in 32 bits.
-        obs_dtype=trial.obs.dtype.name.replace("64", "32"),
+        obs=_described(trial.obs),
         state_dtypes=_dtypes(trial.state),
         plain_keys=minds,
         cuts=_cuts(gym, trial, params),
@@ -167,10 +166,25 @@ def find(
     )
 
 
+def _described(obs: Obs) -> ObsSpec:
+    """Describe observations of shapes."""
+    paths, structure = jax.tree_util.tree_flatten_with_path(obs)
+    leaves = [
+        ObsLeaf(
+            shape=leaf.shape or (1,),
+            # With jax_enable_x64 too a run is one in 32 bits.
+            dtype=leaf.dtype.name.replace("64", "32"),
+            name=jax.tree_util.keystr(path, simple=True, separator="/"),
+        )
+        for path, leaf in paths
+    ]
+    return ObsSpec(leaves=tuple(leaves), structure=structure)
+
+
 class _Trial(NamedTuple):
     """An environment's answer to tracers."""
 
-    obs: jax.ShapeDtypeStruct
+    obs: Obs  # tree of shapes
     state: GymState  # of shapes, with the dtypes that all steps can keep to
     reset: ClosedJaxpr
     step: ClosedJaxpr
@@ -180,7 +194,7 @@ class _Trial(NamedTuple):
 class _Step(NamedTuple):
     """The shapes that a step returned."""
 
-    observations: list[jax.ShapeDtypeStruct]  # or, before a check, any tree of them
+    observations: list[Obs]  # trees of shapes
     state: GymState
     scalars: dict[str, jax.ShapeDtypeStruct]  # reward and flags
 
@@ -195,9 +209,8 @@ def _try(
         what = _words(first)
         raise ValueError(f"{name}: {reset_hook} returns {what}, not obs, state")
     obs, state = first
-    if not isinstance(obs, jax.ShapeDtypeStruct):
-        what = _words(obs)
-        raise ValueError(f"{name}: observations must be one array, not {what}")
+    if not jax.tree.leaves(obs):
+        raise ValueError(f"{name}: {reset_hook} returns observations without an array")
     # A step may widen dtypes of the state: again, with what it returned.
     for _ in range(3):
         step, result = _trace(
@@ -212,11 +225,12 @@ def _try(
     else:
         raise ValueError(f"{name}: {hook} returns a state with ever wider dtypes")
     for x in found.observations:
-        if getattr(x, "shape", None) != obs.shape:
+        if _shapes(x) != _shapes(obs):
             what = f"{_words(x)}, {reset_hook} {_words(obs)}"
             raise ValueError(f"{name}: {hook} returns observations {what}")
     notes = _notes(reset_hook, hook, obs=obs, state=first[1], step=found)
-    obs = jax.ShapeDtypeStruct(obs.shape, jnp.result_type(obs, *found.observations))
+    for x in found.observations:
+        obs = jax.tree.map(_wider, obs, x)
     return _Trial(obs=obs, state=state, reset=reset, step=step, notes=notes)
 
 
@@ -224,7 +238,7 @@ def _notes(
     reset_hook: str,
     hook: str,
     *,
-    obs: jax.ShapeDtypeStruct,
+    obs: Obs,
     state: GymState,
     step: _Step,
 ) -> tuple[str, ...]:
@@ -235,7 +249,10 @@ def _notes(
         if field != "reward" and (x.shape, x.dtype) != ((), bool)
     ]
     pairs = [(f"the state{path}", x, y) for path, x, y in _pairs(state, step.state)]
-    pairs.append(("observations", obs, step.observations[-1]))
+    pairs += [
+        (f"observations{path}", x, y)
+        for path, x, y in _pairs(obs, step.observations[-1])
+    ]
     notes += [
         f"{reset_hook} returns {what} as {_words(x)}, {hook} as {_words(y)}: one dtype "
         "holds both"
@@ -246,9 +263,9 @@ def _notes(
 
 
 def _pairs(
-    before: GymState, after: GymState
+    before: GymState | Obs, after: GymState | Obs
 ) -> list[tuple[str, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]]:
-    """The leaves of two states, with their place."""
+    """The leaves of two trees, with their place."""
     return [
         (jax.tree_util.keystr(path), x, y)
         for (path, x), y in zip(
@@ -334,12 +351,12 @@ def _cuts(gym: GymEnv, trial: _Trial, params: GymParams) -> str:
     ]
     if len(times) != 1 or type(gym).reset is not Gymnax.reset:
         return "anytime"
-    # The observation, one array, comes before the state, and so does the key.
-    place = 1 + times[0]
-    at_reset = _origin(trial.reset, trial.reset.jaxpr.outvars[place])
-    at_step = _origin(trial.step, trial.step.jaxpr.outvars[place])
+    # Of the results observations come before the state, of the arguments the key.
+    result = len(jax.tree.leaves(trial.obs)) + times[0]
+    at_reset = _origin(trial.reset, trial.reset.jaxpr.outvars[result])
+    at_step = _origin(trial.step, trial.step.jaxpr.outvars[result])
     from_zero = at_reset == _Origin(place=None, added=0)
-    by_one = at_step == _Origin(place=place, added=1)
+    by_one = at_step == _Origin(place=1 + times[0], added=1)
     return "limit" if from_zero and by_one else "anytime"
 
 
@@ -415,6 +432,12 @@ def _wider(x: jax.ShapeDtypeStruct, y: jax.ShapeDtypeStruct) -> jax.ShapeDtypeSt
     return jax.ShapeDtypeStruct(x.shape, dtype)
 
 
+def _shapes(tree: object) -> object:
+    """The shapes of a tree's leaves, in their structure."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [getattr(leaf, "shape", None) for leaf in leaves]
+
+
 def _words(value: object) -> str:
     """A result in words."""
     if isinstance(value, jax.ShapeDtypeStruct):
@@ -432,6 +455,18 @@ def regular_state(contract: Contract, state: GymState) -> GymState:
         leaf if dtype is None else jax.lax.convert_element_type(leaf, dtype)
         for leaf, dtype in zip(leaves, contract.state_dtypes, strict=True)
     )
+
+
+def with_new_keys(state: GymState, key: jax.Array) -> GymState:
+    """Draw anew the typed keys in states `[N, ...]`, from keys `[N]`."""
+
+    def draw(leaf: jax.Array) -> jax.Array:
+        if not _is_key(leaf):
+            return leaf
+        split = jax.vmap(lambda key: jax.random.split(key, leaf.shape[1:]))
+        return prng.plain(split(key))
+
+    return jax.tree.map(draw, state)
 
 
 def flag(value: ArrayLike) -> jax.Array:

@@ -9,11 +9,22 @@ import numpy as np
 
 from rljax.contracts import BatchedEnv
 from rljax.envs import boundary, own, spaces
-from rljax.envs.batched import Env
+from rljax.envs.batched import Env, LeafFormat
 from rljax.envs.boundary import GymEnv, GymParams
 from rljax.envs.making import build, obs_space, wrap
-from rljax.envs.wrappers import Wrapper, apart, with_statistics
-from rljax.types import Box, EnvState, Obs, Randomness, Spec, States, TimeStep
+from rljax.envs.wrappers import Wrapper, unmasked, with_statistics
+from rljax.types import (
+    Box,
+    EnvState,
+    Masked,
+    MultiDiscrete,
+    Obs,
+    ObsLeaf,
+    Randomness,
+    Spec,
+    States,
+    TimeStep,
+)
 
 _HOOKS = ("reset_env", "step_env", "is_truncated", "observe", "action_mask")
 _KNOWN = {*_HOOKS, *dir(boundary.Gymnax)}
@@ -110,21 +121,32 @@ def _by_looking(env: Env) -> list[Finding]:
     found = _unused_methods(name, env.gym) + _limit(name, env)
     found += [_note(f"{name}: {text}") for text in env.contract.made_regular]
     space = obs_space(env.gym, env.params)
-    shape = env.contract.obs_shape
     if space is None:
         return [*found, _note(f"{name}: has no observation_space")]
+    inner = spaces.of_leaves(space, env.contract.obs)
+    for leaf, leaf_space in zip(env.contract.obs.leaves, inner, strict=True):
+        found += _against_space(name, leaf, leaf_space)
+    return found
+
+
+def _against_space(name: str, leaf: ObsLeaf, space: object | None) -> list[Finding]:
+    """Compare an array of observations with its space."""
+    what = f"observations {leaf.name!r}" if leaf.name else "observations"
+    if space is None:
+        return [_warning(f"{name}: {what} are not in observation_space")]
+    found = []
     try:
-        spaces.some_bounds(name, space, shape)
+        spaces.some_bounds(name, space, leaf.shape)
     except ValueError as error:
         found.append(_warning(str(error)))
-    space_shape = tuple(getattr(space, "shape", shape)) or (1,)
-    if space_shape != shape:
-        text = f"{name}: observations have shape {shape}, their space {space_shape}"
+    space_shape = tuple(getattr(space, "shape", leaf.shape)) or (1,)
+    if space_shape != leaf.shape:
+        text = f"{name}: {what} have shape {leaf.shape}, their space {space_shape}"
         found.append(_warning(text))
-    of_space = np.dtype(getattr(space, "dtype", env.contract.obs_dtype))
-    if of_space.kind != np.dtype(env.contract.obs_dtype).kind:
-        text = f"{name}: observations are {env.contract.obs_dtype}, their space "
-        found.append(_note(f"{text}{of_space.name}"))
+    of_space = np.dtype(getattr(space, "dtype", leaf.dtype))
+    if of_space.kind != np.dtype(leaf.dtype).kind:
+        text = f"{name}: {what} are {leaf.dtype}, their space {of_space.name}"
+        found.append(_note(text))
     return found
 
 
@@ -191,11 +213,13 @@ def _play(env: BatchedEnv, key: jax.Array, length: int) -> _Played:
     return jax.lax.scan(step, (state, obs), (noises, keys))[1]
 
 
-def _random_action(
-    spec: Spec, obs: jax.Array, key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _random_action(spec: Spec, obs: Obs, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Draw a legal action for each environment, and tell whether there is none."""
     action, shape = spec.action, (_NUM_ENVS,)
+    if isinstance(action, MultiDiscrete):
+        size = (*shape, len(action.num_actions))
+        most = jnp.array(action.num_actions)
+        return jax.random.randint(key, size, 0, most), jnp.zeros(shape, bool)
     if isinstance(action, Box):
         # An environment without bounds is tried on a few units.
         low = jnp.clip(jnp.array(action.low), -10.0, 10.0)
@@ -204,9 +228,8 @@ def _random_action(
         chosen = low + share * (high - low)
         return chosen.reshape(*shape, *action.shape), jnp.zeros(shape, bool)
     legal = jnp.ones((*shape, action.num_actions), bool)
-    if action.masked:  # the flags are the same at every pixel
-        flags = apart(spec, obs)[1]
-        legal = flags.reshape(*shape, -1, action.num_actions)[:, 0] > 0
+    if isinstance(obs, Masked):
+        legal = obs.legal
     chosen = jax.random.categorical(key, jnp.where(legal, 0.0, -1e9))
     return chosen.astype(jnp.int32), ~legal.any(axis=-1)
 
@@ -236,7 +259,8 @@ def _by_playing(env: BatchedEnv, length: int) -> list[Finding]:
     found += _numbers(name, played)
     found += _ends(name, env, played.steps)
     if isinstance(inner, Env):
-        found += _within_bounds(name, inner, played.steps)
+        if env.spec.obs == inner.spec.obs:
+            found += _within_bounds(name, inner, played.steps)
         if not boundary.has_gymnax_step(inner.gym):
             found += _successors(name, played.steps)
     return found
@@ -244,8 +268,10 @@ def _by_playing(env: BatchedEnv, length: int) -> list[Finding]:
 
 def _numbers(name: str, played: _Played) -> list[Finding]:
     found = []
-    fields = dict(observation=played.steps.next_obs, reward=played.steps.reward)
-    for field, values in fields.items():
+    fields = [("reward", played.steps.reward)]
+    paths = jax.tree_util.tree_leaves_with_path(played.steps.next_obs)
+    fields += [(f"observation{jax.tree_util.keystr(at)}", x) for at, x in paths]
+    for field, values in fields:
         bad = ~np.isfinite(np.asarray(values, float))
         if bad.any():
             step, env = np.argwhere(bad)[0][:2]
@@ -289,37 +315,58 @@ def _ends(name: str, env: BatchedEnv, steps: TimeStep) -> list[Finding]:
 
 def _within_bounds(name: str, env: Env, steps: TimeStep) -> list[Finding]:
     """Observations against the bounds of their space."""
-    if isinstance(env.spec.reading, States):
-        wrong = (steps.next_obs < 0) | (steps.next_obs >= env.spec.reading.number)
-        if wrong.any():
-            value = int(steps.next_obs[wrong][0]) + env.first_state
-            text = f"{name}: an observation is {value}, its space has "
-            return [_error(f"{text}{env.spec.reading.number} states")]
+    inner = spaces.of_leaves(obs_space(env.gym, env.params), env.contract.obs)
+    arrays = env.contract.obs.structure.flatten_up_to(unmasked(steps.next_obs))
+    rows = zip(env.spec.obs.leaves, env.obs_format, inner, arrays, strict=True)
+    found = []
+    for leaf, form, space, array in rows:
+        if isinstance(leaf.reading, States):
+            found += _within_states(name, leaf.reading, form, array)
+        elif form.bounds is None:
+            found += _within_box(name, leaf, space, array)
+    return found
+
+
+def _within_states(
+    name: str, reading: States, form: LeafFormat, obs: np.ndarray
+) -> list[Finding]:
+    wrong = (obs < 0) | (obs >= reading.number)
+    if not wrong.any():
         return []
-    space, shape = obs_space(env.gym, env.params), env.contract.obs_shape
-    if env.obs_bounds is not None or env.spec.obs_shape != shape:
-        return []
+    value = int(obs[wrong][0]) + form.first_state
+    text = f"{name}: an observation is {value}, its space has "
+    return [_error(f"{text}{reading.number} states")]
+
+
+def _within_box(
+    name: str, leaf: ObsLeaf, space: object | None, array: np.ndarray
+) -> list[Finding]:
     try:
-        bounds = spaces.some_bounds(name, space, shape)
+        bounds = spaces.some_bounds(name, space, leaf.shape)
     except ValueError:  # told before
         bounds = None
     if bounds is None:
         return []
-    obs = np.asarray(steps.next_obs, float)
+    obs = np.asarray(array, float)
     below, above = obs < bounds[0] - 1e-5, obs > bounds[1] + 1e-5
     if not (below | above).any():
         return []
     share = (below | above).any(axis=tuple(range(2, obs.ndim))).mean()
     value = obs[below | above][0]
-    text = f"{name}: {share:.1%} of observations are outside of their space, one by "
+    what = f"observations {leaf.name!r}" if leaf.name else "observations"
+    text = f"{name}: {share:.1%} of {what} are outside of their space, one by "
     return [_warning(f"{text}the value {value:g}")]
 
 
 def _successors(name: str, steps: TimeStep) -> list[Finding]:
     """Find faults of the observation before a reset, as told by a `step` of its own."""
     done, found = steps.terminated | steps.truncated, []
-    axes = tuple(range(2, steps.obs.ndim))
-    equal = (steps.obs == steps.next_obs).all(axis=axes)
+
+    def equal_arrays(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return (x == y).reshape(*done.shape, -1).all(axis=-1)
+
+    pairs = jax.tree.map(equal_arrays, steps.obs, steps.next_obs)
+    equal = np.logical_and.reduce(jax.tree.leaves(pairs))
     if not equal[~done].all():
         text = f"{name}: within an episode info['final_observation'] is not the "
         found.append(_error(f"{text}observation that follows"))

@@ -14,7 +14,7 @@ from rljax.config import INT32_MAX, unknown
 from rljax.contracts import BatchedEnv
 from rljax.envs import boundary, own, spaces
 from rljax.envs._gymnax import gymnax, registration
-from rljax.envs.batched import Env
+from rljax.envs.batched import Env, LeafFormat
 from rljax.envs.boundary import GymEnv, GymParams, MaskedGymEnv
 from rljax.envs.two_colors import TwoColors
 from rljax.envs.wrappers import (
@@ -26,8 +26,9 @@ from rljax.envs.wrappers import (
     TerminalLimit,
     TimeAware,
 )
-from rljax.networks import observations
-from rljax.types import Box, Discrete, Levels, Spec, States
+from rljax.types import Discrete, ObsSpec, Spec, States
+
+RESETS = ("every_step", "optimistic", "cached")
 
 if "TwoColors-v0" not in gymnax.registered_envs:  # when this module is reloaded
     gymnax.register("TwoColors-v0", TwoColors)
@@ -147,6 +148,8 @@ def wrap(
     stack_frames: int = 1,
     time_aware: bool = False,
     terminal_limit: bool = False,
+    resets: str = "every_step",
+    reset_ratio: int = 16,
 ) -> BatchedEnv:
     """Make a batched environment from any object with gymnax's API.
 
@@ -154,9 +157,10 @@ def wrap(
     rewards of any dtype are taken. Networks see observations of a Discrete space
     one-hot, and integers between bounds as fractions of them: `Spec.reading`.
 
-    If it has a method `action_mask(state, params) -> bool[A]`, illegal actions have
-    probability 0: the mask ends the last axis of observations. Agents that cannot keep
-    to a mask refuse the environment.
+    Observations may be a tree of arrays: dicts, tuples, NamedTuples. If the object has
+    a method `action_mask(state, params) -> bool[A]`, illegal actions have probability
+    0: observations are then `Masked`. Agents that cannot keep to a mask refuse the
+    environment.
 
     Args:
       gym: an object with gymnax 1.x's `reset`, six-value `step`, `action_space`
@@ -175,14 +179,21 @@ def wrap(
       terminal_limit: the time limit is the end of the task, so that the step there is
         `terminated`, not `truncated`, and nothing comes after: `TerminalLimit`.
         DiscountingChain-bsuite is such a task.
+      resets: where new episodes start. "every_step": each from a reset of its own, for
+        which every environment is reset at every step. "optimistic": `reset_ratio`
+        environments have one reset at each step; those that end at the same step share
+        first states if they are more than there are resets. "cached": each environment
+        returns to its own first state, so that there are as many first states as
+        environments; typed keys in states are drawn anew. Costs fall in this order.
+      reset_ratio: environments for each reset, if optimistic.
 
     Returns:
       The environment, with episode statistics, in wrappers of `rljax.envs.wrappers`.
 
     Raises:
       ValueError: a method that is missing, fails, or returns other than it should; an
-        observation that is not one array, an action space other than Discrete and
-        Box, bounds that leave no choice, a time limit below 1, `scale_obs` without
+        observation without arrays, an action space of another kind, bounds that leave
+        no choice, a time limit below 1, `scale_obs` without
         finite bounds, an option out of range. Names the environment and the method.
 
     Example:
@@ -200,8 +211,11 @@ def wrap(
     _check_fraction("sticky_actions", sticky_actions)
     if type(stack_frames) is not int or stack_frames < 1:
         raise ValueError(f"stack_frames={stack_frames!r}: must be an integer >= 1")
-    bare = _env(gym, params, scale_obs=scale_obs)
-    if normalize_obs and isinstance(bare.spec.reading, States):
+    ratio = _reset_ratio(gym, resets, reset_ratio)
+    bare = _env(gym, params, scale_obs=scale_obs, resets=resets, reset_ratio=ratio)
+    if normalize_obs and all(
+        isinstance(leaf.reading, States) for leaf in bare.spec.obs.leaves
+    ):
         raise ValueError(
             f"normalize_obs=True: the observations of {boundary.name_of(gym)} name "
             "states, which networks see one-hot"
@@ -220,6 +234,19 @@ def wrap(
     return TimeAware(env) if time_aware else env
 
 
+def _reset_ratio(gym: GymEnv, resets: str, reset_ratio: int) -> int:
+    """Environments for each reset at a step."""
+    if resets not in RESETS:
+        raise ValueError(f"resets={resets!r}: must be one of {', '.join(RESETS)}")
+    if type(reset_ratio) is not int or reset_ratio < 1:
+        raise ValueError(f"reset_ratio={reset_ratio!r}: must be an integer >= 1")
+    if resets != "every_step" and not boundary.has_gymnax_step(gym):
+        raise ValueError(
+            f"resets={resets!r}: {boundary.name_of(gym)} resets in a step of its own"
+        )
+    return reset_ratio if resets == "optimistic" else 1
+
+
 def _check_switches(**values: object) -> None:
     for name, value in values.items():
         if not isinstance(value, bool):
@@ -232,41 +259,74 @@ def _check_fraction(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r}: must be in [0, 1]")
 
 
-def _env(gym: GymEnv, params: GymParams | None, *, scale_obs: bool) -> Env:
+def _env(
+    gym: GymEnv,
+    params: GymParams | None,
+    *,
+    scale_obs: bool,
+    resets: str,
+    reset_ratio: int,
+) -> Env:
     """Make the bare environment, with its spec."""
     params = with_limit(gym, boundary.check_hooks(gym, params))
     name, gym = boundary.name_of(gym), _with_gradients(gym)
     space = boundary.call(name, "action_space", lambda: gym.action_space(params))
     action, form = spaces.actions(name, space)
     contract = boundary.find(gym, params, action=action, form=form)
-    dtype = "bool" if _is_minatar(gym) else contract.obs_dtype
-    reading, first_state = spaces.observations(
-        name,
-        obs_space(gym, params),
-        shape=contract.obs_shape,
-        dtype=np.dtype(dtype),
-    )
-    spec = Spec(
-        obs_shape=contract.obs_shape,
-        obs_dtype="int32" if isinstance(reading, States) else dtype,
-        action=action,
-        differentiable=bool(getattr(gym, "transition_gradients_enabled", False)),
-        reading=reading,
-    )
-    bounds = None
+    obs, formats = _read(gym, params, contract.obs)
     if scale_obs:
-        bounds = _obs_bounds(name, gym, params, spec=spec)
-        spec = spec._replace(obs_dtype="float32", reading=None)
+        obs, formats = _scaled(gym, params, obs)
     env = Env(
         gym=gym,
         params=params,
         contract=contract,
-        fixed_spec=spec,
+        fixed_spec=Spec(
+            obs=obs,
+            action=action,
+            differentiable=bool(getattr(gym, "transition_gradients_enabled", False)),
+        ),
         action_format=form,
-        first_state=first_state,
-        obs_bounds=bounds,
+        obs_format=formats,
+        resets=resets,
+        reset_ratio=reset_ratio,
     )
     return _masked(env) if hasattr(gym, "action_mask") else env
+
+
+def _read(
+    gym: GymEnv, params: GymParams, bare: ObsSpec
+) -> tuple[ObsSpec, tuple[LeafFormat, ...]]:
+    """Say how networks see observations, by their space."""
+    leaves, formats = [], []
+    inner_spaces = spaces.of_leaves(obs_space(gym, params), bare)
+    for leaf, space in zip(bare.leaves, inner_spaces, strict=True):
+        dtype = "bool" if bare.lone and _is_minatar(gym) else leaf.dtype
+        reading, first_state = spaces.observations(
+            boundary.name_of(gym), space, shape=leaf.shape, dtype=np.dtype(dtype)
+        )
+        dtype = "int32" if isinstance(reading, States) else dtype
+        leaves.append(leaf._replace(dtype=dtype, reading=reading))
+        formats.append(LeafFormat(first_state=first_state))
+    return bare._replace(leaves=tuple(leaves)), tuple(formats)
+
+
+def _scaled(
+    gym: GymEnv, params: GymParams, obs: ObsSpec
+) -> tuple[ObsSpec, tuple[LeafFormat, ...]]:
+    """Scale observations to [-1, 1] by the bounds of their space."""
+    name, leaves, formats = boundary.name_of(gym), [], []
+    inner_spaces = spaces.of_leaves(obs_space(gym, params), obs)
+    for leaf, space in zip(obs.leaves, inner_spaces, strict=True):
+        bounds = spaces.finite_bounds(name, space, leaf.shape)
+        if bounds is None or leaf.dtype == "bool" or isinstance(leaf.reading, States):
+            which = f" {leaf.name!r}" if leaf.name else ""
+            raise ValueError(
+                f"scale_obs=True: {name} has no finite bounds of observations{which}"
+            )
+        low, high = bounds
+        leaves.append(leaf._replace(dtype="float32", reading=None))
+        formats.append(LeafFormat(bounds=spaces.box_of(low, high)))
+    return obs._replace(leaves=tuple(leaves)), tuple(formats)
 
 
 def with_limit(gym: GymEnv, params: GymParams) -> GymParams:
@@ -298,13 +358,10 @@ def _limit_of(params: GymParams) -> float | None:
 
 
 def _masked(env: Env) -> Env:
-    """Put the mask of legal actions into the observations."""
-    gym, spec, name = env.gym, env.fixed_spec, boundary.name_of(env.gym)
-    if not isinstance(spec.action, Discrete) or isinstance(spec.reading, States):
-        raise ValueError(
-            f"{name}: action_mask needs Discrete actions and observations with an "
-            f"axis, not {spec.action} and {spec.reading or spec.obs_shape}"
-        )
+    """Put the mask of legal actions beside the observations."""
+    gym, action, name = env.gym, env.fixed_spec.action, boundary.name_of(env.gym)
+    if not isinstance(action, Discrete):
+        raise ValueError(f"{name}: action_mask needs Discrete actions, not {action}")
     if not boundary.has_gymnax_step(gym):
         raise ValueError(
             f"{name}: action_mask needs gymnax's own step, from which the state at "
@@ -317,22 +374,11 @@ def _masked(env: Env) -> Env:
 
     key = jax.random.key(0)
     shape = boundary.call(name, "action_mask", lambda: jax.eval_shape(mask, key))
-    number = spec.action.num_actions
+    number = action.num_actions
     if (shape.shape, shape.dtype) != ((number,), bool):
         raise ValueError(f"{name}: action_mask is {shape}, expected bool[{number}]")
-    obs_bounds = env.obs_bounds
-    if isinstance(spec.reading, Levels):  # the flags are none: scale the others here
-        low, high = observations.bounds(spec.reading, spec.obs_shape)
-        obs_bounds = spaces.box_of(
-            low=np.broadcast_to(low, spec.obs_shape),
-            high=np.broadcast_to(high, spec.obs_shape),
-        )
-        spec = spec._replace(obs_dtype="float32", reading=None)
-    *shape, last = spec.obs_shape
-    spec = spec._replace(
-        obs_shape=(*shape, last + number), action=spec.action._replace(masked=True)
-    )
-    return dataclasses.replace(env, fixed_spec=spec, obs_bounds=obs_bounds)
+    spec = env.fixed_spec._replace(action=action._replace(masked=True))
+    return dataclasses.replace(env, fixed_spec=spec)
 
 
 def obs_space(gym: GymEnv, params: GymParams) -> object | None:
@@ -341,16 +387,6 @@ def obs_space(gym: GymEnv, params: GymParams) -> object | None:
         return cast(boundary.Gymnax, gym).observation_space(params)
     except (AttributeError, NotImplementedError):
         return None
-
-
-def _obs_bounds(name: str, gym: GymEnv, params: GymParams, *, spec: Spec) -> Box:
-    space, shape = obs_space(gym, params), spec.obs_shape
-    if spec.obs_dtype != "bool" and not isinstance(spec.reading, States):
-        bounds = spaces.finite_bounds(name, space, shape)
-        if bounds is not None:
-            low, high = bounds
-            return spaces.box_of(low, high)
-    raise ValueError(f"scale_obs=True: {name} has no finite bounds of observations")
 
 
 def _with_gradients(gym: GymEnv) -> GymEnv:

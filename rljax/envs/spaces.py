@@ -4,13 +4,27 @@ A space with a field `n` and no axes is discrete, one with `low`, `high` and `sh
 box.
 """
 
+import functools
 import numbers
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeGuard
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from rljax.types import Box, Discrete, Levels, Reading, States
+from rljax.types import (
+    Action,
+    Box,
+    Discrete,
+    Levels,
+    MultiDiscrete,
+    ObsLeaf,
+    ObsSpec,
+    Reading,
+    States,
+)
 
 UNBOUNDED = 1e30  # gymnax writes float32's greatest number for no bound
 _MOST_ACTIONS = 2**16  # of a box of integers that is read as a choice
@@ -45,15 +59,28 @@ class BoxSpace(Protocol):
 
 
 class ActionFormat(NamedTuple):
-    """Format in which an environment takes a discrete action. Hashable."""
+    """Format in which an environment takes discrete actions. Hashable."""
 
-    start: int = 0  # the number of the first action
-    shape: tuple[int, ...] = ()
+    start: int | tuple[int, ...] = 0  # the number of the first action, of each choice
+    shape: tuple[int, ...] = ()  # of several choices, or of an array with one
     dtype: str = "int32"
+    apart: bool = False  # several choices come as a tuple
+
+    def put(self, action: jax.Array) -> Any:
+        """Number `[...]` or `[..., K]` actions as the environment does."""
+        several = isinstance(self.start, tuple)
+        batch = action.shape[:-1] if several else action.shape
+        action = (action + np.asarray(self.start, np.int32)).astype(self.dtype)
+        if self.apart:
+            return tuple(jnp.moveaxis(action, -1, 0))
+        return action.reshape(*batch, *self.shape)
 
 
-def actions(name: str, space: object) -> tuple[Discrete | Box, ActionFormat]:
+def actions(name: str, space: object) -> tuple[Action, ActionFormat]:
     """Read an action space: what agents must know, and how actions are handed over.
+
+    Several choices at once are a space with a field `nvec` or `num_values`, a box of
+    integers, or one with a field `spaces`, a sequence of discrete ones.
 
     Args:
       name: the environment's, for errors.
@@ -65,10 +92,19 @@ def actions(name: str, space: object) -> tuple[Discrete | Box, ActionFormat]:
     if _is_discrete(space):
         number = _count(name, "action_space", space)
         return Discrete(number), ActionFormat(start=int(getattr(space, "start", 0)))
+    several = getattr(space, "nvec", getattr(space, "num_values", None))
+    if several is not None:
+        return _several(name, np.asarray(several), start=getattr(space, "start", 0))
+    inner = getattr(space, "spaces", None)
+    if isinstance(inner, Sequence) and inner and all(map(_is_discrete, inner)):
+        numbers = np.array([_count(name, "action_space", x) for x in inner])
+        starts = np.array([int(getattr(x, "start", 0)) for x in inner])
+        multi, form = _several(name, numbers, start=starts)
+        return multi, form._replace(apart=True)
     if not _is_box(space):
         raise ValueError(
-            f"{name}: action space {_kind(space)}, expected Discrete or Box: a field "
-            "n, or fields low, high and shape"
+            f"{name}: action space {_kind(space)}, expected Discrete, MultiDiscrete or "
+            "Box: a field n, nvec, or fields low, high and shape"
         )
     low, high = _bounds(name, "action_space", space)
     shape = tuple(int(size) for size in space.shape)
@@ -77,7 +113,7 @@ def actions(name: str, space: object) -> tuple[Discrete | Box, ActionFormat]:
     dtype = np.dtype(getattr(space, "dtype", np.float32))
     if dtype.kind in "iub":
         form = ActionFormat(start=0, shape=shape, dtype=dtype.name)
-        return _choice(name, low, high, form=form)
+        return _choices(name, low, high, form=form)
     _check_order(name, "action_space", low=low, high=high)
     return box_of(low, high), ActionFormat()
 
@@ -201,19 +237,63 @@ def _check_order(name: str, hook: str, *, low: np.ndarray, high: np.ndarray) -> 
         )
 
 
-def _choice(
+def _choices(
     name: str, low: np.ndarray, high: np.ndarray, *, form: ActionFormat
-) -> tuple[Discrete, ActionFormat]:
-    """Read a box of one integer as a choice among a few."""
-    few = low.size == 1 and np.all(np.isfinite(low) & np.isfinite(high))
-    number = int(high.item() - low.item()) + 1 if few else 0
-    if not 1 <= number <= _MOST_ACTIONS:
+) -> tuple[Action, ActionFormat]:
+    """Read a box of integers as a choice among a few, or as several."""
+    finite = np.isfinite(low) & np.isfinite(high)
+    numbers = np.where(finite, high - low + 1, 0).ravel()
+    if not np.all((numbers >= 1) & (numbers <= _MOST_ACTIONS)):
         raise ValueError(
             f"{name}: action_space is a box of {form.dtype} with low={low.tolist()}, "
-            f"high={high.tolist()} and shape {form.shape}: of integers only one action "
-            f"can be had, of at most {_MOST_ACTIONS} values"
+            f"high={high.tolist()} and shape {form.shape}: each integer must have 1 to "
+            f"{_MOST_ACTIONS} values"
         )
-    return Discrete(number), form._replace(start=int(low.item()))
+    if low.size == 1:
+        return Discrete(int(numbers.item())), form._replace(start=int(low.item()))
+    multi, start = _several(name, numbers, start=low.ravel())
+    return multi, form._replace(start=start.start)
+
+
+def _several(
+    name: str, numbers: np.ndarray, *, start: ArrayLike
+) -> tuple[MultiDiscrete, ActionFormat]:
+    """Read several choices at once, of so many values each."""
+    if not numbers.size or numbers.dtype.kind not in "iuf" or np.any(numbers < 1):
+        raise ValueError(
+            f"{name}: action_space has choices of {numbers.tolist()} values: each must "
+            "have at least 1"
+        )
+    starts = np.broadcast_to(np.asarray(start, int), numbers.shape)
+    form = ActionFormat(start=tuple(starts.ravel().tolist()), shape=numbers.shape)
+    return MultiDiscrete(tuple(int(n) for n in numbers.ravel())), form
+
+
+def of_leaves(space: object, obs: ObsSpec) -> list[object | None]:
+    """The space of each array of observations; None where there is none to be had.
+
+    Trees of spaces have a field `spaces`, a mapping or a sequence.
+    """
+    if obs.lone:
+        return [space]
+    paths = jax.tree_util.tree_flatten_with_path(obs.tree(obs.leaves), _is_leaf)[0]
+    return [functools.reduce(_inside, path, space) for path, _ in paths]
+
+
+def _is_leaf(x: object) -> bool:
+    return isinstance(x, ObsLeaf)
+
+
+def _inside(space: object, key: Any) -> object | None:
+    """The space at one key of a path, None where there is none."""
+    inner = getattr(space, "spaces", None)
+    names = [getattr(key, field, None) for field in ("key", "name", "idx")]
+    name = next((x for x in names if x is not None), None)
+    if isinstance(inner, Mapping):
+        return inner.get(name)
+    if isinstance(inner, Sequence) and isinstance(name, int) and name < len(inner):
+        return inner[name]
+    return None
 
 
 def _compressed(bound: np.ndarray) -> tuple[float, ...]:

@@ -7,7 +7,8 @@ and leaves them as they are.
 """
 
 import dataclasses
-from typing import ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,18 @@ from jax.typing import ArrayLike
 from rljax.config import saturating_add
 from rljax.contracts import BatchedEnv
 from rljax.networks import observations
-from rljax.types import Box, Discrete, EnvState, Levels, Obs, Randomness, Spec, TimeStep
+from rljax.types import (
+    EnvState,
+    Levels,
+    Masked,
+    Obs,
+    ObsLeaf,
+    ObsSpec,
+    Randomness,
+    Spec,
+    States,
+    TimeStep,
+)
 
 _CLIP = 10.0  # standard deviations, of what is normalised
 _EPS = 1e-8  # of a variance
@@ -143,10 +155,6 @@ def _checked_info(env: BatchedEnv) -> set[str]:
     if missing:
         raise ValueError(f"{name}: has no {missing[0]}, which a BatchedEnv needs")
     spec = env.spec
-    if isinstance(spec.action, Discrete):
-        action = jnp.zeros(num_envs, jnp.int32)
-    else:
-        action = jnp.zeros((num_envs, *spec.action.shape), jnp.float32)
 
     def first_step(
         key: jax.Array, action: jax.Array
@@ -157,7 +165,7 @@ def _checked_info(env: BatchedEnv) -> set[str]:
         return obs, state, after, timestep
 
     try:
-        key = jax.random.key(0)
+        key, action = jax.random.key(0), spec.no_action(num_envs)
         obs, state, after, timestep = jax.eval_shape(first_step, key, action)
     except Exception as error:
         text = (str(error).splitlines() or [""])[0]
@@ -169,22 +177,22 @@ def _checked_info(env: BatchedEnv) -> set[str]:
         raise ValueError(f"{name}: step returns {type(timestep)}, not state, TimeStep")
     if jax.tree.map(_kind, state) != jax.tree.map(_kind, after):
         raise ValueError(f"{name}: step returns a state unlike the one of reset")
-    seen = (spec.obs_shape, spec.obs_dtype)
+    seen = jax.eval_shape(lambda: spec.zeros(num_envs))
     expected = {
         "obs": seen,
         "next_obs": seen,
-        "terminated": ((), "bool"),
-        "truncated": ((), "bool"),
-        "reward": ((), "float32"),
+        "terminated": jax.ShapeDtypeStruct((num_envs,), bool),
+        "truncated": jax.ShapeDtypeStruct((num_envs,), bool),
+        "reward": jax.ShapeDtypeStruct((num_envs,), jnp.float32),
         "obs of reset": seen,
     }
     found = timestep._asdict() | {"obs of reset": obs}
-    for field, (shape, dtype) in expected.items():
-        want = ((num_envs, *shape), dtype)
-        if _kind(found[field]) != want:
+    for field, want in expected.items():
+        kinds = [jax.tree.map(_kind, tree) for tree in (found[field], want)]
+        if kinds[0] != kinds[1]:
             raise ValueError(
-                f"{name}: {field} is {_kind(found[field])}, expected {want} for "
-                f"{num_envs} environments"
+                f"{name}: {field} is {kinds[0]}, expected {kinds[1]} for {num_envs} "
+                "environments"
             )
     return set(timestep.info.keys())
 
@@ -250,12 +258,9 @@ class StickyActions(Wrapper[StickyState]):
     def reset(self, key: jax.Array, num_envs: int) -> tuple[StickyState, Obs]:
         """Reset the inner environments; nothing to repeat."""
         env_state, obs = self.env.reset(key, num_envs)
-        action = self.spec.action
-        shape = action.shape if isinstance(action, Box) else ()
-        dtype = jnp.float32 if isinstance(action, Box) else jnp.int32
         state = StickyState(
             env=env_state,
-            action=jnp.zeros((num_envs, *shape), dtype),
+            action=self.spec.no_action(num_envs),
             started=jnp.zeros(num_envs, bool),
         )
         return state, obs
@@ -320,7 +325,7 @@ class NormalizedObservations(NamedTuple):
     """State of `NormalizeObservations`."""
 
     env: EnvState
-    statistics: Statistics
+    statistics: Any  # tree of Statistics, one for each array
 
 
 @jax.tree_util.register_dataclass
@@ -329,39 +334,43 @@ class NormalizeObservations(Wrapper[NormalizedObservations]):
     """Observations of mean 0 and variance 1, by the statistics of all so far.
 
     They are cut at ten standard deviations. Observations in rollouts and replay keep
-    the normalisation of the time they were seen.
+    the normalisation of the time they were seen. Arrays that name states stay.
     """
 
     truncates = False
     env: BatchedEnv
-    frozen: Statistics | None = None  # None: running ones
+    frozen: Any = None  # tree of Statistics; None: running ones
 
     @property
     def spec(self) -> Spec:
         """Observations are floats."""
-        return self.env.spec._replace(obs_dtype="float32", reading=None)
+
+        def normalized(leaf: ObsLeaf) -> ObsLeaf:
+            if isinstance(leaf.reading, States):
+                return leaf
+            return leaf._replace(dtype="float32", reading=None)
+
+        return with_leaves(self.env.spec, normalized)
 
     def reset(
         self, key: jax.Array, num_envs: int
     ) -> tuple[NormalizedObservations, Obs]:
         """Reset the inner environments; the statistics start with what they show."""
         env_state, obs = self.env.reset(key, num_envs)
-        obs, mask = apart(self.spec, obs)
-        statistics = self._add(Statistics.start(obs.shape[1:]), obs)
+        first = self._obs.map(lambda leaf: Statistics.start(leaf.shape))
+        statistics = self._add(first, obs)
         state = NormalizedObservations(env=env_state, statistics=statistics)
-        return state, together(self._normalize(statistics, obs), mask)
+        return state, self._normalize(statistics, obs)
 
     def step(
         self, noise: Randomness, state: NormalizedObservations, action: jax.Array
     ) -> tuple[NormalizedObservations, TimeStep]:
         """Step, learn the statistics, normalise."""
         env_state, timestep = self.env.step(noise, state.env, action)
-        obs, mask = apart(self.spec, timestep.obs)
-        next_obs, next_mask = apart(self.spec, timestep.next_obs)
-        statistics = self._add(state.statistics, obs)
+        statistics = self._add(state.statistics, timestep.obs)
         timestep = timestep._replace(
-            obs=together(self._normalize(statistics, obs), mask),
-            next_obs=together(self._normalize(statistics, next_obs), next_mask),
+            obs=self._normalize(statistics, timestep.obs),
+            next_obs=self._normalize(statistics, timestep.next_obs),
         )
         state = NormalizedObservations(env=env_state, statistics=statistics)
         return state, timestep
@@ -371,14 +380,28 @@ class NormalizeObservations(Wrapper[NormalizedObservations]):
         inner = self.env.for_evaluation(state.env)
         return NormalizeObservations(env=inner, frozen=state.statistics)
 
-    def _add(self, statistics: Statistics, obs: jax.Array) -> Statistics:
+    @property
+    def _obs(self) -> ObsSpec:
+        return self.env.spec.obs
+
+    def _add(self, statistics: Any, obs: Obs) -> Any:
         if self.frozen is not None:
             return self.frozen
-        return statistics.add(obs.astype(jnp.float32))
 
-    def _normalize(self, statistics: Statistics, obs: jax.Array) -> jax.Array:
-        scaled = (obs - statistics.mean) * jax.lax.rsqrt(statistics.var + _EPS)
-        return jnp.clip(scaled, -_CLIP, _CLIP)
+        def add(_: ObsLeaf, old: Statistics, batch: jax.Array) -> Statistics:
+            return old.add(batch.astype(jnp.float32))
+
+        return self._obs.map(add, statistics, unmasked(obs))
+
+    def _normalize(self, statistics: Any, obs: Obs) -> Obs:
+        def normalize(leaf: ObsLeaf, of: Statistics, x: jax.Array) -> jax.Array:
+            if isinstance(leaf.reading, States):
+                return x
+            scaled = (x - of.mean) * jax.lax.rsqrt(of.var + _EPS)
+            return jnp.clip(scaled, -_CLIP, _CLIP)
+
+        seen = self._obs.map(normalize, statistics, unmasked(obs))
+        return like(obs, seen)
 
 
 class NormalizedRewards(NamedTuple):
@@ -439,7 +462,7 @@ class StackedFrames(NamedTuple):
     """State of `StackFrames`."""
 
     env: EnvState
-    frames: jax.Array  # [N, ..., size * C]
+    frames: Obs  # [N, ..., size * C]
 
 
 @jax.tree_util.register_dataclass
@@ -457,41 +480,51 @@ class StackFrames(Wrapper[StackedFrames]):
 
     @property
     def spec(self) -> Spec:
-        """The last axis of observations is longer."""
-        spec = self.env.spec
-        legal = num_masked(spec)
-        *shape, last = spec.obs_shape
-        last = self.size * (last - legal) + legal
-        reading = spec.reading
-        if isinstance(reading, Levels):
-            reading = observations.stacked(reading, spec.obs_shape, self.size)
-        return spec._replace(obs_shape=(*shape, last), reading=reading)
+        """The last axis of every array is longer."""
+
+        def longer(leaf: ObsLeaf) -> ObsLeaf:
+            reading = leaf.reading
+            if isinstance(reading, Levels):
+                reading = observations.stacked(reading, leaf.shape, self.size)
+            shape = (*leaf.shape[:-1], self.size * leaf.shape[-1])
+            return leaf._replace(shape=shape, reading=reading)
+
+        return with_leaves(self.env.spec, longer)
 
     def reset(self, key: jax.Array, num_envs: int) -> tuple[StackedFrames, Obs]:
         """Reset the inner environments."""
         env_state, obs = self.env.reset(key, num_envs)
-        frame, mask = apart(self.spec, obs)
-        frames = self._repeat(frame)
-        return StackedFrames(env=env_state, frames=frames), together(frames, mask)
+        frames = self._repeat(unmasked(obs))
+        return StackedFrames(env=env_state, frames=frames), like(obs, frames)
 
     def step(
         self, noise: Randomness, state: StackedFrames, action: jax.Array
     ) -> tuple[StackedFrames, TimeStep]:
         """Step and put the new frame last."""
         env_state, timestep = self.env.step(noise, state.env, action)
-        frame, mask = apart(self.spec, timestep.obs)
-        next_frame, next_mask = apart(self.spec, timestep.next_obs)
-        older = state.frames[..., frame.shape[-1] :]
-        next_frames = jnp.concatenate([older, next_frame], axis=-1)
+
+        def append(frames: jax.Array, frame: jax.Array) -> jax.Array:
+            older = frames[..., frame.shape[-1] :]
+            return jnp.concatenate([older, frame], axis=-1)
+
+        next_frames = jax.tree.map(append, state.frames, unmasked(timestep.next_obs))
         done = timestep.terminated | timestep.truncated
-        frames = where(done, self._repeat(frame), next_frames)
+        frames = where(done, self._repeat(unmasked(timestep.obs)), next_frames)
         timestep = timestep._replace(
-            obs=together(frames, mask), next_obs=together(next_frames, next_mask)
+            obs=like(timestep.obs, frames),
+            next_obs=like(timestep.next_obs, next_frames),
         )
         return StackedFrames(env=env_state, frames=frames), timestep
 
-    def _repeat(self, frame: jax.Array) -> jax.Array:
-        return jnp.concatenate([frame] * self.size, axis=-1)
+    def _repeat(self, frame: Obs) -> Obs:
+        return jax.tree.map(lambda x: jnp.concatenate([x] * self.size, axis=-1), frame)
+
+
+class TimedObs(NamedTuple):
+    """An observation of several arrays with the time beside it."""
+
+    obs: Obs
+    time: jax.Array  # [..., 1] as a fraction of the time limit
 
 
 class Timed(NamedTuple):
@@ -506,7 +539,8 @@ class Timed(NamedTuple):
 class TimeAware(Wrapper[Timed]):
     """Observations end with the time, as a fraction of the time limit.
 
-    Pardo et al. (2018), https://arxiv.org/abs/1712.00378. Images get it as a plane.
+    Pardo et al. (2018), https://arxiv.org/abs/1712.00378. An image gets the time as a
+    plane; beside several arrays the time is one more: `TimedObs`.
     """
 
     truncates = False
@@ -514,10 +548,20 @@ class TimeAware(Wrapper[Timed]):
 
     @property
     def spec(self) -> Spec:
-        """Observations are floats, their last axis longer by one."""
-        spec = observations.read_spec(self.env.spec)
-        *shape, last = spec.obs_shape
-        return spec._replace(obs_shape=(*shape, last + 1))
+        """Observations are floats, their last axis longer by one; or `TimedObs`."""
+        spec = self.env.spec
+        if spec.obs.lone:
+
+            def longer(leaf: ObsLeaf) -> ObsLeaf:
+                shape = (*leaf.shape[:-1], leaf.shape[-1] + 1)
+                return leaf._replace(shape=shape)
+
+            return with_leaves(observations.read_spec(spec), longer)
+        time = ObsLeaf(shape=(1,), dtype="float32", name="time")
+        whole = TimedObs(obs=spec.obs.tree(spec.obs.leaves), time=jnp.zeros(()))
+        structure = jax.tree.structure(whole, is_leaf=lambda x: isinstance(x, ObsLeaf))
+        obs = ObsSpec(leaves=(*spec.obs.leaves, time), structure=structure)
+        return spec._replace(obs=obs)
 
     def reset(self, key: jax.Array, num_envs: int) -> tuple[Timed, Obs]:
         """Reset the inner environments."""
@@ -538,15 +582,18 @@ class TimeAware(Wrapper[Timed]):
         )
         return Timed(env=env_state, time=time), timestep
 
-    def _with(self, time: jax.Array, obs: Obs) -> jax.Array:
+    def _with(self, time: jax.Array, obs: Obs) -> Obs:
         """Put the time after an observation."""
         inner = self.env.spec
-        obs = observations.read(inner.reading, obs, len(inner.obs_shape))
-        obs, mask = apart(self.spec, obs)
-        ones = [1] * (obs.ndim - 1)
-        time = time.reshape(-1, *ones) / self.max_steps
-        time = jnp.broadcast_to(time, (*obs.shape[:-1], 1))
-        return together(jnp.concatenate([obs, time], axis=-1, dtype=jnp.float32), mask)
+        if not inner.obs.lone:
+            share = jnp.asarray(time[:, None] / self.max_steps, jnp.float32)
+            return like(obs, TimedObs(obs=unmasked(obs), time=share))
+        array = observations.read_tree(inner.obs, obs)
+        ones = [1] * (array.ndim - 1)
+        share = time.reshape(-1, *ones) / self.max_steps
+        share = jnp.broadcast_to(share, (*array.shape[:-1], 1))
+        seen = jnp.concatenate([array, share], axis=-1, dtype=jnp.float32)
+        return like(obs, seen)
 
 
 def unwrap(env: BatchedEnv, state: EnvState) -> tuple[BatchedEnv, EnvState]:
@@ -557,21 +604,20 @@ def unwrap(env: BatchedEnv, state: EnvState) -> tuple[BatchedEnv, EnvState]:
     return env, state
 
 
-def num_masked(spec: Spec) -> int:
-    """Count the entries at the end of observations that say which actions are legal."""
-    action = spec.action
-    return action.num_actions if isinstance(action, Discrete) and action.masked else 0
+def with_leaves(spec: Spec, function: Callable[[ObsLeaf], ObsLeaf]) -> Spec:
+    """Change each array of a spec's observations."""
+    leaves = tuple(function(leaf) for leaf in spec.obs.leaves)
+    return spec._replace(obs=spec.obs._replace(leaves=leaves))
 
 
-def apart(spec: Spec, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Split an observation and its mask of legal actions, `[..., A]` or `[..., 0]`."""
-    at = obs.shape[-1] - num_masked(spec)
-    return obs[..., :at], obs[..., at:]
+def unmasked(obs: Obs) -> Obs:
+    """Return observations without their mask, if they have one."""
+    return obs.obs if isinstance(obs, Masked) else obs
 
 
-def together(obs: jax.Array, mask: jax.Array) -> jax.Array:
-    """Undo `apart`."""
-    return jnp.concatenate([obs, mask.astype(obs.dtype)], axis=-1)
+def like(obs: Obs, seen: Obs) -> Obs:
+    """Put the mask of `obs`, if there is one, beside what is to be seen of it."""
+    return obs._replace(obs=seen) if isinstance(obs, Masked) else seen
 
 
 def where(mask: jax.Array, on_true: T, on_false: T) -> T:

@@ -23,17 +23,19 @@ from rljax.contracts import (
     Network,
     NetworkConfig,
     OptimizerConfig,
+    PolicyNetworkConfig,
     ReplayAgentConfig,
     ReplayConfig,
     TargetRateConfig,
 )
 from rljax.learners import exploration, optimizers
-from rljax.networks import distributions, layers
+from rljax.networks import distributions, torsos
 from rljax.replay import Windows, priority
 from rljax.replay.priority import ReplayBatch
 from rljax.types import (
     Agent,
     AgentConfig,
+    Box,
     Discrete,
     Extras,
     InitFn,
@@ -41,6 +43,7 @@ from rljax.types import (
     Leaf,
     Memory,
     Metrics,
+    MultiDiscrete,
     Obs,
     Params,
     Rollout,
@@ -105,62 +108,59 @@ def validate(config: ReplayAgentConfig) -> None:
         cfg.check_range(config, name, low=0.0, high=1.0, open_low=True)
     cfg.check_loop(config)
     cfg.check_count(config, "num_updates")
-    cfg.check_sizes(config, "hidden_sizes")
-    cfg.check_choice(config, "activation", tuple(layers.ACTIVATIONS))
+    torsos.validate(config)
     priority.validate(config)
+
+
+def box(spec: Spec) -> Box:
+    """The continuous actions."""
+    assert isinstance(spec.action, Box)  # `make` has checked
+    return spec.action
 
 
 def action_size(spec: Spec) -> int:
     """The size D of an action; 0 where actions are discrete."""
-    return 0 if isinstance(spec.action, Discrete) else len(spec.action.low)
+    return len(spec.action.low) if isinstance(spec.action, Box) else 0
 
 
-def example(spec: Spec) -> tuple[jax.Array, ...]:
+def check_action(name: str, spec: Spec) -> None:
+    """Raise unless actions are one discrete choice or have finite bounds.
+
+    Raises:
+      ValueError: names the agent `name` and the actions.
+    """
+    if isinstance(spec.action, MultiDiscrete):
+        raise ValueError(
+            f"{name} cannot take several choices at once, {spec.action}: use ppo, a2c, "
+            "impala, trpo, vmpo, awr or ppo_rnn"
+        )
+    if isinstance(spec.action, Box):
+        distributions.check_bounded(name, spec)
+
+
+def example(spec: Spec) -> tuple[Obs, ...]:
     """A critic's inputs, zeros: observation `[1, ...]`, continuous action `[1, D]`."""
-    obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
-    size = action_size(spec)
+    obs, size = spec.zeros(1), action_size(spec)
     return (obs, jnp.zeros((1, size), jnp.float32)) if size else (obs,)
 
 
-def stochastic_actor(spec: Spec, config: NetworkConfig) -> Network:
+def stochastic_actor(spec: Spec, config: PolicyNetworkConfig) -> Network:
     """Network of a policy: categorical, or Gaussian squashed by tanh."""
+    body = networks.policy_body(spec, config)
     if isinstance(spec.action, Discrete):
-        return networks.Actor(
-            obs_ndim=len(spec.obs_shape),
-            action=spec.action,
-            hidden_sizes=config.hidden_sizes,
-            activation=config.activation,
-            reading=spec.reading,
-        )
-    return networks.TanhGaussianActor(
-        obs_ndim=len(spec.obs_shape),
-        action=spec.action,
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
-        reading=spec.reading,
-    )
+        return networks.Actor(body=body, action=spec.action)
+    return networks.TanhGaussianActor(body=body, action=box(spec))
 
 
 def critics(spec: Spec, config: NetworkConfig, size: int) -> Network:
     """Networks for the values `[C]` of an action, or `[C, A]` of all discrete ones."""
+    body = networks.body(spec, config)
     if isinstance(spec.action, Discrete):
         one = functools.partial(
-            networks.QNetwork,
-            obs_ndim=len(spec.obs_shape),
-            num_actions=spec.action.num_actions,
-            hidden_sizes=config.hidden_sizes,
-            activation=config.activation,
-            reading=spec.reading,
+            networks.QNetwork, body=body, num_actions=spec.action.num_actions
         )
     else:
-        one = functools.partial(
-            networks.ContinuousQ,
-            obs_ndim=len(spec.obs_shape),
-            action=spec.action,
-            hidden_sizes=config.hidden_sizes,
-            activation=config.activation,
-            reading=spec.reading,
-        )
+        one = functools.partial(networks.ContinuousQ, body=body, action=box(spec))
     return networks.Ensemble(network=one, size=size)
 
 
@@ -208,7 +208,7 @@ def act(
     if explore:
         memory = noise = next_noise(config, memory, key)
     action = distributions.squashed(policy, noise)
-    return action.reshape(-1, *spec.action.shape), memory, ()
+    return action.reshape(-1, *box(spec).shape), memory, ()
 
 
 def init_replay(spec: Spec, config: ActorCriticConfig) -> replay.Replay:

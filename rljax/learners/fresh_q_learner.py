@@ -56,19 +56,13 @@ def make(name: str, spec: Spec, update: UpdateFn) -> Agent:
 def network(spec: Spec, config: FreshQConfig) -> Network:
     """The action values' network."""
     return networks.QNetwork(
-        obs_ndim=len(spec.obs_shape),
-        num_actions=q_learner.num_actions(spec),
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
-        layer_norm=config.layer_norm,
-        reading=spec.reading,
+        body=networks.body(spec, config), num_actions=q_learner.num_actions(spec)
     )
 
 
 def init(spec: Spec, config: FreshQConfig, key: Key) -> FreshQState:
     """Fresh network and optimiser."""
-    obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
-    params = network(spec, config).init(key, obs)
+    params = network(spec, config).init(key, spec.zeros(1))
     return FreshQState(
         params=params,
         opt_state=optimizers.clipped_adam(config).init(ravel_pytree(params)[0]),
@@ -79,7 +73,7 @@ def init(spec: Spec, config: FreshQConfig, key: Key) -> FreshQState:
 def q_values(
     spec: Spec, config: FreshQConfig, state: FreshQState, obs: Obs
 ) -> jax.Array:
-    """Action values `[..., A]` of observations `[..., *obs_shape]`."""
+    """Action values `[..., A]` of observations `[..., *shape]`."""
     return network(spec, config).apply(state.params, obs)
 
 

@@ -22,21 +22,22 @@ from rljax.contracts import (
     ClipConfig,
     ClippedConfig,
     DiscountConfig,
-    EncoderConfig,
     EpochsConfig,
     HasActor,
     HasCritic,
     LearnerConfig,
     Network,
+    NetworkConfig,
     OnPolicyConfig,
     OptimizerConfig,
     PolicyGradientConfig,
     PolicyLossConfig,
+    PolicyNetworkConfig,
     RolloutEpochsConfig,
     ValueConfig,
 )
 from rljax.learners import optimizers
-from rljax.networks import distributions, layers
+from rljax.networks import distributions, torsos
 from rljax.running.sharding import side_by_side
 from rljax.types import (
     Agent,
@@ -115,8 +116,7 @@ def validate(config: LearnerConfig) -> None:
     cfg.check_range(config, "learning_rate", "max_grad_norm", low=0.0, open_low=True)
     cfg.check_range(config, "gamma", low=0.0, high=1.0)
     cfg.check_loop(config)
-    cfg.check_sizes(config, "hidden_sizes")
-    cfg.check_choice(config, "activation", tuple(layers.ACTIVATIONS))
+    torsos.validate(config)
 
 
 def validate_minibatches(config: RolloutEpochsConfig) -> None:
@@ -127,27 +127,15 @@ def validate_minibatches(config: RolloutEpochsConfig) -> None:
     cfg.check_divides(config, "num_minibatches", steps, what=what)
 
 
-def actor(spec: Spec, config: EncoderConfig) -> Network:
+def actor(spec: Spec, config: PolicyNetworkConfig) -> Network:
     """The policy's network."""
-    return networks.Actor(
-        obs_ndim=len(spec.obs_shape),
-        action=spec.action,
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
-        convolution=config.convolution,
-        reading=spec.reading,
-    )
+    body = networks.policy_body(spec, config)
+    return networks.Actor(body=body, action=spec.action)
 
 
-def critic(spec: Spec, config: EncoderConfig) -> Network:
+def critic(spec: Spec, config: NetworkConfig) -> Network:
     """The value's network, with parameters of its own."""
-    return networks.Critic(
-        obs_ndim=len(spec.obs_shape),
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
-        convolution=config.convolution,
-        reading=spec.reading,
-    )
+    return networks.Critic(body=networks.body(spec, config))
 
 
 def init_network(
@@ -163,7 +151,7 @@ def init(spec: Spec, config: OnPolicyConfig, key: Key) -> OnPolicyState:
     """Fresh networks and optimisers; ValueError if the config lacks a field."""
     cfg.check_contract("on_policy", config, OnPolicyConfig)
     actor_key, critic_key = jax.random.split(key)
-    obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
+    obs = spec.zeros(1)
     actor_params, actor_opt = init_network(config, actor(spec, config), actor_key, obs)
     critic_params, critic_opt = init_network(
         config, critic(spec, config), critic_key, obs
@@ -179,7 +167,7 @@ def init(spec: Spec, config: OnPolicyConfig, key: Key) -> OnPolicyState:
 
 def act(
     spec: Spec,
-    config: EncoderConfig,
+    config: PolicyNetworkConfig,
     state: HasActor,
     memory: Memory,
     obs: Obs,
@@ -195,14 +183,14 @@ def act(
 
 
 def policy(
-    spec: Spec, config: EncoderConfig, state: HasActor, obs: Obs
+    spec: Spec, config: PolicyNetworkConfig, state: HasActor, obs: Obs
 ) -> distrax.Distribution:
-    """The policy at observations `[..., *obs_shape]`: an agent's `policy`."""
+    """The policy at observations `[..., *shape]`: an agent's `policy`."""
     return actor(spec, config).apply(state.actor, obs)
 
 
-def value(spec: Spec, config: EncoderConfig, state: HasCritic, obs: Obs) -> jax.Array:
-    """Values `[...]` of observations `[..., *obs_shape]`: an agent's `value`."""
+def value(spec: Spec, config: NetworkConfig, state: HasCritic, obs: Obs) -> jax.Array:
+    """Values `[...]` of observations `[..., *shape]`: an agent's `value`."""
     return critic(spec, config).apply(state.critic, obs)
 
 
@@ -216,7 +204,7 @@ def bootstrap_values(
     step terminated, what stands for its successor is of no meaning.
 
     Args:
-      critic: maps observations `[..., N, *obs_shape]` to values `[..., N]`.
+      critic: maps observations `[..., N, *shape]` to values `[..., N]`.
       rollout: `[T, N, ...]`.
       max_steps: `Spec.max_steps`; in so many rows an environment is cut at most once.
         The value after a cut that breaks the promise is NaN.
@@ -229,10 +217,16 @@ def bootstrap_values(
     cut = rollout.truncated & ~rollout.terminated
     where_cut = cut.reshape(-1, rows, *cut.shape[1:]).argmax(axis=1)
     row = where_cut + rows * jnp.arange(len(where_cut))[:, None]  # [T / rows, N]
-    ends = rollout.next_obs[row, jnp.arange(row.shape[1])]
-    every: Obs = jnp.concatenate([rollout.obs, rollout.next_obs[-1:], ends])
-    at_once = max(1, _CACHED // every[0].size)  # rows
-    if at_once < len(every) and jax.default_backend() == "cpu":
+    column = jnp.arange(row.shape[1])
+
+    def all_valued(obs: jax.Array, next_obs: jax.Array) -> jax.Array:
+        return jnp.concatenate([obs, next_obs[-1:], next_obs[row, column]])
+
+    every = jax.tree.map(all_valued, rollout.obs, rollout.next_obs)
+    num_rows = length + 1 + len(row)
+    size = sum(leaf[0].size for leaf in jax.tree.leaves(every))  # of a row
+    at_once = max(1, _CACHED // size)  # rows
+    if at_once < num_rows and jax.default_backend() == "cpu":
         found = jax.lax.map(critic, every, batch_size=at_once)
     else:
         found = critic(every)
@@ -333,7 +327,7 @@ def policy_loss(
 
 
 def value_loss(
-    spec: Spec, config: EncoderConfig, params: Params, batch: Minibatch
+    spec: Spec, config: NetworkConfig, params: Params, batch: Minibatch
 ) -> tuple[jax.Array, Metrics]:
     """Half the squared error of the return's prediction, mean over the batch."""
     value = critic(spec, config).apply(params, batch.obs)

@@ -25,7 +25,7 @@ from rljax.contracts import (
     QConfig,
 )
 from rljax.learners import optimizers
-from rljax.networks import distributions, layers
+from rljax.networks import distributions, layers, torsos
 from rljax.replay import Windows, priority
 from rljax.types import (
     Agent,
@@ -35,11 +35,13 @@ from rljax.types import (
     Key,
     Memory,
     Metrics,
+    MultiDiscrete,
     Obs,
     OptState,
     Params,
     Rollout,
     Spec,
+    Torso,
 )
 
 # (params, bootstrap_params, window or sequence, key) -> (loss [], absolute TD error [])
@@ -78,6 +80,9 @@ class QLearnerConfig:
     target_period: int = cfg.static(1)  # gradient steps between target updates
     hidden_sizes: tuple[int, ...] = cfg.static((128, 128))
     activation: str = cfg.static("relu")
+    torso: Torso = cfg.static("minatar")  # makes features of images
+    layer_norm: bool = cfg.static(False)  # before each activation
+    compute_dtype: str = cfg.static("float32")  # of layers, or "bfloat16"
     anneal: bool = cfg.static(True)  # learning rate falls linearly to 0
 
     def validate(self) -> None:
@@ -100,11 +105,11 @@ class QState(NamedTuple):
 class Step(NamedTuple):
     """One transition of n steps, or of fewer at an episode's end."""
 
-    obs: Obs  # [*obs_shape]
+    obs: Obs  # [*shape]
     action: jax.Array  # [] int32
     reward: jax.Array  # [] discounted sum of the rewards
     discount: jax.Array  # [] of what follows, 0 where the episode terminated
-    next_obs: Obs  # [*obs_shape]
+    next_obs: Obs  # [*shape]
 
 
 class Head(NamedTuple):
@@ -161,6 +166,11 @@ def check_discrete(name: str, spec: Spec) -> None:
     Raises:
       ValueError: the actions are not discrete, or masked; names the agent `name`.
     """
+    if isinstance(spec.action, MultiDiscrete):
+        raise ValueError(
+            f"{name} values one discrete choice at a time, not {spec.action}: use ppo, "
+            "a2c, impala, trpo, vmpo, awr or ppo_rnn"
+        )
     if not isinstance(spec.action, Discrete):
         raise ValueError(f"{name} needs discrete actions, not {spec.action}")
     distributions.check_unmasked(name, spec)
@@ -179,8 +189,7 @@ def validate(config: QAgentConfig) -> None:
     cfg.check_range(config, "target_rate", low=0.0, high=1.0, open_low=True)
     cfg.check_loop(config)
     cfg.check_count(config, "num_updates", "target_period")
-    cfg.check_sizes(config, "hidden_sizes")
-    cfg.check_choice(config, "activation", tuple(layers.ACTIVATIONS))
+    torsos.validate(config)
     priority.validate(config)
 
 
@@ -215,8 +224,7 @@ def init(
     The network takes a batch of observations and `inputs`; `memory` is the agent's.
     """
     cfg.check_contract("q_learner", config, QConfig)
-    obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
-    params = network.init(key, obs, *inputs)
+    params = network.init(key, spec.zeros(1), *inputs)
     buffer = replay.init(
         spec,
         config.num_envs,
@@ -237,7 +245,7 @@ def init(
 def q_values(
     head: Head, spec: Spec, config: AgentConfig, state: QState, obs: Obs
 ) -> jax.Array:
-    """Action values `[..., A]` of observations `[..., *obs_shape]`."""
+    """Action values `[..., A]` of observations `[..., *shape]`."""
     network = head.network(spec, config)
     return head.values(config, network.apply(state.params, obs, *head.inputs(config)))
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax.networks.recurrent import recall
-from rljax.types import Memory, Obs, Params, Rollout
+from rljax.types import Memory, Obs, Params, Rollout, num_rows
 
 
 class Past(NamedTuple):
@@ -44,7 +44,7 @@ def cut(x: jax.Array, stride: int, *, length: int) -> jax.Array:
 
 def no_past(obs: Obs, memory: Memory, *, length: int) -> Past | tuple[()]:
     """Steps of N episodes that have not started, `[length, N, ...]`; () if none."""
-    step = Past(obs=obs, ended=jnp.ones(len(obs), bool), memory=memory)
+    step = Past(obs=obs, ended=jnp.ones(num_rows(obs), bool), memory=memory)
     steps = [step] * length
     return jax.tree.map(lambda *x: jnp.stack(x), *steps) if steps else ()
 
@@ -71,9 +71,12 @@ def split(
     def first(x: jax.Array) -> jax.Array:
         return cut(x[:num_steps], length, length=1)[:, 0]
 
+    def overlapping(x: jax.Array) -> jax.Array:
+        return cut(x, length, length=burn_in + length)
+
     seen = Seen(
-        obs=cut(steps.obs, length, length=burn_in + length),
-        start=cut(start, length, length=burn_in + length),
+        obs=jax.tree.map(overlapping, steps.obs),
+        start=overlapping(start),
         memory=jax.tree.map(first, steps.memory),
     )
     end = jax.tree.map(lambda x: x[num_steps:], steps) if burn_in else ()
@@ -84,15 +87,15 @@ def outputs(
     net: Any, params: Params, seen: Seen, *, burn_in_params: Params, burn_in: int
 ) -> Any:
     """The outputs of a network for sequences, `[L, B, ...]`, after the burn-in."""
-    obs, start = (jnp.swapaxes(x, 0, 1) for x in (seen.obs, seen.start))
+    steps = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (seen.obs, seen.start))
+    before_obs, before_start = jax.tree.map(lambda x: x[:burn_in], steps)
+    obs, start = jax.tree.map(lambda x: x[burn_in:], steps)
     memory = recall(
         net,
         burn_in_params,
-        obs=obs[:burn_in],
-        starts=start[:burn_in],
+        obs=before_obs,
+        starts=before_start,
         memory=seen.memory,
     )
-    found, _ = net.apply(
-        params, obs[burn_in:], start[burn_in:], memory, method="unroll"
-    )
+    found, _ = net.apply(params, obs, start, memory, method="unroll")
     return found

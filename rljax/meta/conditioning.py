@@ -1,6 +1,7 @@
 """The agent's config with the tuned values in it, and observations that show them."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +10,32 @@ from rljax.contracts import TunedConfig
 from rljax.meta import parameters
 from rljax.meta.parameters import Raw
 from rljax.meta.types import TuneState, Tuning
-from rljax.networks import observations
-from rljax.types import Obs, Rollout, Spec
+from rljax.types import Masked, Obs, ObsLeaf, ObsSpec, Rollout, Spec
+
+
+class Conditioned(NamedTuple):
+    """An observation with the tuned values beside it."""
+
+    tuned: jax.Array  # [..., number], positions on their scales, from -1 to 1
+    obs: Obs
 
 
 def conditioned(spec: Spec, number: int) -> Spec:
-    """The spec of observations that begin with `number` tuned values."""
-    if spec.reading is not None:
-        raise ValueError(
-            f"condition=True: observations are {spec.reading}, which networks cannot "
-            "read behind tuned values; scale_obs=True makes numbers of levels"
-        )
-    *shape, last = spec.obs_shape
-    return spec._replace(obs_shape=(*shape, number + last), obs_dtype="float32")
+    """The spec of observations that are `Conditioned` on `number` tuned values."""
+    tuned = ObsLeaf(shape=(number,), dtype="float32", name="tuned")
+    whole = Conditioned(tuned=jnp.zeros(()), obs=spec.obs.tree(spec.obs.leaves))
+    structure = jax.tree.structure(whole, is_leaf=lambda x: isinstance(x, ObsLeaf))
+    obs = ObsSpec(leaves=(tuned, *spec.obs.leaves), structure=structure)
+    return spec._replace(obs=obs)
+
+
+def plain_spec(tuning: Tuning) -> ObsSpec:
+    """The spec of observations as the environment gives them."""
+    obs_spec = tuning.spec.obs
+    if not tuning.settings.condition:
+        return obs_spec
+    structure = obs_spec.structure.children()[1]
+    return ObsSpec(leaves=obs_spec.leaves[1:], structure=structure)
 
 
 def configured(
@@ -45,33 +59,34 @@ def _positions(
     tuning: Tuning, raw: dict[str, Raw], *, context: jax.Array, obs: Obs
 ) -> dict[str, jax.Array]:
     """The tuned values' positions on their scales, from 0 to 1."""
-    plain = obs[..., len(tuning.tuned) :] if tuning.settings.condition else obs
-    ndim = len(tuning.spec.obs_shape)
-    read = observations.read(tuning.spec.reading, plain, ndim)
+    if tuning.settings.condition:
+        obs = _unmasked(obs).obs
+    obs_spec = plain_spec(tuning)
     return {
         name: parameters.position(
-            parameter, raw[name], read, obs_ndim=ndim, context=context
+            parameter, raw[name], obs, obs_spec=obs_spec, context=context
         )
         for name, parameter in tuning.tuned.items()
     }
 
 
+def _unmasked(obs: Obs) -> Obs:
+    return obs.obs if isinstance(obs, Masked) else obs
+
+
 def seen(tuning: Tuning, state: TuneState, obs: Obs) -> Obs:
-    """Observations as the agent sees them: behind the tuned values, from -1 to 1."""
+    """Observations as the agent sees them: `Conditioned`, if so."""
     if not tuning.settings.condition:
         return obs
-    padding = jnp.zeros((*obs.shape[:-1], len(tuning.tuned)), jnp.float32)
-    padded = jnp.concatenate([padding, obs], axis=-1)
-    positions = _positions(tuning, state.raw, context=state.context, obs=padded)
-    shape = obs.shape[: obs.ndim - len(tuning.spec.obs_shape)]
-    axes = (1,) * len(tuning.spec.obs_shape)
-    places = [
-        jnp.broadcast_to(
-            jnp.broadcast_to(x, shape).reshape((*shape, *axes)), (*obs.shape[:-1], 1)
-        )
-        for x in positions.values()
-    ]
-    return jnp.concatenate([*(2.0 * x - 1.0 for x in places), obs], axis=-1)
+    leaf = plain_spec(tuning).leaves[0]
+    array = jax.tree.leaves(obs)[0]
+    shape = array.shape[: array.ndim - len(leaf.shape)]
+    tuned = jnp.zeros((*shape, len(tuning.tuned)), jnp.float32)
+    bare = Conditioned(tuned=tuned, obs=_unmasked(obs))
+    positions = _positions(tuning, state.raw, context=state.context, obs=bare)
+    places = [jnp.broadcast_to(2.0 * x - 1.0, shape) for x in positions.values()]
+    with_tuned = bare._replace(tuned=jnp.stack(places, axis=-1))
+    return obs._replace(obs=with_tuned) if isinstance(obs, Masked) else with_tuned
 
 
 def seen_rollout(tuning: Tuning, state: TuneState, rollout: Rollout) -> Rollout:

@@ -251,7 +251,7 @@ def init(
     params_key, key = jax.random.split(key)
     spec = jax.eval_shape(draw_task, key).spec
     distributions.check_unmasked("maml", spec)
-    params = network.init(params_key, jnp.zeros((1, *spec.obs_shape), spec.obs_dtype))
+    params = network.init(params_key, spec.zeros(1))
     optimizer = optimizers.clipped_adam(config, eps=on_policy.EPS)
     opt_state = optimizer.init(ravel_pytree(params)[0])
     return MamlState(params=params, opt_state=opt_state, key=key)

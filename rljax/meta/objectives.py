@@ -39,6 +39,7 @@ from rljax.types import (
     PolicyFn,
     Rollout,
     Spec,
+    Torso,
     ValuesFn,
 )
 
@@ -53,7 +54,9 @@ class CriticConfig(NamedTuple):
     learning_rate: float = 1e-3
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
-    convolution: bool = True
+    torso: Torso = "minatar"
+    layer_norm: bool = False
+    compute_dtype: str = "float32"
     max_grad_norm: float = 0.5
     target_rate: float = 1.0  # of a Q-network whose agent has no target network
     anneal: bool = False
@@ -65,12 +68,16 @@ class CriticConfig(NamedTuple):
 def critic_config(settings: Settings, config: TunedConfig) -> CriticConfig:
     """Each number as the settings say, else as the agent's config, else the default."""
     defaults = CriticConfig()._asdict()
-    own = {name: getattr(config, name, default) for name, default in defaults.items()}
+    own = {
+        name: getattr(config, name, default)
+        for name, default in defaults.items()
+        if name != "layer_norm"  # the critic's training does not need it
+    }
     said = {
         "learning_rate": settings.critic_learning_rate,
         "hidden_sizes": settings.critic_hidden_sizes,
         "activation": settings.critic_activation,
-        "convolution": settings.critic_convolution,
+        "torso": settings.critic_torso,
         "max_grad_norm": settings.critic_max_grad_norm,
         "target_rate": settings.critic_target_rate,
         "anneal": settings.anneal,
@@ -112,9 +119,8 @@ def _of_states(
     def init(config: TunedConfig, key: jax.Array) -> OuterCritic:
         if inner:
             return OuterCritic(params=(), target_params=(), opt_state=())
-        obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
         own = critic_config(settings, config)
-        params = on_policy.critic(spec, own).init(key, obs)
+        params = on_policy.critic(spec, own).init(key, spec.zeros(1))
         flat = ravel_pytree(params)[0]
         opt_state = optimizers.clipped_adam(own).init(flat)
         return OuterCritic(params=params, target_params=(), opt_state=opt_state)
@@ -301,9 +307,8 @@ def _of_actions(q_values: ValuesFn, spec: Spec, settings: Settings) -> Objective
     network = functools.partial(_q_network, spec)
 
     def init(config: TunedConfig, key: jax.Array) -> OuterCritic:
-        obs = jnp.zeros((1, *spec.obs_shape), spec.obs_dtype)
         own = critic_config(settings, config)
-        params = network(own).init(key, obs)
+        params = network(own).init(key, spec.zeros(1))
         flat = ravel_pytree(params)[0]
         return OuterCritic(
             params=params,
@@ -372,8 +377,9 @@ def _of_choices(
 
     def judge(obs: Obs) -> jax.Array:
         """The critic's value `[]` of the action that the agent would take."""
-        action = q_values(config, state, obs[None]).argmax(axis=-1)
-        q = _applied(network, critic.target_params, obs[None])
+        alone = jax.tree.map(lambda x: x[None], obs)
+        action = q_values(config, state, alone).argmax(axis=-1)
+        q = _applied(network, critic.target_params, alone)
         return losses.batched_index(q, action)[0]
 
     v_t = jax.lax.map(judge, seen.next_obs, batch_size=_AT_ONCE)
@@ -397,9 +403,5 @@ def _applied(network: Network, params: Params, obs: Obs) -> jax.Array:
 def _q_network(spec: Spec, config: CriticConfig) -> networks.QNetwork:
     assert isinstance(spec.action, Discrete)
     return networks.QNetwork(
-        obs_ndim=len(spec.obs_shape),
-        num_actions=spec.action.num_actions,
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
-        reading=spec.reading,
+        body=networks.body(spec, config), num_actions=spec.action.num_actions
     )

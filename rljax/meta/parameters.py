@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from rljax import networks
 from rljax.config import check_count, check_range, check_sizes
 from rljax.contracts import TunedConfig
-from rljax.types import Obs
+from rljax.types import Obs, ObsSpec
 
 _EDGE = 1e-3  # of the scale: nearer to a bound hardly anything would move
 _STARTS_SMALL = 0.1  # scale of a network's last layer: near the start everywhere
@@ -168,7 +168,7 @@ def context_length(parameter: Parameter) -> int:
 
 
 def init(
-    parameter: Parameter, start: ArrayLike, obs_shape: tuple[int, ...], key: jax.Array
+    parameter: Parameter, start: ArrayLike, obs_spec: ObsSpec, key: jax.Array
 ) -> Raw:
     """Raw numbers at which the value is `start`, or near `start` in every state.
 
@@ -178,23 +178,21 @@ def init(
     logit = jnp.log(position) - jnp.log1p(-position)
     if isinstance(parameter, Bounded | LogHorizon):
         return logit
-    if isinstance(parameter, Contextual):
-        obs_shape = (parameter.length,)
-    obs = jnp.zeros((1, *obs_shape), jnp.float32)
-    params = _network(parameter, len(obs_shape)).init(key, obs)
+    network = _network(parameter, obs_spec)
+    params = network.init(key, network.body.obs.zeros(1))
     return {"start": logit, "network": params}
 
 
 def position(
-    parameter: Parameter, raw: Raw, obs: Obs, *, obs_ndim: int, context: jax.Array
+    parameter: Parameter, raw: Raw, obs: Obs, *, obs_spec: ObsSpec, context: jax.Array
 ) -> jax.Array:
     """The value's position on its scale: `[]`, or as many as observations.
 
     Args:
       parameter: to which the raw numbers belong.
       raw: as returned by `init`, or moved since.
-      obs: `[..., *obs_shape]`.
-      obs_ndim: axes of one observation.
+      obs: `[..., *shape]`.
+      obs_spec: of one observation.
       context: of the newest rollouts' rewards, from -1 to 1, the newest last.
 
     Returns:
@@ -203,15 +201,18 @@ def position(
     if isinstance(parameter, Bounded | LogHorizon):
         return jax.nn.sigmoid(raw)
     if isinstance(parameter, Contextual):
-        obs, obs_ndim = context[len(context) - parameter.length :], 1
-    out = _network(parameter, obs_ndim).apply(raw["network"], obs)
+        obs = context[len(context) - parameter.length :]
+    out = _network(parameter, obs_spec).apply(raw["network"], obs)
     return jax.nn.sigmoid(raw["start"] + out)
 
 
-def _network(parameter: StateDependent | Contextual, obs_ndim: int) -> networks.Critic:
-    return networks.Critic(
-        obs_ndim, hidden_sizes=parameter.hidden_sizes, scale=_STARTS_SMALL
-    )
+def _network(
+    parameter: StateDependent | Contextual, obs_spec: ObsSpec
+) -> networks.Critic:
+    if isinstance(parameter, Contextual):
+        obs_spec = ObsSpec.array((parameter.length,))
+    body = networks.Body(obs=obs_spec, hidden_sizes=parameter.hidden_sizes)
+    return networks.Critic(body=body, scale=_STARTS_SMALL)
 
 
 def _check_bounds(bounds: Bounded | LogHorizon) -> None:

@@ -13,12 +13,11 @@ from rljax import contracts
 from rljax.contracts import TunedConfig
 from rljax.learners import optimizers
 from rljax.meta import objectives, parameters
-from rljax.meta.conditioning import configured, seen, seen_rollout
+from rljax.meta.conditioning import configured, plain_spec, seen, seen_rollout
 from rljax.meta.meta_step import OPTIMIZER, move
 from rljax.meta.parameters import Parameter
 from rljax.meta.recorded import check_replay, holds_replay, without_replay
 from rljax.meta.types import Settings, TuneState, Tuning, Window
-from rljax.networks import observations
 from rljax.types import Agent, AgentState, Extras, Memory, Metrics, Obs, Rollout, Spec
 
 T = TypeVar("T")  # a tree of arrays
@@ -175,10 +174,9 @@ def init(tuning: Tuning, config: TunedConfig, key: jax.Array) -> TuneState:
     validate(tuning.tuned, config)
     agent, settings = tuning.agent, tuning.settings
     agent_key, critic_key, raw_key = jax.random.split(key, 3)
-    *shape, last = observations.read_spec(tuning.spec).obs_shape or (1,)
-    obs_shape = (*shape, last - settings.condition * len(tuning.tuned))
+    obs_spec = plain_spec(tuning)
     raw = {
-        name: parameters.init(parameter, getattr(config, name), obs_shape, key)
+        name: parameters.init(parameter, getattr(config, name), obs_spec, key)
         for (name, parameter), key in zip(
             tuning.tuned.items(),
             jax.random.split(raw_key, len(tuning.tuned)),
@@ -305,7 +303,7 @@ def _acted(
     """Shapes of one step's actions and of their extras."""
     agent, spec = tuning.agent, tuning.spec
     memory = agent.memory(config, config.num_envs)
-    obs = jnp.zeros((config.num_envs, *spec.obs_shape), spec.obs_dtype)
+    obs = spec.zeros(config.num_envs)
     sample = functools.partial(agent.act, explore=True)
     key = jax.random.key(0)
     action, _, extras = jax.eval_shape(sample, config, state, memory, obs, key)
@@ -317,7 +315,7 @@ def _no_rollout(tuning: Tuning, config: TunedConfig, state: AgentState) -> Rollo
     agent, spec = tuning.agent, tuning.spec
     shape = (config.rollout_length, config.num_envs)
     memory = agent.memory(config, config.num_envs)
-    obs = jnp.zeros((*shape, *spec.obs_shape), spec.obs_dtype)
+    obs = spec.zeros(*shape)
     action, extras = _acted(tuning, config, state)
     action, extras, memory = jax.tree.map(
         lambda x: jnp.zeros((shape[0], *x.shape), x.dtype), (action, extras, memory)

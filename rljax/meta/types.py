@@ -9,7 +9,7 @@ from rljax import config as cfg
 from rljax.contracts import TunedConfig
 from rljax.meta.gradients import MODES
 from rljax.meta.parameters import Parameter, Raw
-from rljax.networks import layers
+from rljax.networks import layers, torsos
 from rljax.types import (
     Agent,
     AgentState,
@@ -39,7 +39,7 @@ class Settings:
     critic_learning_rate: float | None = None  # the plain one; None: the agent's
     critic_hidden_sizes: tuple[int, ...] | None = None  # None: the agent's
     critic_activation: str | None = None  # None: the agent's
-    critic_convolution: bool | None = None  # of images; None: as the agent
+    critic_torso: str | None = None  # of images; None: the agent's
     critic_max_grad_norm: float | None = None  # where it is clipped; None: as the agent
     critic_target_rate: float | None = None  # of action values; None: the agent's
     anneal: bool | None = None  # both learning rates fall to 0; None: as the agent's
@@ -73,6 +73,8 @@ class Settings:
             cfg.check_sizes(self, "critic_hidden_sizes")
         if self.critic_activation is not None:
             cfg.check_choice(self, "critic_activation", tuple(layers.ACTIVATIONS))
+        if self.critic_torso is not None:
+            torsos.check(self, "critic_torso")
         cfg.check_range(self, "outer_gamma", "outer_lambda", low=0.0, high=1.0)
         cfg.check_range(self, "outer_value_cost", "outer_entropy_cost", low=0.0)
         cfg.check_choice(self, "outer_critic", ("own", "inner"))

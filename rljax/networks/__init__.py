@@ -5,9 +5,10 @@ feed_forward   policies, values and action values without memory
 layers         dense, convolution, noise, orthogonal starts
 observations   states and levels as networks see them
 recurrent      policies, values and action values with a memory
+torsos         from observations of any tree to features
 """
 
-from rljax.networks import distributions, layers, observations
+from rljax.networks import distributions, layers, observations, torsos
 from rljax.networks.feed_forward import (
     Actor,
     ActorCritic,
@@ -22,29 +23,36 @@ from rljax.networks.feed_forward import (
     TanhGaussianActor,
     ValueHead,
 )
-from rljax.networks.recurrent import (
-    Recurrent,
-    RecurrentQNetwork,
-    recall,
-)
+from rljax.networks.recurrent import CELLS, Recurrent, RecurrentQNetwork, recall
+from rljax.networks.torsos import TORSOS, Body, Encoder, body, policy_body
+from rljax.types import Cell, Torso
 
 __all__ = [
     "Actor",
     "ActorCritic",
+    "Body",
+    "CELLS",
+    "Cell",
     "ContinuousQ",
     "CosineEmbedding",
     "Critic",
     "DeterministicActor",
+    "Encoder",
     "Ensemble",
     "ImplicitQuantileNetwork",
     "PolicyHead",
     "QNetwork",
     "Recurrent",
     "RecurrentQNetwork",
+    "TORSOS",
     "TanhGaussianActor",
+    "Torso",
     "ValueHead",
+    "body",
     "distributions",
     "layers",
     "observations",
+    "policy_body",
     "recall",
+    "torsos",
 ]

@@ -12,6 +12,10 @@ from jax.typing import ArrayLike
 from rljax import prng
 from rljax.types import Box, Discrete, Policy, Spec
 
+# Logit of an action that has no chance. Not minus infinity: 0 times that, in an
+# entropy, is NaN.
+_ILLEGAL = -1e9
+
 
 def sample(distribution: distrax.Distribution, key: jax.Array) -> jax.Array:
     """One sample per batch element, `[..., *event_shape]`.
@@ -19,8 +23,11 @@ def sample(distribution: distrax.Distribution, key: jax.Array) -> jax.Array:
     `distrax.Categorical.sample` also looks for invalid logits at every call, which
     in a rollout of small networks is a fifth of the step; here it is left out.
     """
-    if isinstance(distribution, distrax.Categorical):
-        return jax.random.categorical(key, distribution.logits).astype(jnp.int32)
+    inner: Any = distribution
+    if isinstance(inner, distrax.Independent):
+        inner = inner.distribution
+    if isinstance(inner, distrax.Categorical):
+        return jax.random.categorical(key, inner.logits).astype(jnp.int32)
     return distribution.sample(seed=key)
 
 
@@ -34,8 +41,33 @@ def masked(logits: jax.Array, legal: jax.Array) -> distrax.Categorical:
       >>> masked(jnp.zeros(3), jnp.array([True, False, True])).probs.tolist()
       [0.5, 0.0, 0.5]
     """
-    # Not minus infinity: 0 times that, in an entropy, is NaN.
-    return distrax.Categorical(jnp.where(legal, logits, -1e9))
+    return distrax.Categorical(jnp.where(legal, logits, _ILLEGAL))
+
+
+def multi_categorical(
+    logits: jax.Array, num_actions: tuple[int, ...]
+) -> distrax.Independent:
+    """A product of categoricals, for actions of several choices at once.
+
+    Args:
+      logits: `[..., sum(num_actions)]`, of one choice after the other.
+      num_actions: of each of K choices.
+
+    Returns:
+      Distribution over int32 `[..., K]`.
+
+    Example:
+      >>> policy = multi_categorical(jnp.zeros(5), (2, 3))
+      >>> policy.event_shape, round(float(policy.prob(jnp.array([1, 2]))), 4)
+      ((2,), 0.1667)
+    """
+    most, parts, start = max(num_actions), [], 0
+    for number in num_actions:
+        part = logits[..., start : start + number]
+        padding = [(0, 0)] * (part.ndim - 1) + [(0, most - number)]
+        parts.append(jnp.pad(part, padding, constant_values=_ILLEGAL))
+        start += number
+    return distrax.Independent(distrax.Categorical(jnp.stack(parts, axis=-2)), 1)
 
 
 def check_unmasked(name: str, spec: Spec) -> None:
@@ -142,8 +174,8 @@ def divergences(old: Policy, new: Policy) -> tuple[jax.Array, ...]:
     https://arxiv.org/abs/1909.12238, appendix C.
 
     Args:
-      old: categorical distribution, or as returned by `gaussian`, of batch shape
-        `[...]`.
+      old: categorical, or as returned by `multi_categorical` or `gaussian`, of batch
+        shape `[...]`.
       new: likewise.
 
     Returns:
@@ -151,6 +183,8 @@ def divergences(old: Policy, new: Policy) -> tuple[jax.Array, ...]:
       deviation.
     """
     if isinstance(new, distrax.Categorical):
+        return (old.kl_divergence(new),)
+    if isinstance(new.distribution, distrax.Categorical):
         return (old.kl_divergence(new),)
     old_normal, new_normal = old.distribution, new.distribution
     dimensions = tuple(range(-len(old.event_shape), 0))

@@ -1,4 +1,4 @@
-"""Policies and values as flax modules; observations of any shape and dtype."""
+"""Policies and values as flax modules, of observations of any tree."""
 
 import math
 from collections.abc import Callable
@@ -9,20 +9,24 @@ import jax
 import jax.numpy as jnp
 
 from rljax.networks import distributions
-from rljax.networks.layers import MLP, Encoder, NoisyDense, dense, orthogonal
-from rljax.types import Box, Discrete, Policy, Reading
+from rljax.networks.layers import NoisyDense, dense, orthogonal
+from rljax.networks.torsos import Body, Encoder, mlp
+from rljax.types import Action, Box, Discrete, Masked, MultiDiscrete, Obs, Policy
 
 
 class PolicyHead(nn.Module):
     """Features to a distribution over actions: categorical or Gaussian."""
 
-    action: Discrete | Box
+    action: Action
 
     @nn.compact
     def __call__(self, x: jax.Array) -> distrax.Distribution:
         """Map `[..., features]` to a distribution of batch shape `[...]`."""
         if isinstance(self.action, Discrete):
             return distrax.Categorical(dense(self.action.num_actions, 0.01)(x))
+        if isinstance(self.action, MultiDiscrete):
+            logits = dense(sum(self.action.num_actions), 0.01)(x)
+            return distributions.multi_categorical(logits, self.action.num_actions)
         size = math.prod(self.action.shape)
         mean = dense(size, 0.01)(x)
         log_std = self.param("log_std", nn.initializers.zeros, (size,), jnp.float32)
@@ -41,95 +45,61 @@ class ValueHead(nn.Module):
 class Actor(nn.Module):
     """Observations to a distribution over actions."""
 
-    obs_ndim: int
-    action: Discrete | Box
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    activation: str = "tanh"
-    convolution: bool = True  # of images
-    reading: Reading = None
+    body: Body
+    action: Action
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> distrax.Distribution:
-        """Map `[..., *obs_shape]` to a distribution of batch shape `[...]`."""
-        encoder = Encoder(
-            self.obs_ndim, convolution=self.convolution, reading=self.reading
-        )
-        x = MLP(self.hidden_sizes, self.activation)(encoder(obs))
+    def __call__(self, obs: Obs) -> distrax.Distribution:
+        """Map observations `[..., *shape]` to a distribution of batch shape `[...]`."""
+        x = mlp(self.body)(Encoder(self.body)(obs))
         policy: Policy = PolicyHead(self.action)(x)
-        if not (isinstance(self.action, Discrete) and self.action.masked):
-            return policy
-        flags = slice(-self.action.num_actions, None)
-        first_pixel = [0] * (self.obs_ndim - 1)  # flags are the same at every pixel
-        legal = obs[(..., *first_pixel, flags)] > 0
-        return distributions.masked(policy.logits, legal)
+        if isinstance(obs, Masked):
+            return distributions.masked(policy.logits, obs.legal)
+        return policy
 
 
 class Critic(nn.Module):
     """Observations to state values."""
 
-    obs_ndim: int
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    activation: str = "tanh"
-    convolution: bool = True  # of images
+    body: Body
     scale: float = 1.0  # of the last layer's first weights
-    reading: Reading = None
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> jax.Array:
-        """Map `[..., *obs_shape]` to `[...]`."""
-        encoder = Encoder(
-            self.obs_ndim, convolution=self.convolution, reading=self.reading
-        )
-        x = MLP(self.hidden_sizes, self.activation)(encoder(obs))
+    def __call__(self, obs: Obs) -> jax.Array:
+        """Map observations `[..., *shape]` to `[...]`."""
+        x = mlp(self.body)(Encoder(self.body)(obs))
         return dense(1, self.scale)(x)[..., 0]
 
 
 class ActorCritic(nn.Module):
     """Observations to a policy and a value, from features that both share."""
 
-    obs_ndim: int
-    action: Discrete | Box
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    activation: str = "tanh"
-    reading: Reading = None
+    body: Body
+    action: Action
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> tuple[distrax.Distribution, jax.Array]:
-        """Map `[..., *obs_shape]` to a distribution and a value of shape `[...]`."""
-        x = Encoder(self.obs_ndim, reading=self.reading)(obs)
-        x = MLP(self.hidden_sizes, self.activation)(x)
+    def __call__(self, obs: Obs) -> tuple[distrax.Distribution, jax.Array]:
+        """Map observations `[..., *shape]` to a policy and a value of shape `[...]`."""
+        x = mlp(self.body)(Encoder(self.body)(obs))
         return PolicyHead(self.action)(x), ValueHead()(x)
 
 
 class QNetwork(nn.Module):
     """Action values; dueling: Wang et al. (2016), https://arxiv.org/abs/1511.06581."""
 
-    obs_ndim: int
+    body: Body
     num_actions: int
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    activation: str = "relu"
     dueling: bool = False
     noisy: bool = False
     num_outputs: int = 1  # per action: atoms or quantiles of its return
-    layer_norm: bool = False
-    reading: Reading = None
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> jax.Array:
-        """Map `[..., *obs_shape]` to `[..., num_actions]`.
+    def __call__(self, obs: Obs) -> jax.Array:
+        """Map observations `[..., *shape]` to `[..., num_actions]`.
 
         With more than one output per action to `[..., num_actions, num_outputs]`.
         """
-        encoder = Encoder(
-            self.obs_ndim, layer_norm=self.layer_norm, reading=self.reading
-        )
-        mlp = MLP(
-            self.hidden_sizes,
-            self.activation,
-            noisy=self.noisy,
-            layer_norm=self.layer_norm,
-        )
-        x = mlp(encoder(obs))
+        x = mlp(self.body, noisy=self.noisy)(Encoder(self.body)(obs))
 
         def head(actions: int, name: str | None = None) -> jax.Array:
             size = actions * self.num_outputs
@@ -153,17 +123,13 @@ class TanhGaussianActor(nn.Module):
     Haarnoja et al. (2018), https://arxiv.org/abs/1801.01290, appendix C.
     """
 
-    obs_ndim: int
+    body: Body
     action: Box
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    activation: str = "relu"
-    reading: Reading = None
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> distrax.Transformed:
-        """Map `[..., *obs_shape]` to a distribution over `[..., D]`."""
-        x = Encoder(self.obs_ndim, reading=self.reading)(obs)
-        x = MLP(self.hidden_sizes, self.activation)(x)
+    def __call__(self, obs: Obs) -> distrax.Transformed:
+        """Map observations `[..., *shape]` to a distribution over `[..., D]`."""
+        x = mlp(self.body)(Encoder(self.body)(obs))
         size = math.prod(self.action.shape)
         mean, log_std = jnp.split(dense(2 * size, 0.01)(x), 2, axis=-1)
         log_std = jnp.clip(log_std, -10.0, 2.0)
@@ -173,17 +139,13 @@ class TanhGaussianActor(nn.Module):
 class DeterministicActor(nn.Module):
     """Observations to actions inside their bounds, which tanh approaches."""
 
-    obs_ndim: int
+    body: Body
     action: Box
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    activation: str = "relu"
-    reading: Reading = None
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> jax.Array:
-        """Map `[..., *obs_shape]` to `[..., D]`."""
-        x = Encoder(self.obs_ndim, reading=self.reading)(obs)
-        x = MLP(self.hidden_sizes, self.activation)(x)
+    def __call__(self, obs: Obs) -> jax.Array:
+        """Map observations `[..., *shape]` to `[..., D]`."""
+        x = mlp(self.body)(Encoder(self.body)(obs))
         middle, half = distributions.middle_and_half(self.action)
         return middle + half * nn.tanh(dense(math.prod(self.action.shape), 0.01)(x))
 
@@ -191,19 +153,16 @@ class DeterministicActor(nn.Module):
 class ContinuousQ(nn.Module):
     """Values of continuous actions."""
 
-    obs_ndim: int
+    body: Body
     action: Box
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    activation: str = "relu"
-    reading: Reading = None
 
     @nn.compact
-    def __call__(self, obs: jax.Array, action: jax.Array) -> jax.Array:
-        """Map `[..., *obs_shape]` and `[..., D]` to `[...]`."""
+    def __call__(self, obs: Obs, action: jax.Array) -> jax.Array:
+        """Map observations `[..., *shape]` and `[..., D]` to `[...]`."""
         middle, half = distributions.middle_and_half(self.action)
-        x = Encoder(self.obs_ndim, reading=self.reading)(obs)
+        x = Encoder(self.body)(obs)
         x = jnp.concatenate([x, (action - middle) / half], axis=-1)
-        x = MLP(self.hidden_sizes, self.activation)(x)
+        x = mlp(self.body)(x)
         return dense(1, 1.0)(x)[..., 0]
 
 
@@ -244,18 +203,14 @@ class ImplicitQuantileNetwork(nn.Module):
     mean over them is as exact as a plain action value.
     """
 
-    obs_ndim: int
+    body: Body
     num_actions: int
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    activation: str = "relu"
     embedding_size: int = 64
-    reading: Reading = None
 
     @nn.compact
-    def __call__(self, obs: jax.Array, fractions: jax.Array) -> jax.Array:
-        """Map `[..., *obs_shape]` and `[N]` to `[..., N, num_actions]`."""
-        x = Encoder(self.obs_ndim, reading=self.reading)(obs)
-        x = MLP(self.hidden_sizes, self.activation)(x)
+    def __call__(self, obs: Obs, fractions: jax.Array) -> jax.Array:
+        """Map observations `[..., *shape]` and `[N]` to `[..., N, num_actions]`."""
+        x = mlp(self.body)(Encoder(self.body)(obs))
         embedded = CosineEmbedding(x.shape[-1], self.embedding_size)(fractions)
         shape = (x.shape[-1], self.num_actions)
         kernel = self.param("kernel", orthogonal(), shape)

@@ -12,8 +12,7 @@ from flax import traverse_util
 from jax.typing import DTypeLike
 
 from rljax import prng
-from rljax.networks import observations
-from rljax.types import Params, Reading
+from rljax.types import Params
 
 ACTIVATIONS = {
     "tanh": nn.tanh,
@@ -67,19 +66,30 @@ def orthogonal(scale: float = 1.0) -> Callable[..., jax.Array]:
     return init
 
 
-def dense(features: int, scale: float, name: str | None = None) -> nn.Dense:
-    """A linear layer with orthogonal weights and zero bias."""
-    return nn.Dense(features, kernel_init=orthogonal(scale), name=name)
+def precise(x: jax.Array) -> jax.Array:
+    """Cast to float32 what has less, as heads and losses take it."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def valid_convolution(
+def dense(
+    features: int,
+    scale: float,
+    name: str | None = None,
+    *,
+    dtype: str | None = None,
+) -> nn.Dense:
+    """A linear layer with orthogonal weights and zero bias, computed in `dtype`."""
+    return nn.Dense(features, kernel_init=orthogonal(scale), name=name, dtype=dtype)
+
+
+def convolution(
     images: jax.Array,
     kernel: jax.Array,
-    window_strides: Sequence[int] = (1, 1),
-    padding: str | Sequence[tuple[int, int]] = "VALID",
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated` for stride 1 without padding, quick on CPU.
+    """`jax.lax.conv_general_dilated` for images, quick on CPU.
 
     There XLA computes the gradient of a convolution's kernel in plain loops, hundreds
     of times slower than one product of matrices with the image's patches.
@@ -87,21 +97,33 @@ def valid_convolution(
     Args:
       images: `[B, height, width, channels]`.
       kernel: `[rows, columns, channels, features]`.
-      window_strides: for the other backends; 1 on CPU.
-      padding: likewise; none on CPU.
-      **options: likewise; none on CPU.
+      window_strides: of both axes.
+      padding: "VALID", "SAME" or what is added before and after each axis.
+      **options: for the other backends; on CPU without effect, so leave them out.
 
     Returns:
-      `[B, height - rows + 1, width - columns + 1, features]`.
+      `[B, height', width', features]`.
     """
     if jax.default_backend() != "cpu":
         return jax.lax.conv_general_dilated(
             images, kernel, window_strides, padding, **options
         )
     rows, columns, _, features = kernel.shape
-    height, width = images.shape[1] - rows + 1, images.shape[2] - columns + 1
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(
+            images.shape[1:3], (rows, columns), window_strides, padding
+        )
+    if any(map(any, padding)):
+        images = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+    down, across = window_strides
+    height = (images.shape[1] - rows) // down + 1
+    width = (images.shape[2] - columns) // across + 1
     patches = [
-        images[:, i : i + height, j : j + width]
+        images[
+            :,
+            i : i + down * (height - 1) + 1 : down,
+            j : j + across * (width - 1) + 1 : across,
+        ]
         for i in range(rows)
         for j in range(columns)
     ]
@@ -130,38 +152,9 @@ class LayerNorm(nn.Module):
                 return x @ jax.lax.optimization_barrier(average)
             return x.mean(axis=-1, keepdims=True)
 
+        x = precise(x)
         x = x - mean(x)
         return x * jax.lax.rsqrt(mean(x * x) + 1e-6) * scale + bias
-
-
-class Encoder(nn.Module):
-    """Observation to a flat float vector: by a convolution for images.
-
-    Images are `[height, width, channels]`, as MinAtar's 10 x 10 planes; the
-    convolution is the one of Young and Tian (2019), https://arxiv.org/abs/1903.03176.
-    """
-
-    obs_ndim: int
-    layer_norm: bool = False  # over an image's channels
-    convolution: bool = True  # else images are flattened as they are
-    reading: Reading = None
-
-    @nn.compact
-    def __call__(self, obs: jax.Array) -> jax.Array:
-        """Map `[..., *obs_shape]` to `[..., features]`."""
-        x = observations.read(self.reading, obs, self.obs_ndim)
-        if self.obs_ndim == 3 and self.convolution:
-            kernel = orthogonal(math.sqrt(2))
-            convolution = nn.Conv(
-                features=16,
-                kernel_size=(3, 3),
-                padding="VALID",
-                kernel_init=kernel,
-                conv_general_dilated=valid_convolution,
-            )
-            x = convolution(x)
-            x = nn.relu(LayerNorm()(x) if self.layer_norm else x)
-        return x.reshape(*obs.shape[: obs.ndim - self.obs_ndim], -1)
 
 
 class NoisyDense(nn.Module):
@@ -172,6 +165,7 @@ class NoisyDense(nn.Module):
     """
 
     features: int
+    dtype: str | None = None  # of the computation
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -186,7 +180,13 @@ class NoisyDense(nn.Module):
             return upward(key, shape, dtype) - bound
 
         def layer(name: str, init: Callable[..., jax.Array]) -> nn.Dense:
-            return nn.Dense(self.features, kernel_init=init, bias_init=init, name=name)
+            return nn.Dense(
+                self.features,
+                kernel_init=init,
+                bias_init=init,
+                name=name,
+                dtype=self.dtype,
+            )
 
         means = layer("mean", init=centred)
         scales = layer("scale", init=constant)
@@ -252,12 +252,16 @@ class MLP(nn.Module):
     activation: str
     noisy: bool = False
     layer_norm: bool = False
+    dtype: str | None = None  # of the computation; None: as the input and float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map `[..., features]` to `[..., hidden_sizes[-1]]`."""
+        """Map `[..., features]` to `[..., hidden_sizes[-1]]`, in float32 at least."""
         for size in self.hidden_sizes:
-            layer = NoisyDense(size) if self.noisy else dense(size, math.sqrt(2))
+            if self.noisy:
+                layer = NoisyDense(size, dtype=self.dtype)
+            else:
+                layer = dense(size, math.sqrt(2), dtype=self.dtype)
             x = LayerNorm()(layer(x)) if self.layer_norm else layer(x)
             x = ACTIVATIONS[self.activation](x)
-        return x
+        return precise(x)

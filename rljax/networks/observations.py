@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax.types import Levels, Reading, Spec, States
+from rljax.types import Levels, Masked, Obs, ObsLeaf, ObsSpec, Reading, Spec, States
 
 
 def read(reading: Reading, obs: jax.Array, ndim: int) -> jax.Array:
@@ -41,12 +41,29 @@ def read(reading: Reading, obs: jax.Array, ndim: int) -> jax.Array:
     return (obs - low) / (high - low)
 
 
+def shape_read(leaf: ObsLeaf) -> tuple[int, ...]:
+    """The shape of an array that was read."""
+    if isinstance(leaf.reading, States):
+        return (math.prod(leaf.shape) * leaf.reading.number,)
+    return leaf.shape
+
+
 def read_spec(spec: Spec) -> Spec:
     """The spec of observations that were read."""
-    shape = spec.obs_shape
-    if isinstance(spec.reading, States):
-        shape = (math.prod(shape) * spec.reading.number,)
-    return spec._replace(obs_shape=shape, obs_dtype="float32", reading=None)
+    leaves = [
+        leaf._replace(shape=shape_read(leaf), dtype="float32", reading=None)
+        for leaf in spec.obs.leaves
+    ]
+    return spec._replace(obs=spec.obs._replace(leaves=tuple(leaves)))
+
+
+def read_tree(obs_spec: ObsSpec, obs: Obs) -> Obs:
+    """Read every array of observations; without their mask."""
+    arrays = jax.tree.leaves(obs.obs if isinstance(obs, Masked) else obs)
+    return obs_spec.tree(
+        read(leaf.reading, array, len(leaf.shape))
+        for leaf, array in zip(obs_spec.leaves, arrays, strict=True)
+    )
 
 
 def bounds(levels: Levels, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

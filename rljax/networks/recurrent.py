@@ -1,21 +1,78 @@
-"""Networks that remember the episode: observations of any shape and dtype.
+"""Networks that remember the episode, of observations of any tree.
 
-Their memory is one array `[..., 2 * memory_size]`, zero where an episode starts: both
-states of an LSTM. Hochreiter and Schmidhuber (1997),
-https://doi.org/10.1162/neco.1997.9.8.1735.
+Their memory is the carry of a recurrent cell, a tree of arrays `[..., size]`, as
+`fresh_memory` makes it where an episode starts.
 """
 
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import distrax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rljax.networks.layers import MLP, Encoder, dense, orthogonal
-from rljax.types import Params, Reading
+from rljax import config as cfg
+from rljax import loading
+from rljax.contracts import MemoryConfig
+from rljax.networks.layers import dense, orthogonal, precise
+from rljax.networks.torsos import Body, Encoder, compute_dtype, mlp
+from rljax.types import Memory, Obs, Params
 
 HeadOutputs = distrax.Distribution | jax.Array  # a policy, say, or state values
+# Hochreiter and Schmidhuber (1997), https://doi.org/10.1162/neco.1997.9.8.1735; Cho et
+# al. (2014), https://arxiv.org/abs/1406.1078.
+CELLS = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}
+
+
+def validate(config: MemoryConfig) -> None:
+    """Raise ValueError naming a field out of range, its value and what is allowed."""
+    cfg.check_count(config, "memory_size")
+    own = isinstance(config.cell, str) and loading.is_reference(config.cell)
+    if not (own or isinstance(config.cell, nn.Module)):
+        cfg.check_choice(config, "cell", tuple(CELLS), beside="module:Class")
+
+
+def cell(config: MemoryConfig) -> nn.RNNCellBase:
+    """The cell that a config asks for.
+
+    Args:
+      config: the agent's; its `cell` is a name of `CELLS`, "module:Class" or
+        "file.py:Class" of a `flax.linen.RNNCellBase` that takes `features`, or such a
+        cell.
+
+    Raises:
+      ValueError: an unknown cell, or something else.
+    """
+    found: Any = config.cell
+    if isinstance(found, str) and found in CELLS:
+        return CELLS[found](
+            features=config.memory_size,
+            kernel_init=orthogonal(),
+            recurrent_kernel_init=orthogonal(),
+            dtype=compute_dtype(config.compute_dtype),
+        )
+    if isinstance(found, str):
+        found = loading.load(found, "cell")
+    is_cell = isinstance(found, type) and issubclass(found, nn.RNNCellBase)
+    found = found(**{"features": config.memory_size}) if is_cell else found
+    if not isinstance(found, nn.RNNCellBase):
+        kind = type(found).__name__
+        raise ValueError(
+            f"cell={config.cell!r}: must be a flax.linen.RNNCellBase, not {kind}"
+        )
+    return found
+
+
+def fresh_memory(config: MemoryConfig, *batch: int) -> Memory:
+    """The memory `[*batch, ...]` where episodes start."""
+    return _fresh(cell(config), batch)
+
+
+class Recurrence(NamedTuple):
+    """The outputs of a cell, and its memories."""
+
+    outputs: jax.Array  # [..., features]
+    memory: Memory  # [..., size] after each step
 
 
 class RecurrentQNetwork(nn.Module):
@@ -24,48 +81,42 @@ class RecurrentQNetwork(nn.Module):
     Wang et al. (2016), https://arxiv.org/abs/1511.06581.
     """
 
-    obs_ndim: int
+    body: Body
+    memory_cell: nn.RNNCellBase
     num_actions: int
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    activation: str = "relu"
-    memory_size: int = 64
-    reading: Reading = None
 
     def setup(self) -> None:
         """Name the layers that both methods use."""
-        self.encoder = Encoder(self.obs_ndim, reading=self.reading)
-        self.mlp = MLP(self.hidden_sizes, self.activation)
-        self.cell = _lstm(self.memory_size)
+        self.encoder = Encoder(self.body)
+        self.mlp = mlp(self.body)
+        self.cell = self.memory_cell.clone()
         self.value = dense(1, 1.0)
         self.advantage = dense(self.num_actions, 1.0)
 
-    def __call__(
-        self, obs: jax.Array, memory: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """One step: `[..., *obs_shape]` to `[..., num_actions]` and the new memory."""
-        memory = _remember(self.cell, memory, self.mlp(self.encoder(obs)))
-        return self._action_values(memory), memory
+    def __call__(self, obs: Obs, memory: Memory) -> tuple[jax.Array, Memory]:
+        """One step: `[..., *shape]` to `[..., num_actions]` and the new memory."""
+        found = _remember(self.cell, memory, self.mlp(self.encoder(obs)))
+        return self._action_values(found.outputs), found.memory
 
     def unroll(
-        self, obs: jax.Array, starts: jax.Array, memory: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+        self, obs: Obs, starts: jax.Array, memory: Memory
+    ) -> tuple[jax.Array, Memory]:
         """Steps in a row.
 
         Args:
-          obs: `[T, ..., *obs_shape]`.
+          obs: `[T, ..., *shape]`.
           starts: `[T, ...]` bool, whether an episode starts there.
-          memory: `[..., 2 * memory_size]` before the first step.
+          memory: `[..., size]` before the first step.
 
         Returns:
           Action values `[T, ..., num_actions]` and the memory after each step
-          `[T, ..., 2 * memory_size]`.
+          `[T, ..., size]`.
         """
         x = self.mlp(self.encoder(obs))
-        memories = _remember_all(self.cell, memory, x, starts)
-        return self._action_values(memories), memories
+        found = _remember_all(self.cell, memory, x, starts)
+        return self._action_values(found.outputs), found.memory
 
-    def _action_values(self, memory: jax.Array) -> jax.Array:
-        x = _output(memory)
+    def _action_values(self, x: jax.Array) -> jax.Array:
         advantage = self.advantage(x)
         return self.value(x) + advantage - advantage.mean(axis=-1, keepdims=True)
 
@@ -73,91 +124,81 @@ class RecurrentQNetwork(nn.Module):
 class Recurrent(nn.Module):
     """A head on features that remember the episode: a policy, say, or state values."""
 
-    obs_ndim: int
-    head: nn.Module  # maps features `[..., memory_size]` to `HeadOutputs`
-    hidden_sizes: tuple[int, ...] = (64,)
-    activation: str = "tanh"
-    memory_size: int = 64
-    reading: Reading = None
+    body: Body
+    memory_cell: nn.RNNCellBase
+    head: nn.Module  # maps features `[..., features]` to `HeadOutputs`
 
     def setup(self) -> None:
         """Name the layers that both methods use."""
-        self.encoder = Encoder(self.obs_ndim, reading=self.reading)
-        self.mlp = MLP(self.hidden_sizes, self.activation)
-        self.cell = _lstm(self.memory_size)
+        self.encoder = Encoder(self.body)
+        self.mlp = mlp(self.body)
+        self.cell = self.memory_cell.clone()
 
-    def __call__(
-        self, obs: jax.Array, memory: jax.Array
-    ) -> tuple[HeadOutputs, jax.Array]:
-        """One step: `[..., *obs_shape]` to the head's outputs and the new memory."""
-        memory = _remember(self.cell, memory, self.mlp(self.encoder(obs)))
-        return self.head(_output(memory)), memory
+    def __call__(self, obs: Obs, memory: Memory) -> tuple[HeadOutputs, Memory]:
+        """One step: `[..., *shape]` to the head's outputs and the new memory."""
+        found = _remember(self.cell, memory, self.mlp(self.encoder(obs)))
+        return self.head(found.outputs), found.memory
 
     def unroll(
-        self, obs: jax.Array, starts: jax.Array, memory: jax.Array
-    ) -> tuple[HeadOutputs, jax.Array]:
+        self, obs: Obs, starts: jax.Array, memory: Memory
+    ) -> tuple[HeadOutputs, Memory]:
         """Steps in a row.
 
         Args:
-          obs: `[T, ..., *obs_shape]`.
+          obs: `[T, ..., *shape]`.
           starts: `[T, ...]` bool, whether an episode starts there.
-          memory: `[..., 2 * memory_size]` before the first step.
+          memory: `[..., size]` before the first step.
 
         Returns:
           The head's outputs of batch shape `[T, ...]` and the memory after each step
-          `[T, ..., 2 * memory_size]`.
+          `[T, ..., size]`.
         """
         x = self.mlp(self.encoder(obs))
-        memories = _remember_all(self.cell, memory, x, starts)
-        return self.head(_output(memories)), memories
+        found = _remember_all(self.cell, memory, x, starts)
+        return self.head(found.outputs), found.memory
 
 
 def recall(
     net: RecurrentQNetwork | Recurrent,
     params: Params,
     *,
-    obs: jax.Array,
+    obs: Obs,
     starts: jax.Array,
-    memory: jax.Array,
-) -> jax.Array:
+    memory: Memory,
+) -> Memory:
     """Return the memory after steps in a row, if there are any; see `unroll`."""
-    if not len(obs):
+    if not len(starts):
         return memory
     _, memories = net.apply(params, obs, starts, memory, method="unroll")
-    return cast(jax.Array, memories)[-1]
+    return jax.tree.map(lambda x: x[-1], cast(Memory, memories))
 
 
-def _lstm(size: int) -> nn.OptimizedLSTMCell:
-    return nn.OptimizedLSTMCell(
-        size, kernel_init=orthogonal(), recurrent_kernel_init=orthogonal()
-    )
+def _fresh(cell: nn.RNNCellBase, batch: tuple[int, ...]) -> Memory:
+    return cell.initialize_carry(jax.random.key(0), (*batch, 1))
 
 
-def _remember(cell: nn.OptimizedLSTMCell, memory: jax.Array, x: jax.Array) -> jax.Array:
-    """One step of an LSTM whose two states are side by side in `memory`."""
-    carry, output = jnp.split(memory, 2, axis=-1)
-    state, _ = cell((carry, output), x)
-    return jnp.concatenate(state, axis=-1)
+def _remember(cell: nn.RNNCellBase, memory: Memory, x: jax.Array) -> Recurrence:
+    """One step; the memory keeps its dtypes."""
+    new, outputs = cell(memory, x)
+    kept = jax.tree.map(lambda x, old: x.astype(old.dtype), new, memory)
+    return Recurrence(outputs=precise(outputs), memory=kept)
 
 
 def _remember_all(
-    cell: nn.OptimizedLSTMCell, memory: jax.Array, x: jax.Array, starts: jax.Array
-) -> jax.Array:
-    """Memories after each step `[T, ...]`; nothing is remembered across a start."""
+    cell: nn.RNNCellBase, memory: Memory, x: jax.Array, starts: jax.Array
+) -> Recurrence:
+    """Steps in a row, `[T, ...]`; nothing is remembered across a start."""
+    fresh = _fresh(cell, x.shape[1:-1])
 
     def step(
-        cell: nn.OptimizedLSTMCell,
-        memory: jax.Array,
-        inputs: tuple[jax.Array, jax.Array],
-    ) -> tuple[jax.Array, jax.Array]:
+        cell: nn.RNNCellBase, memory: Memory, inputs: tuple[jax.Array, jax.Array]
+    ) -> tuple[Memory, Recurrence]:
         x, start = inputs
-        memory = _remember(cell, jnp.where(start[..., None], 0.0, memory), x)
-        return memory, memory
+        memory = jax.tree.map(
+            lambda new, old: jnp.where(start[..., None], new, old), fresh, memory
+        )
+        found = _remember(cell, memory, x)
+        return found.memory, found
 
     scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
     return scan(cell, memory, (x, starts))[1]
-
-
-def _output(memory: jax.Array) -> jax.Array:
-    """The second half of an LSTM's memory, which is its output."""
-    return jnp.split(memory, 2, axis=-1)[1]

@@ -15,7 +15,7 @@ from rljax import config as cfg
 from rljax import prng
 from rljax.contracts import BufferConfig
 from rljax.replay import sum_tree
-from rljax.types import Box, Memory, Obs, Rollout, Spec
+from rljax.types import Memory, Obs, Rollout, Spec, num_rows
 
 _LEAST = 1e-30  # in place of the sum or the probability of what is empty
 
@@ -86,7 +86,7 @@ def init(
     """Make an empty buffer.
 
     Args:
-      spec: of the environment; observations keep their dtype.
+      spec: of the environment; observations keep their dtypes.
       num_envs: N.
       capacity: steps to hold, of all environments together; a multiple of N.
       prioritized: keep priorities.
@@ -96,14 +96,11 @@ def init(
       The buffer.
     """
     rows = capacity // num_envs
-    action = jnp.zeros((rows, num_envs), jnp.int32)
-    if isinstance(spec.action, Box):
-        action = jnp.zeros((rows, num_envs, *spec.action.shape), jnp.float32)
     # Of `max_steps` steps in a row at most one is truncated.
     num_finals = num_envs * min(rows, rows // spec.max_steps + 1)
     steps = Steps(
-        obs=jnp.zeros((rows, num_envs, *spec.obs_shape), spec.obs_dtype),
-        action=action,
+        obs=spec.zeros(rows, num_envs),
+        action=spec.no_action(rows, num_envs),
         reward=jnp.zeros((rows, num_envs), jnp.float32),
         terminated=jnp.zeros((rows, num_envs), bool),
         truncated=jnp.zeros((rows, num_envs), bool),
@@ -111,8 +108,8 @@ def init(
     )
     return Replay(
         steps=steps,
-        head=jnp.zeros((num_envs, *spec.obs_shape), spec.obs_dtype),
-        finals=jnp.zeros((num_finals, *spec.obs_shape), spec.obs_dtype),
+        head=spec.zeros(num_envs),
+        finals=spec.zeros(num_finals),
         final=jnp.zeros((rows, num_envs), jnp.int32),
         num_finals=jnp.zeros((), jnp.int32),
         added=jnp.zeros((), jnp.int32),
@@ -155,12 +152,11 @@ def add(replay: Replay, rollout: Rollout, length: int = 1) -> Replay:
         return jax.lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), row, 0)
 
     cut = (rollout.truncated & ~rollout.terminated).reshape(-1)
-    num_slots = len(replay.finals)
+    num_slots = num_rows(replay.finals)
     final = replay.num_finals + jnp.cumsum(cut, dtype=jnp.int32) - 1
     if cut.size > num_slots:  # of two that would go to one slot the later one does
         cut &= final[-1] - final < num_slots
     slot = jnp.where(cut, final % num_slots, num_slots)
-    ends = rollout.next_obs.reshape(-1, *rollout.next_obs.shape[2:])
     added = replay.added + num_new
     if not jax.tree.leaves(replay.steps.memory):  # made without room for it
         rollout = rollout._replace(memory=())
@@ -172,10 +168,15 @@ def add(replay: Replay, rollout: Rollout, length: int = 1) -> Replay:
         truncated=rollout.truncated,
         memory=rollout.memory,
     )
+
+    def keep(finals: jax.Array, next_obs: jax.Array) -> jax.Array:
+        ends = next_obs.reshape(-1, *next_obs.shape[2:])
+        return finals.at[slot].set(ends, mode="drop")
+
     return replay._replace(
         steps=jax.tree.map(put, replay.steps, new),
-        head=rollout.next_obs[-1],
-        finals=replay.finals.at[slot].set(ends, mode="drop"),
+        head=jax.tree.map(lambda x: x[-1], rollout.next_obs),
+        finals=jax.tree.map(keep, replay.finals, rollout.next_obs),
         final=put(replay.final, final.reshape(num_new, num_envs)),
         num_finals=(final[-1] + 1) % _turns(num_slots),
         added=jnp.where(added >= 2 * rows, added - rows, added),
@@ -265,7 +266,7 @@ def _windows(replay: Replay, index: jax.Array, n_step: int) -> Windows:
     last = (index + (num_steps - 1) * num_envs) % (rows * num_envs)
     reward = _take(steps.reward, ahead) * taken
     return Windows(
-        obs=_take(steps.obs, index),
+        obs=jax.tree.map(lambda x: _take(x, index), steps.obs),
         action=_take(steps.action, index),
         reward=jnp.where(_lost(replay, last)[:, None], jnp.nan, reward),
         num_steps=num_steps,
@@ -279,18 +280,22 @@ def _turns(num_slots: int) -> int:
     return num_slots * (2**30 // num_slots)
 
 
-def _successors(replay: Replay, index: jax.Array) -> jax.Array:
+def _successors(replay: Replay, index: jax.Array) -> Obs:
     """True successors of steps; where one terminated there is none to speak of."""
-    (rows, num_envs), steps = replay.final.shape, replay.steps
-    following = _take(steps.obs, (index + num_envs) % (rows * num_envs))
+    rows, num_envs = replay.final.shape
     newest = index // num_envs == (replay.added - 1) % rows
     cut = _cut(replay, index)
-    final = replay.finals[_take(replay.final, index) % len(replay.finals)]
+    slot = _take(replay.final, index) % num_rows(replay.finals)
 
     def where(mask: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, y)
 
-    return where(cut, final, where(newest, replay.head[index % num_envs], following))
+    def successor(obs: jax.Array, head: jax.Array, finals: jax.Array) -> jax.Array:
+        following = _take(obs, (index + num_envs) % (rows * num_envs))
+        going_on = where(newest, head[index % num_envs], following)
+        return where(cut, finals[slot], going_on)
+
+    return jax.tree.map(successor, replay.steps.obs, replay.head, replay.finals)
 
 
 def _cut(replay: Replay, index: jax.Array) -> jax.Array:
@@ -301,7 +306,7 @@ def _cut(replay: Replay, index: jax.Array) -> jax.Array:
 
 def _lost(replay: Replay, index: jax.Array) -> jax.Array:
     """Whether the place of a truncated step's successor was needed again."""
-    num_slots = len(replay.finals)
+    num_slots = num_rows(replay.finals)
     if num_slots >= replay.final.size:  # one for every step
         return jnp.zeros(index.shape, bool)
     since = replay.num_finals - _take(replay.final, index)

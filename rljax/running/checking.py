@@ -10,7 +10,7 @@ from rljax.config import as_arrays
 from rljax.contracts import BatchedEnv, TrainConfig
 from rljax.envs.wrappers import with_statistics
 from rljax.running.rollout import unroll
-from rljax.types import Agent, AgentState, Box, Rollout, Spec, TrainState
+from rljax.types import Agent, AgentState, Rollout, Spec, TrainState
 
 T = TypeVar("T")
 
@@ -139,13 +139,12 @@ def _kind(found: object) -> str:
 
 
 def _check_action(name: str, spec: Spec, action: Any, *, number: int) -> None:
-    shape, kind, family = (number,), "int32", jnp.integer
-    if isinstance(spec.action, Box):
-        shape, kind, family = (number, *spec.action.shape), "float32", jnp.floating
-    if jnp.shape(action) != shape or not jnp.issubdtype(_dtype(action), family):
+    wanted = spec.no_action(number)
+    kind = jnp.floating if jnp.issubdtype(wanted.dtype, jnp.floating) else jnp.integer
+    same_kind = jnp.issubdtype(_dtype(action), kind)
+    if jnp.shape(action) != wanted.shape or not same_kind:
         raise ValueError(
-            f"agent {name}: act: action is {_text(action)}, expected "
-            f"{kind}{list(shape)}"
+            f"agent {name}: act: action is {_text(action)}, expected {_text(wanted)}"
         )
 
 

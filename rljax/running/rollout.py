@@ -23,6 +23,7 @@ from rljax.types import (
     Simulation,
     TrainState,
     Transition,
+    num_rows,
 )
 
 T = TypeVar("T")  # a tree
@@ -56,7 +57,7 @@ def unroll(
       The train state after T steps, the rollout `[T, N, ...]` and the environment's
       `info` `[T, N]`.
     """
-    num_envs = train_state.obs.shape[0]
+    num_envs = num_rows(train_state.obs)
     keys = jax.random.split(key, 1 + length)
     env_key, keys = keys[0], keys[1:]
     noises = env.draw(env_key, length, num_envs)
@@ -155,7 +156,7 @@ def simulate(rollout: Rollout, policy: Callable[[Obs, Extras], jax.Array]) -> Ro
         )
         return carry, transition
 
-    carry = (start, rollout.obs[0])
+    carry = (start, jax.tree.map(lambda x: x[0], rollout.obs))
     _, steps = jax.lax.scan(step, carry, (rollout.extras, noises))
     return rollout._replace(
         obs=steps.obs,

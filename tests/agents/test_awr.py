@@ -13,14 +13,14 @@ from jax.flatten_util import ravel_pytree
 
 from rljax import agents, envs, replay
 from rljax.learners import on_policy
-from rljax.types import Box, Spec
+from rljax.types import Box, ObsSpec, Spec
 
 from .. import compiled
 from ..agent_case import N, T, differ, learned, observe_and_update, parameters
 
 awr = agents.get("awr")
 only_awr = pytest.mark.parametrize("case", ["awr"], indirect=True)
-BOX = Spec((3,), "float32", Box((2,), (-1.0, -2.0), (1.0, 6.0)))  # half widths 1, 4
+BOX = Spec(ObsSpec.array((3,)), Box((2,), (-1.0, -2.0), (1.0, 6.0)))  # half widths 1, 4
 
 
 def gaussian_log_prob(mean, std, action):

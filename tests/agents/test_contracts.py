@@ -235,7 +235,7 @@ def test_a_tuned_agent_of_a_users_own_learns_what_a_packages_agent_does():
         critic_learning_rate=full.learning_rate,
         critic_hidden_sizes=full.hidden_sizes,
         critic_activation=full.activation,
-        critic_convolution=full.convolution,
+        critic_torso=full.torso,
         critic_max_grad_norm=full.max_grad_norm,
         anneal=full.anneal,
     )
@@ -262,7 +262,7 @@ def test_the_outer_critic_is_as_settings_say_else_as_the_agents_config():
         critic_learning_rate=0.5,
         critic_hidden_sizes=[3],  # as JSON has it
         critic_activation="silu",
-        critic_convolution=False,
+        critic_torso="mlp",
         critic_max_grad_norm=2.0,
         critic_target_rate=0.1,
         anneal=False,

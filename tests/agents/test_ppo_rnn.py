@@ -133,8 +133,8 @@ def test_ppo_rnn_sequences_by_a_loop(acted, sequences):
             one = jax.tree.map(lambda x, i=part * N + n: x[i], sequences)
             t = T + part * 4
             np.testing.assert_array_equal(one.seen.obs, obs[t - 3 : t + 4, n])
-            for got, want in zip(one.seen.memory, memory, strict=True):
-                np.testing.assert_array_equal(got, want[t - 3, n])
+            before = jax.tree.map(lambda x, at=(t - 3, n): x[at], memory)
+            jax.tree.map(np.testing.assert_array_equal, one.seen.memory, before)
             np.testing.assert_array_equal(one.seen.start[1:], ended[t - 3 : t + 3, n])
             rows = slice(part * 4, part * 4 + 4)
             np.testing.assert_array_equal(one.action, second.action[rows, n])
@@ -148,7 +148,7 @@ def by_a_loop(state, rollout):
     """Advantages and values `[T, N]`; a cut step's successor has its own memory."""
     adv, values = np.zeros((T + 1, N)), np.zeros((T, N))
     for t in reversed(range(T)):
-        before = rollout.memory.critic[t]
+        before = jax.tree.map(lambda x, t=t: x[t], rollout.memory.critic)
         value, after = value_of(state.critic, rollout.obs[t], before)
         next_value, _ = value_of(state.critic, rollout.next_obs[t], after)
         value, next_value = np.array(value), np.array(next_value)
@@ -168,7 +168,8 @@ def walk(apply, params, older, one, memory):
     """Outputs of one sequence after the burn-in, step by step."""
     outputs = []
     for t in range(7):
-        memory = np.where(one.seen.start[t], np.float32(0), memory)
+        if one.seen.start[t]:
+            memory = jax.tree.map(np.zeros_like, memory)
         output, memory = apply(older if t < 3 else params, one.seen.obs[t], memory)
         outputs.append(np.array(output))
     return outputs[3:]

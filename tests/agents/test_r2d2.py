@@ -16,12 +16,12 @@ from rljax.replay import sum_tree
 from rljax.running import train
 from rljax.running.evaluate import evaluate
 from rljax.running.rollout import unroll
-from rljax.types import Discrete, Rollout, Spec
+from rljax.types import Discrete, ObsSpec, Rollout, Spec
 
 from .. import compiled, probe_envs
 
 N, T, ROWS, LIMIT = 3, 4, 12, 5
-SPEC = Spec((2,), "float32", Discrete(3), max_steps=LIMIT)
+SPEC = Spec(ObsSpec.array((2,)), Discrete(3), max_steps=LIMIT)
 r2d2 = agents.get("r2d2")
 CONFIG = r2d2.Config(
     gamma=0.9,
@@ -57,19 +57,22 @@ class Step(NamedTuple):
         return self.terminated or self.truncated
 
 
+FRESH = (np.zeros(6), np.zeros(6))  # both states of the LSTM
+
+
 def episodes(num_steps, seed=0):
     """Random steps of one environment; the memories are as if from older networks."""
     rng, steps, time = np.random.default_rng(seed), [], 0
-    obs, memory = rng.normal(size=2), np.zeros(12)
+    obs, memory = rng.normal(size=2), FRESH
     for _ in range(num_steps):
         time += 1
         next_obs, reward = rng.normal(size=2), rng.normal() * 5
         terminated, truncated = rng.random() < 0.15, time >= LIMIT
         action = int(rng.integers(3))
         steps.append(Step(obs, action, reward, terminated, truncated, next_obs, memory))
-        obs, memory = next_obs, rng.normal(size=12)
+        obs, memory = next_obs, tuple(rng.normal(size=(2, 6)))
         if steps[-1].ended:
-            obs, memory, time = rng.normal(size=2), np.zeros(12), 0
+            obs, memory, time = rng.normal(size=2), FRESH, 0
     return steps
 
 
@@ -81,7 +84,8 @@ def stacked(*lists):
         array = np.array(list(rows))
         return array.astype(np.float32) if array.dtype == float else array
 
-    return Rollout(**{name: column(name) for name in Step._fields}, extras=())
+    rollout = Rollout(**{name: column(name) for name in Step._fields}, extras=())
+    return rollout._replace(memory=tuple(np.moveaxis(rollout.memory, 2, 0)))
 
 
 def sequence(steps):
@@ -90,7 +94,7 @@ def sequence(steps):
 
 @pytest.fixture(scope="module")
 def two_networks():
-    init = jax.jit(lambda key: NET.init(key, np.zeros(2), np.zeros(12)))
+    init = jax.jit(lambda key: NET.init(key, np.zeros(2), FRESH))
     return init(jax.random.key(0)), init(jax.random.key(1))
 
 
@@ -108,7 +112,7 @@ def errors_by_a_loop(config, params, target_params, steps):
         memory, values = steps[0].memory, []
         for last, step in zip([None, *steps], steps, strict=False):
             if last is not None and last.ended:
-                memory = np.zeros(12)
+                memory = FRESH
             q, memory = one_step(params, step.obs, memory)
             next_q, _ = one_step(params, step.next_obs, memory)
             values.append((np.array(q, float), np.array(next_q, float)))
@@ -193,7 +197,10 @@ def test_r2d2_gradient_is_the_semi_gradient_after_the_burn_in(two_networks):
     starts = np.concatenate([[False], ended[:-1]])
     walk = functools.partial(NET.apply, method="unroll")
     _, memories = jax.jit(walk)(
-        params, seen.obs[:start], starts[:start], seen.memory[0]
+        params,
+        seen.obs[:start],
+        starts[:start],
+        jax.tree.map(lambda x: x[0], seen.memory),
     )
 
     def total_error(params, bootstrap_params):
@@ -201,7 +208,7 @@ def test_r2d2_gradient_is_the_semi_gradient_after_the_burn_in(two_networks):
             SPEC, CONFIG, params, bootstrap_params=bootstrap_params, sequence=seen
         ).sum()
 
-    memory = np.array(memories)[-1]
+    memory = jax.tree.map(lambda x: np.array(x)[-1], memories)
 
     @jax.jit
     @jax.grad
@@ -265,7 +272,8 @@ def test_r2d2_remembers_in_replay_what_it_did_in_acting():
     rollout, q, next_q = jax.tree.map(np.array, (rollout, q, next_q))
     going_on = ~(rollout.terminated | rollout.truncated)[:-1]
     np.testing.assert_allclose(next_q[:-1][going_on], q[1:][going_on], rtol=1e-5)
-    assert not rollout.memory[1:][~going_on].any() and (~going_on).any()
+    for part in rollout.memory:
+        assert not part[1:][~going_on].any() and (~going_on).any()
 
 
 def test_r2d2_scores_a_large_batch_of_sequences():

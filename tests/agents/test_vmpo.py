@@ -13,14 +13,14 @@ from jax.flatten_util import ravel_pytree
 
 from rljax import agents, envs
 from rljax.learners import on_policy
-from rljax.types import Box, Spec
+from rljax.types import Box, ObsSpec, Spec
 
 from .. import compiled
 from ..agent_case import differ
 
 vmpo = agents.get("vmpo")
 only_vmpo = pytest.mark.parametrize("case", ["vmpo"], indirect=True)
-BOX = Spec((3,), "float32", Box((2,), (-1.0, -2.0), (1.0, 6.0)))  # half widths 1, 4
+BOX = Spec(ObsSpec.array((3,)), Box((2,), (-1.0, -2.0), (1.0, 6.0)))  # half widths 1, 4
 
 
 def with_other_target(state):

@@ -152,7 +152,9 @@ def test_maml_is_traced(name):
 
     def learn(config, key):
         spec = draw_task(key).spec
-        network = networks.ActorCritic(len(spec.obs_shape), spec.action, (8,))
+        network = networks.ActorCritic(
+            networks.Body(spec.obs, hidden_sizes=(8,)), spec.action
+        )
         state = maml.init(network, config, draw_task, key)
         state, metrics = maml.run(network, config, draw_task, state, 2)
         env = draw_task(key)

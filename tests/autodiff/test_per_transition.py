@@ -26,6 +26,8 @@ from rljax.autodiff.per_transition import (
 from rljax.networks import layers
 from rljax.types import Discrete
 
+from .. import compiled
+
 B = 5
 
 
@@ -63,22 +65,22 @@ def images(*shape):
 
 
 def mlp():
-    net = networks.Critic(obs_ndim=1, hidden_sizes=(8, 7))
+    net = networks.Critic(compiled.body(1, (8, 7), "tanh"))
     return of_module(net, normal(1, B, 6))
 
 
 def minatar():
-    net = networks.QNetwork(obs_ndim=3, num_actions=3, hidden_sizes=(8,))
+    net = networks.QNetwork(compiled.body(3, (8,)), 3)
     return of_module(net, images(10, 10, 4))
 
 
 def minatar_normed():
-    net = networks.QNetwork(3, 3, hidden_sizes=(8,), layer_norm=True)
+    net = networks.QNetwork(compiled.body(3, (8,), layer_norm=True), 3)
     return of_module(net, images(10, 10, 4))
 
 
 def dueling():
-    net = networks.QNetwork(1, 3, hidden_sizes=(8,), dueling=True)
+    net = networks.QNetwork(compiled.body(1, (8,)), 3, dueling=True)
     return of_module(net, normal(1, B, 6))
 
 
@@ -161,8 +163,8 @@ def conv(channels, **kwargs):
 
 def actor_critic():
     """Two networks in one tree, a log_std-like parameter and a vmapped time axis."""
-    actor = networks.Actor(1, Discrete(3), hidden_sizes=(8,))
-    critic = networks.Critic(1, hidden_sizes=(8,))
+    actor = networks.Actor(compiled.body(1, (8,), "tanh"), Discrete(3))
+    critic = networks.Critic(compiled.body(1, (8,), "tanh"))
     obs = normal(1, B, 4, 6)
     params = {
         "actor": initial(actor, obs[0]),
@@ -182,7 +184,7 @@ def actor_critic():
 
 def dqn(stop="bootstrap"):
     """Current and next states through one network; a target network in the tree."""
-    net = networks.QNetwork(1, 3, hidden_sizes=(8,))
+    net = networks.QNetwork(compiled.body(1, (8,)), 3)
     obs = normal(1, B, 2, 6)
     online = initial(net, obs[0, 0])
     params = {"online": online, "target": drawn(online, 9)}
@@ -198,7 +200,7 @@ def dqn(stop="bootstrap"):
 
 def double_dqn():
     """The online network also chooses the next action; a threshold only compares."""
-    net = networks.QNetwork(1, 3, hidden_sizes=(8,))
+    net = networks.QNetwork(compiled.body(1, (8,)), 3)
     obs = normal(1, B, 2, 6)
     params = {"online": initial(net, obs[0, 0]), "threshold": np.float32(0.3)}
     target_params = drawn(params["online"], 9)
@@ -837,7 +839,7 @@ def test_cosines():
 
 def test_memory_is_that_of_a_batch_gradient():
     """At B=1024 on the 400-256-256-6 MLP, where vmap(grad) needs 120 times as much."""
-    net = networks.QNetwork(1, 6, hidden_sizes=(256, 256))
+    net = networks.QNetwork(compiled.body(1, (256, 256)), 6)
     x = jax.ShapeDtypeStruct((1024, 400), jnp.float32)
     params = jax.eval_shape(net.init, jax.random.key(0), x)
 

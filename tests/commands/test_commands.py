@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from rljax import agents
 from rljax.running.logging import read_csv
 from rljax.running.plotting import learning_curve, learning_curves
 
@@ -463,9 +464,10 @@ def test_bad_input_is_one_line_and_exit_code_2(bad, name):
 
 
 def test_help_lists_agents_environments_and_every_field(scripts, tmp_path):
-    agents, fields = scripts(tmp_path, "train --help", "train ppo --help")
-    assert "agents: a2c, apg, awr, c51, dqn, impala" in agents["out"]
-    assert "Breakout-MinAtar" in agents["out"]
+    every, fields = scripts(tmp_path, "train --help", "train ppo --help")
+    names = ", ".join(agents.names())
+    assert f"agents: {names}" in every["out"]
+    assert "Breakout-MinAtar" in every["out"]
     assert "--config.clip-epsilon" in fields["out"] and "0.2" in fields["out"]
 
 

@@ -20,6 +20,7 @@ from rljax.envs import boundary, tasks
 from rljax.envs.wrappers import Wrapper, with_statistics
 from rljax.running import train
 from rljax.types import Box, Discrete
+from rljax.types import MultiDiscrete as Several
 
 from .. import probe_envs
 
@@ -370,6 +371,51 @@ class OwnBox:
     dtype: object = np.float32
 
 
+@dataclasses.dataclass
+class OwnMany:
+    nvec: object
+
+
+@pytest.mark.parametrize(
+    ("space", "numbers", "handed"),
+    [
+        (OwnMany([2, 3]), (2, 3), [[0, 0], [1, 1], [1, 2]]),
+        (MultiDiscrete([2, 3], start=[1, 5]), (2, 3), [[1, 5], [2, 6], [2, 7]]),
+        (OwnBox([[0, 4]], [[1, 6]], (1, 2), np.int8), (2, 3), [[0, 4], [1, 5], [1, 6]]),
+        (
+            spaces.Tuple([OwnDiscrete(2, start=3), OwnDiscrete(3)]),
+            (2, 3),
+            [[3, 0], [4, 1], [4, 2]],
+        ),
+    ],
+)
+def test_several_choices_at_once_are_read_by_their_fields(space, numbers, handed):
+    apart = isinstance(space, spaces.Tuple)
+
+    class Many(Acts):
+        def step_env(self, key, state, action, params):
+            assert isinstance(action, tuple) == apart
+            obs = jnp.stack(action) if apart else action.reshape(2)
+            assert apart or action.shape == getattr(space, "shape", (2,))
+            state = EnvState(time=state.time + 1)
+            return jnp.float32(obs), state, 1.0, jnp.bool(False), {}
+
+        def reset_env(self, key, params):
+            return jnp.zeros(2), EnvState(time=jnp.zeros((), jnp.int32))
+
+    env = envs.wrap(Many(space))
+    assert env.spec.action == Several(numbers)
+    actions = jnp.minimum(jnp.arange(3)[:, None], jnp.array(numbers) - 1)
+
+    @jax.jit
+    def step(actions):
+        state, _ = env.reset(jax.random.key(0), 3)
+        noise = jax.tree.map(lambda x: x[0], env.draw(jax.random.key(0), 1, 3))
+        return env.step(noise, state, actions)[1].next_obs
+
+    np.testing.assert_array_equal(step(actions), handed)
+
+
 @pytest.mark.parametrize(
     ("space", "spec", "handed"),
     [
@@ -416,15 +462,13 @@ F32 = float(np.finfo(np.float32).max)
         (OwnBox([np.nan, 0.0], 1.0, (2,)), "action_space has low=.*NaN"),
         (OwnBox([0.0, 0.0, 0.0], 1.0, (2,)), r"that do not fit its shape \(2,\)"),
         (OwnBox(-1.0, 1.0, (0,)), r"has the shape \(0,\), so no actions"),
-        (OwnBox(0, 2, (2,), np.int32), "box of int32 .* only one action"),
-        (OwnBox(0, 2**31 - 1, (), np.int32), "of at most 65536 values"),
+        (OwnBox(0, 2**31 - 1, (), np.int32), "box of int32 .* 1 to 65536 values"),
+        (OwnBox(0, [2, -1], (2,), np.int32), "each integer must have 1 to 65536"),
+        (OwnMany([2, 0]), r"has choices of \[2, 0\] values: each must"),
+        (OwnMany([]), r"has choices of \[\] values"),
         (OwnDiscrete(0), "action_space has n=0: must be >= 1"),
-        (object(), "action space builtins.object, expected Discrete or Box"),
-        (
-            MultiBinary(3),
-            "action space gymnasium.*MultiBinary, expected Discrete or Box",
-        ),
-        (MultiDiscrete([2, 3]), "action space gymnasium.*MultiDiscrete, expected"),
+        (object(), "action space builtins.object, expected Discrete, Multi"),
+        (MultiBinary(3), "action space gymnasium.*MultiBinary, expected Discrete"),
     ],
 )
 def test_action_spaces_that_leave_no_choice_are_refused(space, message):
@@ -588,7 +632,7 @@ def test_another_module_named_gymnax_is_told_at_import(tmp_path):
 class Bare:
     """Five steps that pay 1, without any `info`."""
 
-    spec, max_steps = envs.Spec((3,), "float32", Discrete(2), 5), 5
+    spec, max_steps = envs.Spec(envs.ObsSpec.array((3,)), Discrete(2), 5), 5
 
     def reset(self, key, n):
         return jnp.zeros(n, jnp.int32), jnp.zeros((n, 3))

@@ -51,7 +51,7 @@ def as_gymnax(env):
         reset = jax.vmap(jax.vmap(lambda key: gym.reset_env(key, params)))
         obs, state = reset(pairs[:, :, 1])
         obs = obs.astype(env.spec.obs_dtype)
-        return envs.Noise(pairs[:, :, 0], obs, state)
+        return envs.Noise(key=pairs[:, :, 0], reset_obs=obs, reset_state=state)
 
     return draw
 
@@ -387,9 +387,9 @@ def test_registered_environments_can_be_made():
     assert envs.make("Counter-probe", terminate_at=3).env.params.terminate_at == 3
 
 
-class TwoArrays(probe_envs.Counter):
+class NoArray(probe_envs.Counter):
     def observe(self, key, state, action, params):
-        return {"time": state.time, "more": state.time}
+        return {}
 
 
 class NoSpace(probe_envs.Counter):
@@ -398,7 +398,7 @@ class NoSpace(probe_envs.Counter):
 
 
 def test_wrap_refuses_what_agents_cannot_use():
-    with pytest.raises(ValueError, match="TwoArrays: observations must be one array"):
-        envs.wrap(TwoArrays())
-    with pytest.raises(ValueError, match="NoSpace: action space .* Discrete or Box"):
+    with pytest.raises(ValueError, match="NoArray: .* observations without an array"):
+        envs.wrap(NoArray())
+    with pytest.raises(ValueError, match="NoSpace: action space .*, expected Discrete"):
         envs.wrap(NoSpace())

@@ -359,14 +359,15 @@ def test_masks_go_with_observations(options):
     actions = np.zeros((T, N), int)
     obs, _, steps = play(env, jax.random.key(0), actions)
     bare = play(envs.wrap(Corner()), jax.random.key(0), actions)
-    assert obs.shape == (N, *env.spec.obs_shape) and steps.truncated.any()
+    assert obs.obs.shape == (N, *env.spec.obs_shape) and steps.truncated.any()
     for got, place in (
-        (obs, bare[0][..., 0]),
-        (steps.obs, bare[2].obs[..., 0]),
-        (steps.next_obs, bare[2].next_obs[..., 0]),
+        (obs, bare[0].obs[..., 0]),
+        (steps.obs, bare[2].obs.obs[..., 0]),
+        (steps.next_obs, bare[2].next_obs.obs[..., 0]),
     ):
         want = np.arange(4) <= place[..., None]
-        np.testing.assert_array_equal(got[..., -4:], want)
+        np.testing.assert_array_equal(got.legal, want)
+        assert got.legal.dtype == bool
 
 
 def test_maml_refuses_masked_actions():
@@ -397,7 +398,8 @@ def test_agents_take_legal_actions_only(name):
         return obs, sample(explore=True)[0], sample(explore=False)[0]
 
     obs, exploring, greedy = jax.device_get(act())
-    assert (exploring <= obs[:, 0]).all() and (greedy <= obs[:, 0]).all()
+    place = obs.obs[:, 0]
+    assert (exploring <= place).all() and (greedy <= place).all()
     assert len(np.unique(exploring)) == 4
 
 

@@ -21,7 +21,7 @@ from rljax.envs import tasks
 from rljax.meta import adapt, maml, maml_loss
 from rljax.types import Rollout
 
-from .. import oracles, probe_envs
+from .. import compiled, oracles, probe_envs
 from ..autodiff.test_estimators import TwoSteps
 
 RATE = 0.7
@@ -276,7 +276,7 @@ SMALL = maml.Config(
 def tabular():
     draw = tasks.tabular()
     spec = jax.eval_shape(draw, jax.random.key(0)).spec
-    network = networks.ActorCritic(1, spec.action, (8,), "relu")
+    network = networks.ActorCritic(compiled.body(1, (8,)), spec.action)
     init = jax.jit(functools.partial(maml.init, network, SMALL, draw))
     return draw, network, init(jax.random.key(1))
 

@@ -24,6 +24,8 @@ from rljax.meta import (
 )
 from rljax.meta.diagnostics import saturated_fraction
 
+from .. import compiled
+
 T = 6
 
 
@@ -57,7 +59,7 @@ def images():
     """Planes of zeros and ones, some pixels always zero, into a convolution."""
     rng = np.random.default_rng(2)
     obs = (rng.random((6, T + 1, 10, 10, 4)) < 0.1) * (np.arange(4) < 3)
-    net = networks.Critic(3, (8,), "relu")
+    net = networks.Critic(compiled.body(3, (8,)))
     params = jax.jit(net.init)(jax.random.key(0), obs[0].astype(float))
     return Problem(net.apply, params, (obs.astype(float), rng.normal(size=(6, T))))
 

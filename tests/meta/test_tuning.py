@@ -27,7 +27,9 @@ from rljax.meta import (
     tune,
 )
 from rljax.running import checkpoint, train
-from rljax.types import Agent, Rollout
+from rljax.types import Agent, Levels, ObsSpec, Rollout, States
+
+from .. import compiled
 
 T, N = 6, 3
 ENV = envs.make("CartPole-v1")
@@ -248,7 +250,7 @@ def outer_loss(name, config, settings, before, rollout, data_key):
 def outer_td_loss(name, outer, before, rollout, data_key):
     """One step, by another network's value of the agent's choice; dqn: of replay."""
     size = outer.hidden_sizes, outer.activation
-    network = networks.QNetwork(1, 2, *size)
+    network = networks.QNetwork(compiled.body(1, *size), 2)
     if name == "dqn":
         seen = replay.sample(before.agent.replay, data_key, outer.batch_size).windows
         seen = seen._replace(reward=seen.reward[:, 0])
@@ -389,7 +391,7 @@ def past_with_networks():
 @jax.jit
 def network(params, obs):
     """Of one tuned value."""
-    return networks.Critic(1, (3,)).apply(params, obs)
+    return networks.Critic(compiled.body(1, (3,), "tanh")).apply(params, obs)
 
 
 def test_networks_tune_within_the_bounds(x64):
@@ -441,13 +443,17 @@ def test_context_is_of_the_newest_rewards_in_units_of_all(x64):
 
 def test_a_shorter_context_is_the_end_of_a_longer_one():
     shapes = jax.eval_shape(
-        networks.Critic(1, (3,)).init, jax.random.key(0), np.zeros((1, 2))
+        networks.Critic(compiled.body(1, (3,), "tanh")).init,
+        jax.random.key(0),
+        np.zeros((1, 2)),
     )
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)
     context, raw = rng.normal(size=5), {"start": 0.3, "network": params}
     parameter = Contextual(LAMBDA, 2, (3,))
-    place = functools.partial(parameters.position, parameter, obs=None, obs_ndim=1)
+    place = functools.partial(
+        parameters.position, parameter, obs=None, obs_spec=SPEC.obs
+    )
     got = jax.jit(place)(raw=raw, context=context)
     want = lambda_at(0.3 + network(params, context[-2:]))
     np.testing.assert_allclose(got, want, rtol=1e-5)
@@ -612,7 +618,7 @@ def test_a_checkpoint_restores_every_bit(tmp_path):
 def test_conditioned_networks_see_the_tuned_values(x64):
     """Before the observation, from -1 at the low bound to 1; in acting and learning."""
     spec = conditioned(SPEC, 2)
-    assert spec.obs_shape == (6,)
+    assert [leaf.shape for leaf in spec.obs.leaves] == [(2,), (4,)]
     fields = {"gamma": Bounded(0.5, 1.0), "lambda_": LAMBDA}
     plain, settings = agent_of("prediction", spec), Settings(condition=True)
     agent = tune(plain, spec, fields, settings)
@@ -627,24 +633,31 @@ def test_conditioned_networks_see_the_tuned_values(x64):
     shows = tune(plain._replace(act=act), spec, fields, settings)
     obs = np.arange(12.0).reshape(3, 4)
     seen, *_ = shows.act(config, state, (), obs, None, True)
-    np.testing.assert_allclose(seen[:, 2:], obs)
-    np.testing.assert_allclose(seen[:, :2], [[-0.6, 0.9]] * 3, rtol=1e-5)
+    np.testing.assert_allclose(seen.obs, obs)
+    np.testing.assert_allclose(seen.tuned, [[-0.6, 0.9]] * 3, rtol=1e-5)
     past = run_updates(plain, agent, config, settings, state, rollouts(2))
     window = past.end.window.rollouts
     first = past.before[1].window.rollouts
     for name in ("obs", "next_obs"):
-        assert getattr(window, name).shape == (1, T, N, 6)
-        seen = getattr(first, name)[0]
-        np.testing.assert_allclose(seen[..., 2:], getattr(at(past.seen, 0), name))
-        np.testing.assert_allclose(seen[..., 0], -0.6, rtol=1e-5)
-        np.testing.assert_allclose(seen[..., 1], 0.9, rtol=1e-5)
+        assert getattr(window, name).tuned.shape == (1, T, N, 2)
+        seen = getattr(first, name)
+        np.testing.assert_allclose(seen.obs[0], getattr(at(past.seen, 0), name))
+        np.testing.assert_allclose(seen.tuned[0, ..., 0], -0.6, rtol=1e-5)
+        np.testing.assert_allclose(seen.tuned[0, ..., 1], 0.9, rtol=1e-5)
     assert past.metrics[1]["meta_gamma"] != 0.6
 
 
-@pytest.mark.parametrize("shape", [(4,), (10, 10, 4)])
-def test_conditioned_images_have_further_planes(shape):
-    spec = conditioned(SPEC._replace(obs_shape=shape, obs_dtype="bool"), 1)
-    assert spec.obs_shape == (*shape[:-1], 5) and spec.obs_dtype == "float32"
+@pytest.mark.parametrize(
+    "obs",
+    [
+        ObsSpec.array((10, 10, 4), "bool"),
+        ObsSpec.array((1,), "int32", States(5)),
+        ObsSpec.array((6, 6, 1), "uint8", Levels((0.0,), (255.0,))),
+    ],
+)
+def test_observations_of_every_kind_are_conditioned(obs):
+    spec = conditioned(SPEC._replace(obs=obs), 1)
+    assert spec.obs.leaves[1:] == obs.leaves
     fields = {"gamma": Bounded(0.0, 1.0)}
     agent = tune(agent_of("a2c", spec), spec, fields, Settings(condition=True))
     config = config_of("a2c", gamma=0.75)
@@ -653,8 +666,7 @@ def test_conditioned_images_have_further_planes(shape):
         state = agent.init(config, key)
         return agent.act(config, state, (), obs, key, True)
 
-    obs = jax.ShapeDtypeStruct((2, *shape), bool)
-    action, _, _ = jax.eval_shape(act, jax.random.key(0), obs)
+    action, _, _ = jax.eval_shape(act, jax.random.key(0), obs.zeros(2))
     assert action.shape == (2,)
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from rljax.networks import distributions
-from rljax.types import Box, Spec
+from rljax.types import Box, ObsSpec, Spec
+
+from .. import compiled
 
 BOX = Box((2,), (-1.0, -2.0), (1.0, 6.0))  # middle (0, 2), half width (1, 4)
 OPEN = Box((2,), (-np.inf, -2.0), (np.inf, np.inf))
@@ -92,7 +94,7 @@ def test_a_bound_of_no_account_is_none(bound):
     box = Box((2,), (-bound, -2.0), (bound, 6.0))
     middle, half = distributions.middle_and_half(box)
     np.testing.assert_array_equal((middle, half), [[0.0, 2.0], [1.0, 4.0]])
-    spec = Spec((1,), "float32", box)
+    spec = Spec(ObsSpec.array((1,)), box)
     with pytest.raises(ValueError, match="agent needs finite bounds of actions"):
         distributions.check_bounded("agent", spec)
 
@@ -242,3 +244,32 @@ def test_repeated_epsilon_greedy_without_repeats_is_epsilon_greedy():
     frequency = np.bincount(action.ravel(), minlength=4) / action.size
     np.testing.assert_allclose(frequency, [0.1, 0.1, 0.7, 0.1], atol=0.015)
     assert (repeat(q, 0.0, 30, steps=40)[0] == 2).all()
+
+
+def test_products_of_categoricals_are_those_of_their_parts():
+    numbers, logits = (2, 4, 3), compiled.normal(0, 2, 5, 9)
+    policy, other = (
+        distributions.multi_categorical(x, numbers) for x in (logits[0], logits[1])
+    )
+    parts, others = (
+        [distrax.Categorical(part) for part in np.split(x, np.cumsum(numbers)[:-1], -1)]
+        for x in logits
+    )
+    pairs = list(zip(parts, others, strict=True))
+    actions = np.stack(
+        [np.random.default_rng(1).integers(n, size=5) for n in numbers], axis=-1
+    )
+    of_parts = [part.log_prob(actions[:, i]) for i, part in enumerate(parts)]
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    close(policy.log_prob(actions), sum(of_parts))
+    close(policy.entropy(), sum(part.entropy() for part in parts))
+    close(policy.kl_divergence(other), sum(p.kl_divergence(q) for p, q in pairs))
+    (divergence,) = distributions.divergences(policy, other)
+    close(divergence, policy.kl_divergence(other))
+    close(policy.mode(), np.stack([part.mode() for part in parts], axis=-1))
+    keys = jax.random.split(jax.random.key(0), 4000)
+    draws = jax.jit(jax.vmap(functools.partial(distributions.sample, policy)))(keys)
+    assert draws.dtype == np.int32 and draws.shape == (4000, 5, 3)
+    for i, part in enumerate(parts):
+        counts = np.stack([(draws[..., i] == k).mean(0) for k in range(numbers[i])], -1)
+        np.testing.assert_allclose(counts, part.probs, atol=0.04)

@@ -15,15 +15,15 @@ from .. import compiled
 
 
 def test_initialisation_under_vmap_calls_no_lapack():
-    net = networks.QNetwork(1, 3, (8, 5))
+    net = networks.QNetwork(compiled.body(1, (8, 5)), 3)
     keys = jax.random.split(jax.random.key(0), 64)
 
-    def compiled(init):
+    def program(init):
         return jax.jit(jax.vmap(init)).lower(keys).compile()
 
     reference = jax.nn.initializers.orthogonal()
-    assert "custom-call" in compiled(lambda key: reference(key, (3, 3))).as_text()
-    ours = compiled(lambda key: net.init(key, jnp.zeros((1, 4))))
+    assert "custom-call" in program(lambda key: reference(key, (3, 3))).as_text()
+    ours = program(lambda key: net.init(key, jnp.zeros((1, 4))))
     assert "custom-call" not in ours.as_text()
     w = ours(keys)["params"]["MLP_0"]["Dense_1"]["kernel"]
     w = np.array(w)
@@ -43,7 +43,7 @@ def test_initialisation_under_vmap_calls_no_lapack():
     ],
 )
 def test_networks_take_observations_of_every_kind(obs, ndim):
-    net = networks.Critic(ndim, (4,))
+    net = networks.Critic(compiled.body(ndim, (4,), "tanh"))
 
     @jax.jit
     def values(obs):
@@ -59,10 +59,10 @@ def test_networks_take_observations_of_every_kind(obs, ndim):
     np.testing.assert_allclose(more, np.stack([value] * 3), rtol=1e-5)
 
 
-@pytest.mark.parametrize("convolution", [True, False])
-def test_images_go_through_a_convolution_or_flat(convolution):
-    args = ((4,), "relu", convolution)
-    for net in (networks.Critic(3, *args), networks.Actor(3, Discrete(2), *args)):
+@pytest.mark.parametrize("torso", ["minatar", "mlp"])
+def test_images_go_through_a_convolution_or_flat(torso):
+    convolution, body = torso == "minatar", compiled.body(3, (4,), torso=torso)
+    for net in (networks.Critic(body), networks.Actor(body, Discrete(2))):
         obs = jnp.zeros((1, 10, 10, 4), bool)
         params = jax.eval_shape(net.init, jax.random.key(0), obs)
         shapes = {x.shape for x in jax.tree.leaves(params)}
@@ -72,13 +72,15 @@ def test_images_go_through_a_convolution_or_flat(convolution):
 
 def test_policy_heads():
     obs = np.ones((5, 3), np.float32)
-    net = networks.Actor(1, Discrete(4), (8,))
+    net = networks.Actor(compiled.body(1, (8,), "tanh"), Discrete(4))
     policy = jax.jit(net.init_with_output)(jax.random.key(0), obs)[0]
     assert isinstance(policy, distrax.Categorical)
     assert policy.batch_shape == (5,) and policy.num_categories == 4
     np.testing.assert_allclose(policy.probs, 0.25, atol=0.02)  # nearly uniform at first
 
-    net = networks.Actor(1, Box((2,), (-1.0, -2.0), (1.0, 6.0)), (8,))
+    net = networks.Actor(
+        compiled.body(1, (8,), "tanh"), Box((2,), (-1.0, -2.0), (1.0, 6.0))
+    )
     policy = jax.jit(net.init_with_output)(jax.random.key(0), obs)[0]
     assert policy.batch_shape == (5,) and policy.event_shape == (2,)
     np.testing.assert_allclose(policy.mean(), np.tile([0, 2], (5, 1)), atol=0.2)
@@ -88,7 +90,9 @@ def test_policy_heads():
 @pytest.mark.parametrize("shape", [(), (2, 2)])
 def test_continuous_actions_have_the_shape_of_the_box(shape):
     size = math.prod(shape)
-    net = networks.Actor(1, Box(shape, (-1.0,) * size, (1.0,) * size), (8,))
+    net = networks.Actor(
+        compiled.body(1, (8,), "tanh"), Box(shape, (-1.0,) * size, (1.0,) * size)
+    )
     obs = jnp.ones((5, 3))
     action = jax.eval_shape(
         lambda key: net.init_with_output(key, obs)[0].sample(seed=key),
@@ -98,7 +102,7 @@ def test_continuous_actions_have_the_shape_of_the_box(shape):
 
 
 def test_dueling_adds_a_value_and_centred_advantages():
-    net = networks.QNetwork(1, 3, (8,), dueling=True)
+    net = networks.QNetwork(compiled.body(1, (8,)), 3, dueling=True)
     obs = compiled.normal(1, 5, 4)
     params = compiled.init(net, jax.random.key(0), obs)
     q = np.array(compiled.apply(net, params, obs))
@@ -117,7 +121,7 @@ WIDE = Box((2,), (-1.0, -2.0), (1.0, 6.0))  # middle (0, 2), half widths (1, 4)
 
 def test_continuous_values_by_hand():
     """Actions come in as shares of the half widths, beside the observation."""
-    net = networks.ContinuousQ(1, WIDE, (8,))
+    net = networks.ContinuousQ(compiled.body(1, (8,)), WIDE)
     obs, action = compiled.normal(1, 5, 3), 3 * compiled.normal(2, 5, 2)
     params = jax.tree.map(np.array, compiled.init(net, jax.random.key(0), obs, action))
     layers = params["params"]
@@ -131,7 +135,10 @@ def test_continuous_values_by_hand():
 
 
 def test_squashed_policies_bound_their_standard_deviation():
-    net, obs = networks.TanhGaussianActor(1, WIDE, (8,)), compiled.normal(1, 50, 3)
+    net, obs = (
+        networks.TanhGaussianActor(compiled.body(1, (8,)), WIDE),
+        compiled.normal(1, 50, 3),
+    )
     params = compiled.scaled(compiled.init(net, jax.random.key(0), obs), 1000)
 
     @jax.jit
@@ -144,7 +151,7 @@ def test_squashed_policies_bound_their_standard_deviation():
 
 
 def test_q_network_without_dueling_is_one_head():
-    net = networks.QNetwork(1, 3, (8,))
+    net = networks.QNetwork(compiled.body(1, (8,)), 3)
     q, params = jax.eval_shape(
         net.init_with_output, jax.random.key(0), jnp.ones((2, 6, 4))
     )
@@ -156,7 +163,9 @@ def test_q_network_with_several_outputs_per_action():
     obs = compiled.normal(1, 5, 6, 4)
 
     def outputs(dueling):
-        net = networks.QNetwork(1, 3, (8,), dueling=dueling, num_outputs=2)
+        net = networks.QNetwork(
+            compiled.body(1, (8,)), 3, dueling=dueling, num_outputs=2
+        )
         found = jax.jit(net.init_with_output)(jax.random.key(0), obs)
         z, params = jax.tree.map(np.array, found)
         assert z.shape == (5, 6, 3, 2) and z.std(axis=(0, 1)).min() > 1e-2

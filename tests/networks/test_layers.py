@@ -70,13 +70,16 @@ def test_orthogonal_is_distributed_as_jax_has_it(shape):
         np.testing.assert_allclose((np.linalg.det(ours) > 0).mean(), 0.5, atol=0.03)
 
 
-def test_convolution_equals_jax():
+@pytest.mark.parametrize("strides", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("padding", ["VALID", "SAME", ((2, 0), (1, 1))])
+def test_convolution_equals_jax(strides, padding):
     images, kernel = compiled.normal(0, 3, 2, 6, 5, 2), compiled.normal(1, 3, 2, 2, 4)
+    how = dict(window_strides=strides, padding=padding)
 
     def reference(images, kernel):
         layout = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(
-            images, kernel, (1, 1), "VALID", dimension_numbers=layout
+            images, kernel, **how, dimension_numbers=layout
         )
 
     def outputs_and_gradients(convolution, images, kernel):
@@ -90,7 +93,7 @@ def test_convolution_equals_jax():
     def both(images, kernel):
         return [
             outputs_and_gradients(fn, images, kernel)
-            for fn in (layers.valid_convolution, reference)
+            for fn in (functools.partial(layers.convolution, **how), reference)
         ]
 
     got, want = both(images, kernel)
@@ -113,7 +116,7 @@ def test_activations_differ():
 
 @pytest.mark.parametrize("shape", [(4,), (10, 10, 4)])
 def test_layer_norm_comes_before_each_activation(shape):
-    net = networks.QNetwork(len(shape), 3, (8, 5), layer_norm=True)
+    net = networks.QNetwork(compiled.body(len(shape), (8, 5), layer_norm=True), 3)
     obs = compiled.normal(1, 2, *shape)
     params = jax.tree.map(
         lambda x: np.array(x) + compiled.normal(x.size, *x.shape),
@@ -130,7 +133,14 @@ def test_layer_norm_comes_before_each_activation(shape):
     if len(shape) == 3:
         encoder = weights["Encoder_0"]
         kernel, bias = encoder["Conv_0"]["kernel"], encoder["Conv_0"]["bias"]
-        x = np.array(jax.jit(layers.valid_convolution)(x, kernel)) + bias
+        x = (
+            np.array(
+                jax.jit(layers.convolution, static_argnums=(2, 3))(
+                    x, kernel, (1, 1), "VALID"
+                )
+            )
+            + bias
+        )
         x = normalised(x, encoder["LayerNorm_0"]).reshape(2, -1)
     for i in range(2):
         dense = weights["MLP_0"][f"Dense_{i}"]
@@ -173,7 +183,7 @@ def test_noisy_layer_by_hand(factored):
 @pytest.mark.parametrize("factored", [False, True])
 def test_noise_of_a_network(factored):
     """Each layer's noise by hand, the same for all inputs and ways to apply it."""
-    net = networks.QNetwork(1, 3, (5,), dueling=True, noisy=True)
+    net = networks.QNetwork(compiled.body(1, (5,)), 3, dueling=True, noisy=True)
     obs, key = compiled.normal(1, 4, 2), jax.random.key(2)
     params = jax.tree.map(np.array, compiled.init(net, jax.random.key(0), obs))
 
@@ -210,7 +220,7 @@ def by_hand(params, path, x, factors):
 
 
 def test_noise_leaves_the_norms_of_gradients_factored():
-    net = networks.QNetwork(1, 3, (5,), noisy=True)
+    net = networks.QNetwork(compiled.body(1, (5,)), 3, noisy=True)
     obs, key = compiled.normal(1, 4, 2), jax.random.key(2)
     params = compiled.init(net, jax.random.key(0), obs)
 
@@ -232,6 +242,6 @@ def test_noise_leaves_the_norms_of_gradients_factored():
 
 
 def test_parameters_without_noisy_layers_stay_as_they_are():
-    net = networks.QNetwork(1, 3, (5,))
+    net = networks.QNetwork(compiled.body(1, (5,)), 3)
     params = jax.eval_shape(net.init, jax.random.key(0), np.ones((1, 2)))
     assert layers.with_noise(params, jax.random.key(0)) is params

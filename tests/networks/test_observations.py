@@ -1,6 +1,7 @@
 """Integer observations: kept as they are, read by every network as they are meant."""
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ import pytest
 from gymnax.environments import spaces
 
 from rljax import agents, envs, meta, networks, replay
+from rljax.envs import wrappers
 from rljax.networks import observations
-from rljax.types import Levels, Spec, States
+from rljax.types import Levels, ObsSpec, Spec, States
 
 from .. import probe_envs
 from ..agent_case import CONTINUOUS_ONLY
@@ -63,6 +65,91 @@ def test_the_space_says_how_to_read(gym, reading):
     assert spec.obs_dtype == ("int32" if isinstance(reading, States) else gym.dtype)
 
 
+class Seen(NamedTuple):
+    """A tree of observations."""
+
+    image: Any
+    rest: Any
+
+
+class Trees(probe_envs.Counter):
+    """Observes its time as an image of bytes, a number of a state, and floats."""
+
+    def observation_space(self, params):
+        rest = (spaces.Discrete(9), spaces.Box(0.0, 4.0, (2,)))
+        return spaces.Dict({"image": UINT8, "rest": spaces.Tuple(rest)})
+
+    def observe(self, key, state, action, params):
+        image = jnp.full((4, 4, 1), 51 * state.time, jnp.uint8)
+        return Seen(image, (state.time, jnp.full(2, state.time, jnp.float32)))
+
+
+class NoSpaces(Trees):
+    def observation_space(self, params):
+        return spaces.Dict({"image": UINT8})
+
+
+def test_the_spaces_of_a_tree_say_how_to_read():
+    spec = envs.wrap(Trees()).spec
+    image, place, floats = spec.obs.leaves
+    assert image == ((4, 4, 1), "uint8", Levels((0.0,), (255.0,)), "image")
+    assert place == ((1,), "int32", States(9), "rest/0")
+    assert floats == ((2,), "float32", None, "rest/1")
+    assert isinstance(spec.zeros(3), Seen) and spec.zeros(3).image.shape == (3, 4, 4, 1)
+    with pytest.raises(ValueError, match="observations are a tree of image, rest/0"):
+        _ = spec.obs_shape
+    image, place, floats = envs.wrap(NoSpaces()).spec.obs.leaves
+    assert image.reading and place.reading is None is floats.reading
+    found = envs.check(NoSpaces(), steps=0)
+    assert "NoSpaces: observations 'rest/0' are not in observation_space" in str(found)
+    (outside,) = envs.check(Trees(), steps=8)  # its time grows to 5
+    assert "of observations 'rest/1' are outside of their space" in outside.text
+
+
+@pytest.mark.parametrize(
+    ("options", "want"),
+    [
+        ({}, Seen(102, (2, [2, 2]))),
+        (dict(stack_frames=2), Seen([51, 102], ([1, 2], [1, 1, 2, 2]))),
+        (dict(time_aware=True), wrappers.TimedObs(Seen(102, (2, [2, 2])), 0.4)),
+        (dict(normalize_obs=True), None),
+    ],
+)
+def test_wrappers_keep_trees(options, want):
+    env = envs.wrap(Trees(), **options)
+    seen = observed(env)
+    shapes = jax.tree.map(lambda x: (x.shape[2:], x.dtype), seen)
+    expected = jax.tree.map(lambda x: (x.shape, x.dtype), env.spec.zeros())
+    assert shapes == expected
+    if want is None:
+        assert seen.rest[0][1, 0] == 2  # names a state
+        lone = observed(envs.wrap(IMAGE(UINT8), normalize_obs=True))
+        np.testing.assert_allclose(seen.image, lone, rtol=1e-6)
+        return
+    for found, value in zip(
+        jax.tree.leaves(seen),
+        jax.tree.leaves(want, is_leaf=lambda x: isinstance(x, list)),
+        strict=True,
+    ):
+        whole = np.broadcast_to(value, found.shape[2:])
+        np.testing.assert_allclose(found[1, 0], whole, rtol=1e-6)
+
+
+def test_every_array_of_a_tree_is_scaled_or_none():
+    with pytest.raises(ValueError, match="scale_obs=True: Trees has no .* 'rest/0'"):
+        envs.wrap(Trees(), scale_obs=True)
+
+    class Floats(Trees):
+        def observation_space(self, params):
+            box = spaces.Box(0, 8, ())
+            rest = spaces.Tuple((box, spaces.Box(0.0, 4.0, (2,))))
+            return spaces.Dict({"image": UINT8, "rest": rest})
+
+    seen = observed(envs.wrap(Floats(), scale_obs=True))
+    assert (seen.rest[0][1, 0], seen.rest[1][1, 0, 0]) == (-0.5, 0.0)
+    np.testing.assert_allclose(seen.image[1, 0], 2 * 102 / 255 - 1, rtol=1e-5)
+
+
 def observed(env, length=3):
     """Next observations `[T, N, ...]` of `length` steps."""
 
@@ -78,7 +165,7 @@ def observed(env, length=3):
 
         return jax.lax.scan(step, state, noises)[1]
 
-    return np.asarray(play())
+    return jax.device_get(play())
 
 
 DISCRETE = Shows(OwnDiscrete(9, start=-1), (), "int32")
@@ -133,18 +220,17 @@ def test_what_cannot_be_scaled_is_refused(gym, options, message):
         envs.wrap(gym, **options)
 
 
-def test_masks_stand_beside_levels_as_numbers():
+def test_masks_stand_beside_integers():
     class Masked(Shows):
         def action_mask(self, state, params):
             return jnp.array([True, False])
 
     env = envs.wrap(Masked(OwnBox(0, 4, (2,)), (2,), "int32"))
-    assert (env.spec.reading, env.spec.obs_dtype) == (None, "float32")
-    np.testing.assert_allclose(observed(env)[:, 0], [[-0.5] * 2 + [1, 0],
-                                                     [0.0] * 2 + [1, 0],
-                                                     [0.5] * 2 + [1, 0]])  # fmt: skip
-    with pytest.raises(ValueError, match="action_mask needs Discrete actions and obs"):
-        envs.wrap(Masked(OwnDiscrete(9), (), "int32"))
+    assert env.spec.reading == Levels(low=(0.0,), high=(4.0,))
+    seen = observed(env)
+    np.testing.assert_array_equal(seen.obs[:, 0], [[1, 1], [2, 2], [3, 3]])
+    np.testing.assert_array_equal(seen.legal[:, 0], [[True, False]] * 3)
+    assert envs.wrap(Masked(OwnDiscrete(9), (), "int32")).spec.reading == States(9)
 
 
 def test_read_equals_numpy():
@@ -163,8 +249,10 @@ def test_read_equals_numpy():
 def test_networks_see_white_as_one():
     reading = envs.wrap(IMAGE(UINT8)).spec.reading
     white = np.full((1, 4, 4, 1), 255, np.uint8)
-    of_bytes = networks.Critic(obs_ndim=3, reading=reading)
-    of_floats = networks.Critic(obs_ndim=3)
+    of_bytes = networks.Critic(
+        networks.Body(ObsSpec.array((8, 8, 3), "uint8", reading))
+    )
+    of_floats = networks.Critic(networks.Body(ObsSpec.array((8, 8, 3))))
 
     @jax.jit
     def both():
@@ -214,7 +302,7 @@ def test_every_network_of_every_agent_reads_observations(name, make, monkeypatch
     def everything(key):
         state = agent.init(config, key)
         memory = agent.memory(config, config.num_envs)
-        obs = jnp.zeros((config.num_envs, *env.spec.obs_shape), env.spec.obs_dtype)
+        obs = env.spec.zeros(config.num_envs)
         act = functools.partial(agent.act, config, state, memory, obs, key)
         return state, act(explore=True)[0]
 

@@ -8,14 +8,22 @@ import jax
 import numpy as np
 import pytest
 
+from rljax.agents import r2d2
 from rljax.networks import PolicyHead, recurrent
 from rljax.types import Discrete
 
 from .. import compiled
 
+SMALL = r2d2.Config(memory_size=4)
 NETWORKS = {
-    "q": recurrent.RecurrentQNetwork(1, 3, (5,), "relu", 4),
-    "policy": recurrent.Recurrent(1, PolicyHead(Discrete(3)), (5,), "relu", 4),
+    "q": recurrent.RecurrentQNetwork(
+        body=compiled.body(1, (5,)), memory_cell=recurrent.cell(SMALL), num_actions=3
+    ),
+    "policy": recurrent.Recurrent(
+        body=compiled.body(1, (5,)),
+        memory_cell=recurrent.cell(SMALL),
+        head=PolicyHead(Discrete(3)),
+    ),
 }
 
 
@@ -23,7 +31,8 @@ NETWORKS = {
 def problem(request):
     """A network, parameters without zeros, observations, starts, a memory."""
     net = NETWORKS[request.param]
-    obs, memory = compiled.normal(0, 6, 2, 3), compiled.normal(1, 2, 8)
+    obs = compiled.normal(0, 6, 2, 3)
+    memory = (compiled.normal(1, 2, 4), compiled.normal(2, 2, 4))
     keys = jax.random.split(jax.random.key(0), 2)
     init = jax.jit(jax.vmap(lambda key: net.init(key, obs[0], memory)))
     init = init.lower(keys).compile()
@@ -77,7 +86,7 @@ def test_recurrent_network_equals_an_lstm_by_hand(problem):
     args = (net, params, obs, starts, memory)
     outputs, memories = jax.tree.map(np.array, unroll(*args))
     weights = jax.tree.map(lambda x: np.array(x, float), params["params"])
-    cell, output = np.split(np.array(memory), 2, axis=-1)
+    cell, output = memory
     for t in range(6):
         going_on = 1 - np.array(starts[t])[:, None]
         cell, output = cell * going_on, output * going_on
@@ -91,8 +100,8 @@ def test_recurrent_network_equals_an_lstm_by_hand(problem):
         output = np.tanh(cell) / (1 + np.exp(-o))
         want = head(kind, weights, output)
         np.testing.assert_allclose(outputs[t], want, rtol=1e-4, atol=1e-4)
-        both = np.concatenate([cell, output], axis=-1)
-        np.testing.assert_allclose(memories[t], both, rtol=1e-4, atol=1e-4)
+        for found, want in zip(memories, (cell, output), strict=True):
+            np.testing.assert_allclose(found[t], want, rtol=1e-4, atol=1e-4)
 
 
 def test_recurrent_sequences_in_parts_are_those_in_one(problem):
@@ -100,11 +109,13 @@ def test_recurrent_sequences_in_parts_are_those_in_one(problem):
     walk = functools.partial(unroll, net, params)
     whole = jax.tree.map(np.array, walk(obs, starts, memory))
     first = jax.tree.map(np.array, walk(obs[:3], starts[:3], memory))
-    second = walk(obs[3:], starts[3:], first[1][-1])
+    last = jax.tree.map(lambda x: x[-1], first[1])
+    second = walk(obs[3:], starts[3:], last)
     parts = jax.tree.map(lambda *x: np.concatenate(x), first, second)
     chex.assert_trees_all_close(parts, whole, rtol=1e-5, atol=1e-6)
     step = jax.jit(lambda *args: arrays(net.apply(params, *args)))
-    step = step(obs[2], whole[1][1])  # no episode starts there
+    before = jax.tree.map(lambda x: x[1], whole[1])
+    step = step(obs[2], before)  # no episode starts there
     want = jax.tree.map(lambda x: x[2], whole)
     chex.assert_trees_all_close(step, want, rtol=1e-5)
 
@@ -113,7 +124,8 @@ def test_recurrent_networks_forget_where_an_episode_starts(problem):
     _, net, params, obs, starts, memory = problem
     outputs = unroll(net, params, obs, starts, memory)
     moved = obs + (np.arange(6) == 0)[:, None, None].astype(np.float32)
-    other = unroll(net, params, moved, starts, memory + 1)
+    others = jax.tree.map(lambda x: x + 1, memory)
+    other = unroll(net, params, moved, starts, others)
     outputs, other = jax.tree.map(np.array, (outputs, other))
     for x, y in zip(jax.tree.leaves(outputs), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(x[1:, 0], y[1:, 0])  # starts there

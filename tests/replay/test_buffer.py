@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from rljax import envs, replay
-from rljax.types import Discrete, Rollout, Spec
+from rljax.types import Discrete, ObsSpec, Rollout, Spec
 
 N, T, ROWS, LIMIT = 3, 2, 8, 4
-SPEC = Spec((2,), "int32", Discrete(5), max_steps=LIMIT)
+SPEC = Spec(ObsSpec.array((2,), "int32"), Discrete(5), max_steps=LIMIT)
 KEY = jax.random.key(0)
 add = jax.jit(replay.add, static_argnames="length")
 sample = jax.jit(replay.sample, static_argnums=2)

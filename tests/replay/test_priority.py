@@ -12,7 +12,7 @@ import pytest
 from rljax import agents, autodiff, envs, replay
 from rljax.learners import q_learner
 from rljax.replay import priority
-from rljax.types import Discrete, Rollout, Spec
+from rljax.types import Discrete, ObsSpec, Rollout, Spec
 
 from .. import compiled
 
@@ -41,7 +41,7 @@ def filled(kind, sampler="replay"):
 
 @functools.cache
 def stored(keeps):
-    spec = Spec((3,), "float32", Discrete(2), max_steps=100)
+    spec = Spec(ObsSpec.array((3,)), Discrete(2), max_steps=100)
     rng = np.random.default_rng(0)
     obs = rng.normal(size=(ROWS, N, 3)) * rng.exponential(size=(ROWS, N, 1))
     flags = np.zeros((ROWS, N), bool)

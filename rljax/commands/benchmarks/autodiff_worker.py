@@ -20,7 +20,8 @@ from protocol import print_result, read_job
 
 from rljax import autodiff
 from rljax.autodiff.per_transition import NormMethod
-from rljax.networks import QNetwork
+from rljax.networks import Body, QNetwork
+from rljax.types import ObsSpec
 
 NUM_ACTIONS = 6
 
@@ -47,7 +48,13 @@ Function = Callable[[Inputs], Any]
 def make(job: dict[str, Any]) -> tuple[QNetwork, Inputs]:
     """Returns the network of the job, and random inputs."""
     shape, size = tuple(job["obs_shape"]), job["batch"]
-    network = QNetwork(len(shape), NUM_ACTIONS, tuple(job["hidden_sizes"]))
+    dtype = "bool" if len(shape) == 3 else "float32"
+    body = Body(
+        obs=ObsSpec.array(shape, dtype),
+        hidden_sizes=tuple(job["hidden_sizes"]),
+        activation="relu",
+    )
+    network = QNetwork(body=body, num_actions=NUM_ACTIONS)
     rng = np.random.default_rng(job["seed"])  # jax would compile for seconds
 
     def normal(*shape: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from protocol import read_job
 
 from rljax import prng, replay
 from rljax.running import sharding
-from rljax.types import Discrete, Rollout, Spec
+from rljax.types import Discrete, ObsSpec, Rollout, Spec
 
 
 def main():
@@ -20,7 +20,8 @@ def main():
     imported, hyper = time.time(), job["hyper"]
     num_envs, batch_size = hyper["num_envs"], hyper["batch_size"]
     prioritized = hyper["priority"] != "uniform"
-    spec = Spec((4,), "float32", Discrete(2), max_steps=500)
+    obs = ObsSpec.array((4,), "float32")
+    spec = Spec(obs=obs, action=Discrete(2), max_steps=500)
 
     def add(buffer, time):
         obs, action, reward, done = (x[None] for x in replay_work.row(num_envs, time))
