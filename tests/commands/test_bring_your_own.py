@@ -1,5 +1,6 @@
 """The page docs/bring-your-own.md as a new user follows it, and what goes wrong."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import sys
 
 import pytest
 
+from rljax.commands import common
 from rljax.running.logging import read_csv
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
@@ -85,6 +87,21 @@ def test_default_names_are_names_of_files(rljax, folder, tmp_path):
     assert done["code"] == 0, done["err"]
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name.startswith("actor_critic-corridor-Corridor-20")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    torso: str | None = "torso.py:Wide"
+    cell: str | None = "my.module:Cell"
+    activation: str = "tanh"
+    width: int = 3
+
+
+def test_references_in_a_config_hold_in_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recorded = common.as_recorded(Config())
+    assert recorded == Config(torso=f"{tmp_path}/torso.py:Wide")
+    assert common.as_recorded(recorded) == recorded
 
 
 BAD = {
