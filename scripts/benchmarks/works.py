@@ -108,7 +108,7 @@ SPEED = (
     ),
     Work(
         "ppo-pong",
-        "ppo on Pong-misc, images of 30 x 40 x 3, 16 envs, convolutional 128, 20k steps",
+        "ppo on Pong-misc, images of 30 x 40 x 3, 16 envs, a convolution, 20k steps",
         "ppo",
         10 * 16 * 128,
         PPO | {"num_envs": 16, "activation": "relu", "hidden_sizes": (128,)},
