@@ -82,48 +82,37 @@ def dense(
     return nn.Dense(features, kernel_init=orthogonal(scale), name=name, dtype=dtype)
 
 
-def convolution(
+def valid_convolution(
     images: jax.Array,
     kernel: jax.Array,
-    window_strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
+    window_strides: Sequence[int] = (1, 1),
+    padding: str | Sequence[tuple[int, int]] = "VALID",
     **options: Any,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated` for images, quick on CPU.
+    """`jax.lax.conv_general_dilated` for stride 1 without padding, quick on CPU.
 
-    There XLA computes the gradient of a convolution's kernel in plain loops, hundreds
-    of times slower than one product of matrices with the image's patches.
+    There XLA computes the gradient of a small kernel in plain loops, hundreds of times
+    slower than one product of matrices with the image's patches; with many channels or
+    strides patches gain nothing.
 
     Args:
       images: `[B, height, width, channels]`.
       kernel: `[rows, columns, channels, features]`.
-      window_strides: of both axes.
-      padding: "VALID", "SAME" or what is added before and after each axis.
-      **options: for the other backends; on CPU without effect, so leave them out.
+      window_strides: for the other backends; 1 on CPU.
+      padding: likewise; none on CPU.
+      **options: likewise; none on CPU.
 
     Returns:
-      `[B, height', width', features]`.
+      `[B, height - rows + 1, width - columns + 1, features]`.
     """
     if jax.default_backend() != "cpu":
         return jax.lax.conv_general_dilated(
             images, kernel, window_strides, padding, **options
         )
     rows, columns, _, features = kernel.shape
-    if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads(
-            images.shape[1:3], (rows, columns), window_strides, padding
-        )
-    if any(map(any, padding)):
-        images = jnp.pad(images, ((0, 0), *padding, (0, 0)))
-    down, across = window_strides
-    height = (images.shape[1] - rows) // down + 1
-    width = (images.shape[2] - columns) // across + 1
+    height, width = images.shape[1] - rows + 1, images.shape[2] - columns + 1
     patches = [
-        images[
-            :,
-            i : i + down * (height - 1) + 1 : down,
-            j : j + across * (width - 1) + 1 : across,
-        ]
+        images[:, i : i + height, j : j + width]
         for i in range(rows)
         for j in range(columns)
     ]

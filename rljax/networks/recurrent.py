@@ -53,14 +53,18 @@ def cell(config: MemoryConfig) -> nn.RNNCellBase:
         )
     if isinstance(found, str):
         found = loading.load(found, "cell")
-    is_cell = isinstance(found, type) and issubclass(found, nn.RNNCellBase)
-    found = found(**{"features": config.memory_size}) if is_cell else found
+    if _is_cell_class(found):
+        found = found(features=config.memory_size)
     if not isinstance(found, nn.RNNCellBase):
         kind = type(found).__name__
         raise ValueError(
             f"cell={config.cell!r}: must be a flax.linen.RNNCellBase, not {kind}"
         )
     return found
+
+
+def _is_cell_class(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, nn.RNNCellBase)
 
 
 def fresh_memory(config: MemoryConfig, *batch: int) -> Memory:
@@ -180,7 +184,7 @@ def _fresh(cell: nn.RNNCellBase, batch: tuple[int, ...]) -> Memory:
 def _remember(cell: nn.RNNCellBase, memory: Memory, x: jax.Array) -> Recurrence:
     """One step; the memory keeps its dtypes."""
     new, outputs = cell(memory, x)
-    kept = jax.tree.map(lambda x, old: x.astype(old.dtype), new, memory)
+    kept = jax.tree.map(lambda x, old: x.astype(jnp.result_type(old)), new, memory)
     return Recurrence(outputs=precise(outputs), memory=kept)
 
 

@@ -17,9 +17,9 @@ from rljax.networks.layers import (
     ACTIVATIONS,
     MLP,
     LayerNorm,
-    convolution,
     orthogonal,
     precise,
+    valid_convolution,
 )
 from rljax.types import Masked, Obs, ObsLeaf, ObsSpec, Spec, Torso
 
@@ -197,6 +197,7 @@ def _convolve(
     size: int,
     stride: int = 1,
     padding: str = "VALID",
+    by_patches: bool = False,
 ) -> jax.Array:
     """A convolution of the module that calls."""
     if padding == "VALID" and min(x.shape[-3:-1]) < size:
@@ -210,7 +211,7 @@ def _convolve(
         strides=(stride, stride),
         padding=padding,
         kernel_init=orthogonal(math.sqrt(2)),
-        conv_general_dilated=convolution,
+        conv_general_dilated=valid_convolution if by_patches else None,
         dtype=compute_dtype(body.compute_dtype),
     )
     return layer(x)
@@ -227,7 +228,8 @@ def _normed(x: jax.Array, body: Body) -> jax.Array:
 
 def _minatar(x: jax.Array, body: Body) -> jax.Array:
     """Young and Tian (2019), https://arxiv.org/abs/1903.03176, for 10 x 10 planes."""
-    return nn.relu(_normed(_convolve(x, body, features=16, size=3), body))
+    x = _convolve(x, body, features=16, size=3, by_patches=True)
+    return nn.relu(_normed(x, body))
 
 
 def _nature(x: jax.Array, body: Body) -> jax.Array:

@@ -106,6 +106,15 @@ SPEED = (
         DQN | {"capacity": 100_000, "warmup_steps": 200},
         short={"rejax": 20_000},
     ),
+    Work(
+        "ppo-pong",
+        "ppo on Pong-misc, images of 30 x 40 x 3, 16 envs, a convolution, 20k steps",
+        "ppo",
+        10 * 16 * 128,
+        PPO | {"num_envs": 16, "activation": "relu", "hidden_sizes": (128,)},
+        peers=(),
+        env="Pong-misc",
+    ),
 )
 
 
@@ -234,7 +243,7 @@ PG = (
             "num_minibatches": 8,
             "learning_rate": 5e-3,
             "activation": "relu",
-            "convolution": False,
+            "torso": "mlp",
         },
         peers=(),
         env="Breakout-MinAtar",
