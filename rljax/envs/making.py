@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from rljax.config import INT32_MAX, unknown
 from rljax.contracts import BatchedEnv
-from rljax.envs import boundary, spaces
+from rljax.envs import adapters, boundary, spaces
 from rljax.envs._gymnax import gymnax, registration
 from rljax.envs.batched import Env
 from rljax.envs.boundary import GymEnv, GymParams, MaskedGymEnv
@@ -31,16 +31,22 @@ if "TwoColors-v0" not in gymnax.registered_envs:  # when this module is reloaded
     gymnax.register("TwoColors-v0", TwoColors)
 
 
-def names() -> list[str]:
-    """List the names that `make` knows: gymnax's, TwoColors-v0, `gymnax.register`'s."""
-    return list(gymnax.registered_envs)
+def names(*, packages: bool = False) -> list[str]:
+    """List the names that `make` knows: gymnax's, TwoColors-v0, `gymnax.register`'s.
+
+    Args:
+      packages: also list `package/Name` of other packages that are installed. They are
+        imported for that, which may take ten seconds.
+    """
+    others = adapters.names() if packages else []
+    return [*gymnax.registered_envs, *others]
 
 
 def make(name: str, **params: Any) -> BatchedEnv:
-    """Make a batched environment by its gymnax name.
+    """Make a batched environment by its name.
 
     Args:
-      name: one of `names()`.
+      name: one of `names()`, or of `names(packages=True)`: `brax/ant`.
       **params: the options of `wrap` (`normalize_obs=True`), fields of the
         environment's `EnvParams` (`gravity=12.0`) or arguments of its constructor
         (`use_minimal_action_set=False`).
@@ -50,7 +56,7 @@ def make(name: str, **params: Any) -> BatchedEnv:
 
     Raises:
       ValueError: unknown name or parameter; the near matches are listed. An environment
-        that cannot be built, for want of a network say. As by `wrap`.
+        that cannot be built, for want of a network or a package say. As by `wrap`.
 
     Example:
       >>> env = make("CartPole-v1", gravity=12.0, time_aware=True)
@@ -63,12 +69,15 @@ def make(name: str, **params: Any) -> BatchedEnv:
 
 def build(name: str, **params: Any) -> tuple[GymEnv, GymParams, dict[str, Any]]:
     """Build the gymnax object, its parameters, and the options of `wrap`; as `make`."""
-    if name not in names():
-        raise ValueError(unknown("environment", name, names()))
-    factory = registration._registry[name]
-    arguments = inspect.signature(factory).parameters
+    if name in names():
+        factory = registration._registry[name]
+        arguments, built = list(inspect.signature(factory).parameters), _built
+    elif adapters.is_name(name):
+        arguments, built = adapters.options(name), adapters.make
+    else:
+        raise ValueError(unknown("environment", name, names(packages=True)))
     options = inspect.signature(wrap).parameters.keys() - {"gym", "params"}
-    gym, defaults = _built(name, {k: v for k, v in params.items() if k in arguments})
+    gym, defaults = built(name, {k: v for k, v in params.items() if k in arguments})
     fields = [field.name for field in dataclasses.fields(defaults)]
     overrides = {k: v for k, v in params.items() if k not in {*arguments, *options}}
     for key, value in overrides.items():
