@@ -148,16 +148,34 @@ def planes(identifiers: jax.Array, counts: tuple[int, ...]) -> jax.Array:
 
 
 def repeated(
-    step: Callable[[State, jax.Array], Step], state: Step, action: jax.Array, times: int
+    step: Callable[[State, Action], Step], state: State, action: Action, *, times: int
 ) -> Step:
-    """Repeat an action, until the episode ends; rewards add up."""
+    """Repeat an action until the episode ends; rewards add up.
+
+    Args:
+      step: of a state and an action.
+      state: before.
+      action: to repeat.
+      times: steps at most, >= 1.
+    """
 
     def once(before: Step, _: None) -> tuple[Step, None]:
         after = step(before.state, action)
         after = after._replace(reward=before.reward + after.reward)
-        kept = jax.tree.map(
+        frozen = jax.tree.map(
             lambda x, y: jnp.where(before.terminated, x, y), before, after
         )
-        return kept, None
+        return frozen, None
 
-    return jax.lax.scan(once, state, None, length=times)[0]
+    first = step(state, action)
+    return first if times == 1 else jax.lax.scan(once, first, None, times - 1)[0]
+
+
+def check_repeat(action_repeat: object) -> None:
+    """Raise unless an action can be repeated so often.
+
+    Raises:
+      ValueError: no integer, or below 1.
+    """
+    if type(action_repeat) is not int or action_repeat < 1:
+        raise ValueError(f"action_repeat={action_repeat!r}: must be an integer >= 1")
