@@ -1,6 +1,5 @@
 """Adapter of Brax' environments."""
 
-import functools
 import inspect
 from typing import Any
 
@@ -8,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from brax import envs
-from brax.io import image
 
 from rljax.envs._gymnax import Action
 from rljax.envs.adapters.functional import (
@@ -20,6 +18,7 @@ from rljax.envs.adapters.functional import (
     repeated,
     unbounded,
 )
+from rljax.envs.adapters.mujoco_picture import draw
 
 _STEPS = 1000  # of the physics, the limit that Brax' own wrapper has by default
 _NO_GRADIENTS = "mjx"  # a backend whose solver loops until it is done
@@ -71,11 +70,8 @@ def make(name: str, *, action_repeat: int = 1, **arguments: Any) -> Functional:
         action=box(-1.0, 1.0, (env.action_size,), jnp.float32),
         observation=unbounded(jax.eval_shape(reset, jax.random.key(0), params)[0]),
         params=params,
-        picture=functools.partial(_picture, env.sys),
+        picture=lambda state: draw(
+            env.sys.mj_model, np.asarray(state.pipeline_state.q)
+        ),
         differentiable=env.backend != _NO_GRADIENTS,
     )
-
-
-def _picture(system: Any, state: envs.State) -> np.ndarray:
-    """Draw with MuJoCo, which needs OpenGL."""
-    return np.asarray(image.render_array(system, jax.device_get(state.pipeline_state)))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from mujoco_playground import registry
-from mujoco_playground._src.mjx_env import MjxEnv, State, render_array
+from mujoco_playground._src.mjx_env import MjxEnv, State
 
 from rljax.envs._gymnax import Action
 from rljax.envs.adapters.functional import (
@@ -18,6 +18,7 @@ from rljax.envs.adapters.functional import (
     repeated,
     unbounded,
 )
+from rljax.envs.adapters.mujoco_picture import draw
 
 
 def names() -> list[str]:
@@ -70,7 +71,7 @@ def make(name: str, *, action_repeat: int = 1, **overrides: Any) -> Functional:
         action=box(-1.0, 1.0, (env.action_size,), jnp.float32),
         observation=unbounded(jax.eval_shape(reset, jax.random.key(0), params)[0]),
         params=params,
-        picture=lambda state: _picture(env, state),
+        picture=lambda state: draw(env.mj_model, np.asarray(state.data.qpos)),
     )
 
 
@@ -84,9 +85,3 @@ def _flat(config: Any, prefix: str = "") -> list[str]:
 
 def _plain(obs: Any) -> Any:
     return dict(obs) if hasattr(obs, "items") else obs
-
-
-def _picture(env: MjxEnv, state: State) -> np.ndarray:
-    """Draw with MuJoCo, which needs OpenGL."""
-    drawn: Any = render_array(env.mj_model, jax.device_get(state), 240, 320)
-    return np.asarray(drawn)
