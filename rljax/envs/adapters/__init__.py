@@ -3,8 +3,9 @@
 A package is imported when one of its environments is asked for, or when all names are
 listed. `pip install 'rljax[PACKAGE]'` brings a package, `'rljax[envs]'` all of them.
 
-functional  one environment as functions, and those as gymnax's Environment
-brax, craftax, jumanji, navix, pgx, playground, xminigrid  one package each
+from_brax, from_craftax, ...  one package each
+functional                    environments as functions, and those as gymnax's
+mujoco_picture                pictures for brax and playground
 """
 
 import importlib
@@ -28,7 +29,7 @@ PACKAGES = {
 
 
 class AdapterModule(Protocol):
-    """A module of this folder, named like its package.
+    """A module `from_PACKAGE` of this folder.
 
     It may also have `refusal(name) -> str | None`: why an environment that the package
     knows is none for one agent.
@@ -131,7 +132,7 @@ def _adapter(package: str) -> AdapterModule:
     with warnings.catch_warnings():  # what packages warn of concerns their authors
         warnings.simplefilter("ignore")
         try:
-            module = importlib.import_module(f"{__name__}.{package}")
+            module = importlib.import_module(f"{__name__}.from_{package}")
         except Exception as error:
             raise ValueError(
                 f"{package} is installed but cannot be imported: {_reason(error)}"

@@ -45,7 +45,7 @@ class Functional(NamedTuple):
 class AdapterParams(EnvParams):
     """Of an adapter whose package has no parameters that arrays could be."""
 
-    max_steps_in_episode: float = np.inf
+    max_steps_in_episode: Any = np.inf  # a number
 
 
 @struct.dataclass

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Pictures of MuJoCo's models without OpenGL, for brax and playground.
 
 A sketch in parallel projection: MuJoCo's own renderer needs a display or drivers, and

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Adapter of Brax' environments."""
 
 import inspect

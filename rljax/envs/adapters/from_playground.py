@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Adapter of MuJoCo Playground's environments."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Adapter of Craftax and Craftax-Classic."""
 
 import functools
@@ -67,7 +68,8 @@ def _params(kind: type) -> Any:
 
 def _picture(classic: bool, state: Any) -> np.ndarray:
     """Draw what the player sees; the first picture takes the time to load textures."""
-    return np.uint8(np.clip(_renderer(classic)(state), 0, 255))
+    pixels = np.asarray(_renderer(classic)(state))
+    return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
 @functools.cache

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Adapter of pgx's games for one player: MinAtar and 2048."""
 
 import inspect
@@ -27,7 +28,7 @@ def refusal(name: str) -> str | None:
     """Say why a game is not listed."""
     if name not in pgx.available_envs():
         return None
-    players = pgx.make(name).num_players  # pyright: ignore
+    players = pgx.make(name).num_players
     return f"pgx/{name} has {players} players: agents here play alone"
 
 
@@ -38,7 +39,7 @@ def options(name: str) -> list[str]:
 
 def make(name: str, **arguments: Any) -> Functional:
     """Make a game."""
-    env = type(pgx.make(name))(**arguments)  # pyright: ignore
+    env = type(pgx.make(name))(**arguments)
 
     def reset(key: jax.Array, _: AdapterParams) -> tuple[jax.Array, Any]:
         state = env.init(key)
@@ -73,5 +74,5 @@ def _picture(planes: np.ndarray) -> np.ndarray:
 
     colours = matplotlib.colormaps["turbo"](np.linspace(0.1, 1.0, planes.shape[-1]))
     top = planes.shape[-1] - 1 - planes[..., ::-1].argmax(axis=-1)
-    cells = np.where(planes.any(axis=-1)[..., None], colours[top, :3], 0.0)
+    cells = colours[top, :3] * np.any(planes, axis=-1, keepdims=True)
     return np.kron(np.uint8(255 * cells), np.ones((_PIXELS, _PIXELS, 1), np.uint8))

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Adapter of Navix' grid worlds."""
 
 import dataclasses

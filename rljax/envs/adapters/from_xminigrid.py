@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Adapter of XLand-MiniGrid's environments."""
 
 import dataclasses

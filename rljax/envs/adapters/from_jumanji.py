@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Adapter of Jumanji's environments for one agent."""
 
 import dataclasses
