@@ -8,10 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments import spaces
 
 from rljax import agents, envs, networks
 from rljax.autodiff import per_transition_grad_norms
 from rljax.envs import adapters, making, pictures, tasks
+from rljax.envs.adapters.functional import (
+    Adapter,
+    AdapterParams,
+    Functional,
+    Step,
+    box,
+    planes,
+    repeated,
+)
 from rljax.running import checkpoint, train
 from rljax.types import Box
 
@@ -153,7 +163,12 @@ ROWS = {
     ),
     "jumanji": Row("jumanji/Snake-v1", 4000, own_jumanji),
     "craftax": Row(
-        "craftax/Craftax-Classic-Symbolic-v1", 10_000, own_craftax, steps=6, spoil=dead
+        "craftax/Craftax-Classic-Symbolic-v1",
+        10_000,
+        own_craftax,
+        steps=6,
+        spoil=dead,
+        slow=True,  # generates worlds: a minute to compile
     ),
     "brax": Row(
         "brax/inverted_pendulum",
@@ -348,3 +363,261 @@ def test_it_draws_itself(row, played, tmp_path):
     assert path.read_bytes().startswith(b"GIF8")
     picture = gym.render(state, params)
     assert picture.std() > 0  # something is to be seen
+
+
+# Parts of single packages.
+
+
+@pytest.mark.skipif(missing("jumanji"), reason="jumanji is not installed")
+@pytest.mark.filterwarnings("ignore")
+class TestJumanji:
+    def test_choices_that_share_a_mask_are_one_choice(self):
+        gym, params = adapters.make("jumanji/Tetris-v0", {})
+        obs, state = gym.reset_env(jax.random.key(0), params)
+        legal = gym.action_mask(state, params)
+        assert gym.action_space(params).n == 4 * 10 and legal.shape == (40,)
+        assert set(obs) == {"grid", "tetromino"}
+        # Rotation 2 at column 3, by Jumanji itself.
+        own = gym.functional
+        after = own.step(jax.random.key(0), state.inner, jnp.int32(23), params)
+        import jumanji
+
+        env = jumanji.make("Tetris-v0")
+        by_hand, _ = env.step(state.inner.state, jnp.array([2, 3]))
+        np.testing.assert_array_equal(after.obs["grid"], by_hand.grid_padded[:10, :10])
+
+    def test_choices_without_a_mask_are_handed_on(self):
+        gym, params = adapters.make("jumanji/RubiksCube-v0", {"time_limit": 7})
+        assert gym.action_space(params).nvec == (6, 1, 3)
+        assert params.max_steps_in_episode == 7
+        assert not hasattr(gym, "action_mask")
+
+    @pytest.mark.xfail(strict=False, reason="observations must be one array today")
+    def test_observations_of_several_arrays(self):
+        env = envs.make("jumanji/Maze-v0")
+        _, obs = env.reset(jax.random.key(0), 2)
+        assert obs["walls"].shape == (2, 10, 10)
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("Cleaner-v0", "jumanji/Cleaner-v0 has several agents"),
+            ("JobShop-v0", "jumanji/JobShop-v0 masks each of several choices"),
+            (
+                "Snak-v1",
+                "unknown environment 'jumanji/Snak-v1'; did you mean: jumanji/",
+            ),
+        ],
+    )
+    def test_names_that_are_none(self, name, message):
+        with pytest.raises(ValueError, match=message):
+            envs.make(f"jumanji/{name}")
+
+
+@pytest.mark.skipif(missing("pgx"), reason="pgx is not installed")
+@pytest.mark.filterwarnings("ignore")
+class TestPgx:
+    def test_games_of_two_are_refused(self):
+        with pytest.raises(ValueError, match="pgx/chess has 2 players: agents here"):
+            envs.make("pgx/chess")
+
+    def test_parameters_of_the_class(self):
+        name = "pgx/minatar-breakout"
+        env = envs.make(name, use_minimal_action_set=False, sticky_action_prob=0.0)
+        assert env.spec.action.num_actions == 6
+        with pytest.raises(ValueError, match="'sticky_prob'; did you mean: sticky_act"):
+            envs.make(name, sticky_prob=0.1)
+        with pytest.raises(ValueError, match=f"{name}: max_steps_in_episode=0: must"):
+            envs.make(name, max_steps_in_episode=0)
+
+    def test_names_of_the_package_are_near_matches(self):
+        assert "pgx/2048" in envs.names(packages=True)
+        with pytest.raises(ValueError, match="did you mean: .*pgx/minatar-breakout"):
+            envs.make("minatar-breakout")
+
+
+@pytest.mark.skipif(missing("navix"), reason="navix is not installed")
+@pytest.mark.filterwarnings("ignore")
+def test_navix_shows_planes_symbols_or_pixels():
+    name = "navix/Navix-DoorKey-5x5-v0"
+    specs = [
+        envs.make(name).spec,
+        envs.make(name, one_hot=False).spec,
+        envs.make(name, observation_fn="rgb").spec,
+    ]
+    assert [spec.obs_shape for spec in specs] == [(5, 5, 21), (5, 5, 3), (40, 40, 3)]
+    assert [spec.obs_dtype for spec in specs] == ["bool", "uint8", "uint8"]
+    assert specs[1].reading.high[:3] == (10, 5, 3)
+    with pytest.raises(ValueError, match="unknown observation_fn 'rbg'; did you mean"):
+        envs.make(name, observation_fn="rbg")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing("brax"), reason="brax is not installed")
+@pytest.mark.filterwarnings("ignore")
+def test_gradients_pass_through_brax():
+    env = envs.make("brax/inverted_pendulum", backend="generalized")
+    apg = agents.get("apg")
+    config = apg.Config(
+        num_envs=2, rollout_length=4, total_steps=64, hidden_sizes=(4,), num_epochs=1
+    )
+    agent = apg.make(env.spec)
+    begin = train.init(agent, env, config, jax.random.key(0))
+    run = jax.jit(lambda ts: train.run(agent, env, config, ts, 2))
+    end, metrics = run(begin)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))
+    before, after = jax.tree.leaves(begin.agent.actor), jax.tree.leaves(end.agent.actor)
+    assert any((x != y).any() for x, y in zip(before, after, strict=True))
+    assert not envs.make("brax/inverted_pendulum", backend="mjx").spec.differentiable
+
+
+# What needs no package.
+
+
+@pytest.fixture
+def nothing_installed(monkeypatch):
+    monkeypatch.setattr(adapters, "_is_installed", lambda package: False)
+
+
+@pytest.mark.parametrize("package", adapters.PACKAGES)
+def test_a_missing_package_is_named_with_its_command(nothing_installed, package):
+    text = f"^{package}/Any needs {package}: pip install 'rljax\\[{package}\\]', or"
+    with pytest.raises(ValueError, match=text):
+        envs.make(f"{package}/Any")
+    assert not [name for name in envs.names(packages=True) if "/" in name]
+
+
+def test_an_unknown_package():
+    with pytest.raises(ValueError, match="'gym/X': unknown package 'gym'; known are: "):
+        envs.make("gym/X")
+
+
+def test_names_alone_import_no_package(monkeypatch):
+    monkeypatch.setattr(adapters, "_adapter", None)
+    assert "CartPole-v1" in envs.names()
+
+
+class Broken:
+    """An adapter whose package fails."""
+
+    @staticmethod
+    def names():
+        return ["E"]
+
+    @staticmethod
+    def options(name):
+        return ["speed"]
+
+    @staticmethod
+    def make(name, **arguments):
+        raise TypeError("no such\nspeed")
+
+
+def test_a_package_that_fails_gets_one_line(monkeypatch):
+    monkeypatch.setattr(adapters, "_is_installed", lambda package: package == "brax")
+    monkeypatch.setattr(adapters, "_adapter", lambda package: Broken)
+    with pytest.raises(ValueError, match="^brax/E: TypeError: no such$"):
+        envs.make("brax/E", speed=3)
+
+
+def test_a_package_that_cannot_be_imported(monkeypatch):
+    def fail(name):
+        raise RuntimeError("no GPU\nat all")
+
+    monkeypatch.setattr(adapters, "_is_installed", lambda package: True)
+    monkeypatch.setattr(importlib, "import_module", fail)
+    text = "^pgx is installed but cannot be imported: RuntimeError: no GPU$"
+    with pytest.raises(ValueError, match=text):
+        envs.make("pgx/2048")
+    assert adapters.names() == []
+
+
+def counting(**fields):
+    """Counts to 5 and terminates there; the action is added to the count."""
+
+    def step(key, state, action, params):
+        state = state + 1 + action
+        return Step(jnp.float32(state)[None], state, jnp.float32(1.0), state >= 5)
+
+    return Functional(
+        reset=lambda key, params: (jnp.zeros(1), jnp.int32(0)),
+        step=step,
+        action=spaces.Discrete(2),
+        observation=box(0, 10, (1,), jnp.float32),
+        params=AdapterParams(3),
+        **fields,
+    )
+
+
+def test_a_functional_is_an_environment():
+    gym = Adapter(
+        "own/Count", counting(mask=lambda state: jnp.array([True, state < 3]))
+    )
+    assert envs.check(gym, steps=20) == []
+    env = envs.wrap(gym)
+    assert (env.spec.max_steps, env.spec.action.masked) == (3, True)
+    assert not env.spec.differentiable
+    assert envs.wrap(Adapter("own/Count", counting())).spec.action.masked is False
+    smooth = Adapter("own/Count", counting(differentiable=True))
+    assert envs.wrap(smooth).spec.differentiable
+
+
+def test_a_repeated_action_ends_with_the_episode():
+    step = counting().step
+
+    def one(state, action):
+        return step(None, state, action, None)
+
+    after = repeated(one, jnp.int32(0), jnp.int32(0), times=3)
+    assert (int(after.state), float(after.reward), bool(after.terminated)) == (3, 3, 0)
+    after = repeated(one, jnp.int32(0), jnp.int32(1), times=9)
+    assert (int(after.state), float(after.reward), bool(after.terminated)) == (6, 3, 1)
+
+
+def test_planes():
+    grid = jnp.array([[[1, 0], [2, 1]]], jnp.uint8)
+    expected = [[[0, 1, 0, 1, 0], [0, 0, 1, 0, 1]]]
+    np.testing.assert_array_equal(planes(grid, (3, 2)), expected)
+
+
+# Pictures.
+
+
+def red(state):
+    return np.full((2, 3, 3), (10 * int(state), 0, 0), np.uint8)
+
+
+def test_pictures_become_an_animation(tmp_path):
+    from PIL import Image
+
+    gym = Adapter("own/Count", counting(picture=red))
+    states = [gym.reset_env(None, None)[1]]
+    for _ in range(2):
+        states.append(gym.step_env(None, states[-1], 0, None)[1])
+    pictures.animate(
+        tmp_path / "x.gif", gym, None, states=states, returns=np.arange(3.0)
+    )
+    with Image.open(tmp_path / "x.gif") as image:
+        assert (image.n_frames, image.size) == (3, (3, 2))
+        image.seek(2)
+        np.testing.assert_array_equal(np.array(image.convert("RGB"))[0, 0], (20, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "own/Count cannot draw itself: no method render"),
+        (
+            {"picture": lambda state: np.zeros((2, 2))},
+            r"own/Count: render returns float64\[2, 2\], not uint8",
+        ),
+    ],
+)
+def test_no_picture_is_said(tmp_path, fields, message):
+    gym = Adapter("own/Count", counting(**fields))
+    assert pictures.can_draw(gym) == bool(fields)
+    state = gym.reset_env(None, None)[1]
+    with pytest.raises(ValueError, match=message):
+        pictures.animate(
+            tmp_path / "x.gif", gym, None, states=[state], returns=np.zeros(1)
+        )

@@ -106,7 +106,7 @@ def make(name: str, **arguments: Any) -> Functional:
 
 
 class _Form(NamedTuple):
-    """How actions are handed over."""
+    """The form in which actions are handed over."""
 
     space: spaces.Discrete | spaces.Box | MultiDiscrete
     masked: bool

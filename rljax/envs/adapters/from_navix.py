@@ -118,7 +118,7 @@ def make(
 
 
 class _View(NamedTuple):
-    """How observations are handed on."""
+    """The form in which observations are handed on."""
 
     symbols: bool  # three numbers for each cell
     one_hot: bool  # as zeros and ones
