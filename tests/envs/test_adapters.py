@@ -1,6 +1,6 @@
 """Environments of other packages keep gymnax's contract; messages need no package."""
 
-import importlib.util
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -189,7 +189,7 @@ ROWS = {
 
 
 def missing(package: str) -> bool:
-    return importlib.util.find_spec(adapters.PACKAGES[package]) is None
+    return not adapters.is_installed(package)
 
 
 def needs(package: str, *marks: pytest.MarkDecorator):
@@ -476,7 +476,7 @@ def test_gradients_pass_through_brax():
 
 @pytest.fixture
 def nothing_installed(monkeypatch):
-    monkeypatch.setattr(adapters, "_is_installed", lambda package: False)
+    monkeypatch.setattr(adapters, "is_installed", lambda package: False)
 
 
 @pytest.mark.parametrize("package", adapters.PACKAGES)
@@ -514,7 +514,7 @@ class Broken:
 
 
 def test_a_package_that_fails_gets_one_line(monkeypatch):
-    monkeypatch.setattr(adapters, "_is_installed", lambda package: package == "brax")
+    monkeypatch.setattr(adapters, "is_installed", lambda package: package == "brax")
     monkeypatch.setattr(adapters, "_adapter", lambda package: Broken)
     with pytest.raises(ValueError, match="^brax/E: TypeError: no such$"):
         envs.make("brax/E", speed=3)
@@ -524,7 +524,7 @@ def test_a_package_that_cannot_be_imported(monkeypatch):
     def fail(name):
         raise RuntimeError("no GPU\nat all")
 
-    monkeypatch.setattr(adapters, "_is_installed", lambda package: True)
+    monkeypatch.setattr(adapters, "is_installed", lambda package: True)
     monkeypatch.setattr(importlib, "import_module", fail)
     text = "^pgx is installed but cannot be imported: RuntimeError: no GPU$"
     with pytest.raises(ValueError, match=text):

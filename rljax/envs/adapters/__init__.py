@@ -61,7 +61,7 @@ def names() -> list[str]:
     """List the environments of all packages that are installed and can be imported."""
     found = []
     for package in PACKAGES:
-        if _is_installed(package):
+        if is_installed(package):
             try:
                 found += _names(package)
             except ValueError:  # asked for by name, it says why
@@ -103,7 +103,7 @@ def _find(name: str) -> tuple[AdapterModule, str]:
         raise ValueError(
             f"environment {name!r}: unknown package {package!r}; known are: {known}"
         )
-    if not _is_installed(package):
+    if not is_installed(package):
         raise ValueError(
             f"{name} needs {package}: pip install 'rljax[{package}]', or 'rljax[envs]' "
             "for the environments of all packages"
@@ -115,7 +115,8 @@ def _find(name: str) -> tuple[AdapterModule, str]:
     return adapter, own_name
 
 
-def _is_installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
+    """Whether a package of `PACKAGES` is there, without importing it."""
     return importlib.util.find_spec(PACKAGES[package]) is not None
 
 
