@@ -11,6 +11,7 @@ from rljax.envs import boundary
 from rljax.envs.boundary import GymParams, GymState
 
 _MILLISECONDS = 100  # of a frame
+_LEAST_PIXELS = 240  # of a frame's longer side, about
 # `gymnax.visualize.Visualizer` draws these, and of any other nothing but a title.
 _BY_GYMNAX = {
     "Acrobot-v1",
@@ -50,7 +51,7 @@ def animate(
     states: Sequence[GymState],
     returns: np.ndarray,
 ) -> None:
-    """Write a GIF with a frame for each state.
+    """Write a GIF with a frame for each state; small pictures are enlarged.
 
     Args:
       path: of the file, which ends in `.gif`.
@@ -76,7 +77,9 @@ def animate(
         if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8:
             what = f"{picture.dtype}{list(picture.shape)}"
             raise ValueError(f"{name}: render returns {what}, not uint8[h, w, 3]")
-        frames.append(Image.fromarray(picture))
+        frame = Image.fromarray(picture)
+        times = max(1, _LEAST_PIXELS // max(frame.size))
+        frames.append(frame.resize([times * size for size in frame.size], resample=0))
     first, *rest = frames
     first.save(
         path,

@@ -368,6 +368,35 @@ def test_it_draws_itself(row, played, tmp_path):
 # Parts of single packages.
 
 
+@pytest.mark.parametrize(
+    ("package", "option"),
+    [
+        ("jumanji", "time_limit"),
+        ("navix", "max_steps"),
+        ("xminigrid", "max_steps"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_the_packages_own_limit_is_a_truncation(package, option):
+    if missing(package):
+        pytest.skip(f"{package} is not installed")
+    gym, params = adapters.make(ROWS[package].name, {option: LIMIT})
+
+    @jax.jit
+    def play(key):
+        _, state = gym.reset_env(key, params)
+        ends = []
+        for _ in range(LIMIT):
+            mask = getattr(gym, "action_mask", lambda *_: jnp.array([True]))
+            action = jnp.argmax(mask(state, params))
+            _, state, _, terminated, _ = gym.step_env(key, state, action, params)
+            ends.append((terminated, gym.is_truncated(state, params)))
+        return ends
+
+    ends = [(bool(x), bool(y)) for x, y in play(jax.random.key(3))]
+    assert ends == [(False, False)] * (LIMIT - 1) + [(False, True)]
+
+
 @pytest.mark.skipif(missing("jumanji"), reason="jumanji is not installed")
 @pytest.mark.filterwarnings("ignore")
 class TestJumanji:
@@ -598,7 +627,7 @@ def test_pictures_become_an_animation(tmp_path):
         tmp_path / "x.gif", gym, None, states=states, returns=np.arange(3.0)
     )
     with Image.open(tmp_path / "x.gif") as image:
-        assert (image.n_frames, image.size) == (3, (3, 2))
+        assert (image.n_frames, image.size) == (3, (240, 160))  # enlarged
         image.seek(2)
         np.testing.assert_array_equal(np.array(image.convert("RGB"))[0, 0], (20, 0, 0))
 
