@@ -481,6 +481,27 @@ def test_navix_shows_planes_symbols_or_pixels():
         envs.make(name, observation_fn="rbg")
 
 
+@pytest.mark.skipif(missing("xminigrid"), reason="xminigrid is not installed")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("limit", [10, 20])
+def test_the_limit_shapes_xminigrids_reward(limit):
+    gym, params = adapters.make("xminigrid/MiniGrid-Empty-5x5", {})
+    params = params.replace(max_steps_in_episode=limit)
+
+    @jax.jit
+    def play(params):
+        _, state = gym.reset_env(jax.random.key(0), params)
+        for action in (0, 0, 1, 0, 0):  # forward, forward, right, forward, forward
+            _, state, reward, ended, _ = gym.step_env(
+                jax.random.key(0), state, action, params
+            )
+        return reward, ended
+
+    reward, ended = play(params)
+    assert ended
+    np.testing.assert_allclose(reward, 1 - 0.9 * 5 / limit, rtol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(missing("brax"), reason="brax is not installed")
 @pytest.mark.filterwarnings("ignore")
