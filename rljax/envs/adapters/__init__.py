@@ -148,9 +148,8 @@ def _call(name: str, function: Any, *args: Any, **arguments: Any) -> Any:
         try:
             return function(*args, **arguments)
         except ValueError as error:
-            text = _reason(error)
-            text = str(error) if name in text else f"{name}: {text}"
-            raise ValueError(text) from error
+            text = (str(error).splitlines() or [""])[0]
+            raise ValueError(text if name in text else f"{name}: {text}") from error
         except Exception as error:
             raise ValueError(f"{name}: {_reason(error)}") from error
 

@@ -46,7 +46,7 @@ def make(name: str, *, action_repeat: int = 1, **arguments: Any) -> Functional:
       **arguments: of the environment's class: `backend="spring"`.
     """
     check_repeat(action_repeat)
-    env = envs.get_environment(name, **arguments)  # without Brax' limit and resets
+    env: Any = envs.get_environment(name, **arguments)  # without Brax' limit and resets
 
     def reset(key: jax.Array, _: AdapterParams) -> tuple[Any, envs.State]:
         state = env.reset(key)

@@ -33,7 +33,7 @@ def options(name: str) -> list[str]:
 
 def make(name: str) -> Functional:
     """Make an environment."""
-    env = make_craftax_env_from_name(name, auto_reset=False)
+    env: Any = make_craftax_env_from_name(name, auto_reset=False)
     params = _params(type(env.default_params))
 
     def reset(key: jax.Array, params: Any) -> tuple[jax.Array, Any]:

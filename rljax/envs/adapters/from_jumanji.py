@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jumanji
 import numpy as np
 from jumanji import registration, specs
+from jumanji.registration import registered_environments
 from jumanji.viewer import MatplotlibViewer
 
 from rljax.envs._gymnax import Action, spaces
@@ -46,13 +46,13 @@ class _State(NamedTuple):
 
 def names() -> list[str]:
     """List the environments for one agent."""
-    known = sorted(jumanji.registered_environments())
+    known = sorted(registered_environments())
     return [name for name in known if refusal(name) is None]
 
 
 def refusal(name: str) -> str | None:
     """Say why an environment is not listed."""
-    if name not in jumanji.registered_environments():
+    if name not in registered_environments():
         return None
     if name.startswith(_SEVERAL_AGENTS):
         return f"jumanji/{name} has several agents: agents here act alone"
@@ -72,11 +72,13 @@ def options(name: str) -> list[str]:
 
 def make(name: str, **arguments: Any) -> Functional:
     """Make an environment."""
+    env: Any
     limit: float = np.inf
     if "time_limit" in options(name):
-        limit = jumanji.make(name, **arguments).time_limit
+        env = registration.make(name, **arguments)
+        limit = env.time_limit
         arguments["time_limit"] = _NEVER
-    env = jumanji.make(name, **arguments)
+    env = registration.make(name, **arguments)
     form = _form(env)
 
     def reset(key: jax.Array, _: AdapterParams) -> tuple[Any, _State]:
@@ -134,7 +136,7 @@ def _form(env: Any) -> _Form:
         space = spaces.Discrete(int(spec.num_values))
         return _Form(space=space, masked=masked, nvec=())
     if isinstance(spec, specs.MultiDiscreteArray):
-        nvec = tuple(int(number) for number in spec.num_values)
+        nvec = tuple(int(number) for number in np.array(spec.num_values))
         if masked and fields["action_mask"].shape == nvec:
             space = spaces.Discrete(int(np.prod(nvec)))
             return _Form(space=space, masked=True, nvec=nvec)

@@ -2,7 +2,7 @@
 """Adapter of pgx's games for one player: MinAtar and 2048."""
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,18 +28,21 @@ def refusal(name: str) -> str | None:
     """Say why a game is not listed."""
     if name not in pgx.available_envs():
         return None
-    players = pgx.make(name).num_players
+    players = pgx.make(cast(Any, name)).num_players
     return f"pgx/{name} has {players} players: agents here play alone"
 
 
 def options(name: str) -> list[str]:
     """List the arguments of a game's class."""
-    return list(inspect.signature(type(pgx.make(name)).__init__).parameters)[1:]
+    return list(inspect.signature(type(pgx.make(cast(Any, name))).__init__).parameters)[
+        1:
+    ]
 
 
 def make(name: str, **arguments: Any) -> Functional:
     """Make a game."""
-    env = type(pgx.make(name))(**arguments)
+    make_game: Any = type(pgx.make(cast(Any, name)))
+    env = make_game(**arguments)
 
     def reset(key: jax.Array, _: AdapterParams) -> tuple[jax.Array, Any]:
         state = env.init(key)

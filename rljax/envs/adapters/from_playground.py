@@ -44,7 +44,7 @@ def make(name: str, *, action_repeat: int = 1, **overrides: Any) -> Functional:
     check_repeat(action_repeat)
     if "impl" in options(name):
         overrides = {"impl": "jax"} | overrides
-    config = registry.get_default_config(name)
+    config: Any = registry.get_default_config(name)
     config.update_from_flattened_dict(overrides)
     env: MjxEnv = registry.load(name, config=config)
 

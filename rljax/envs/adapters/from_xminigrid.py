@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xminigrid
 from xminigrid.core.constants import NUM_COLORS, NUM_TILES
+from xminigrid.registration import make as make_own
+from xminigrid.registration import registered_environments
 from xminigrid.rendering.rgb_render import render
 from xminigrid.types import TimeStep
 
@@ -20,12 +21,12 @@ _COUNTS = (NUM_TILES, NUM_COLORS)
 
 def names() -> list[str]:
     """List the environments; those of rulesets start with an empty one."""
-    return list(xminigrid.registered_environments())
+    return list(registered_environments())
 
 
 def options(name: str) -> list[str]:
     """List the fields of an environment's parameters, and `one_hot`."""
-    fields = dataclasses.fields(xminigrid.make(name)[1])
+    fields = dataclasses.fields(make_own(name)[1])
     return [field.name for field in fields] + ["one_hot"]
 
 
@@ -38,9 +39,9 @@ def make(name: str, *, one_hot: bool = True, **arguments: Any) -> Functional:
       **arguments: fields of its parameters. They shape programs, so they are no
         parameters in gymnax's sense, but for `max_steps`, the time limit.
     """
-    env, fixed = xminigrid.make(name, **arguments)
+    env, fixed = make_own(name, **arguments)
 
-    def observe(obs: jax.Array) -> jax.Array:
+    def observe(obs: Any) -> jax.Array:
         return planes(obs, _COUNTS) if one_hot else obs
 
     def reset(key: jax.Array, params: AdapterParams) -> tuple[jax.Array, Any]:

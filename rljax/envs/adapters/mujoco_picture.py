@@ -7,10 +7,11 @@ without them may end the process.
 
 from typing import Any
 
-import mujoco
+import mujoco as mujoco_module
 import numpy as np
 from PIL import Image, ImageDraw
 
+mujoco: Any = mujoco_module  # compiled, without types
 _HEIGHT, _WIDTH = 240, 320
 _SKY, _GROUND, _LINE = (214, 226, 240), (168, 178, 190), (60, 66, 74)
 _SIDE, _UP = np.radians(15.0), np.radians(20.0)  # of the viewer, from the x-z plane
