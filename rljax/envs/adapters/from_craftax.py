@@ -53,6 +53,7 @@ def make(name: str) -> Functional:
     )
 
 
+@functools.cache  # one class for all, else jit would compile for each
 def _params(kind: type) -> Any:
     """Craftax' parameters, and the limit beside them instead of among them."""
 
