@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from gymnax.environments import spaces
 from gymnax.environments.environment import Environment, EnvParams, EnvState
@@ -37,6 +38,9 @@ class Counter(Environment):
 
     def observe(self, key, state, action, params):
         return jnp.float32(state.time)[None]
+
+    def render(self, state, params):
+        return np.full((4, 6, 3), state.time, np.uint8)
 
 
 class OwnStep(Counter):

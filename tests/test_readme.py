@@ -18,6 +18,7 @@ import pytest
 
 from rljax import agents, autodiff, envs, loading, meta, types
 from rljax.commands import front
+from rljax.envs import adapters
 from rljax.meta import maml
 
 ROOT = Path(__file__).parents[1]
@@ -487,7 +488,11 @@ def test_commands_have_what_they_name(page):
             assert {*named} <= known_options(command, config), words
             if "env" in named or "env_params" in named:
                 env = named.get("env", ["CartPole-v1"])
-                if env != ["..."] and not loading.is_reference(*env):
+                package = env[0].partition("/")[0]
+                there = package not in adapters.PACKAGES or adapters.is_installed(
+                    package
+                )
+                if env != ["..."] and there and not loading.is_reference(*env):
                     environment(*env, *named.get("env_params", []))
             for tuned in named.get("meta", []):
                 assert hasattr(config, meta.parse_parameter(tuned, config)[0]), tuned

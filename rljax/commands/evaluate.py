@@ -13,6 +13,7 @@ import tyro
 from rljax import prng
 from rljax.commands import common, folders
 from rljax.config import check_range
+from rljax.envs import pictures
 from rljax.envs.wrappers import unwrap
 from rljax.types import Agent, TrainState
 
@@ -61,12 +62,11 @@ def draw(path: Path, run: common.Run, ts: TrainState) -> None:
     Raises:
       ValueError: the environment cannot be drawn, or what draws it is not installed.
     """
-    for driver in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):  # pygame needs no screen
-        os.environ.setdefault(driver, "dummy")
-    from gymnax.visualize import Visualizer
-
     agent, env = run.build()
-    bare: Any = unwrap(env, ts.env)[0]  # an `envs.Env`
+    bare: Any = unwrap(env, ts.env)[0]  # an `envs.Env`, or another's
+    gym = getattr(bare, "gym", None)
+    if not pictures.can_draw(gym):
+        raise ValueError(f"--gif: {run.env} cannot draw itself: it has no render")
     env = env.for_evaluation(ts.env)
     arguments = (agent, env, run.config, ts.agent, common.key(run.seed))
     states, rewards, done = play(*arguments, int(env.max_steps))
@@ -75,9 +75,7 @@ def draw(path: Path, run: common.Run, ts: TrainState) -> None:
     total = np.cumsum(np.asarray(rewards[:length]))
     temporary = path.with_name(f".tmp-{path.name}")  # its ending is the format
     try:
-        drawing = Visualizer(bare.gym, bare.params, frames, total)
-        drawing.init()  # matplotlib hides what goes wrong here later
-        drawing.animate(str(temporary))
+        pictures.animate(temporary, gym, bare.params, states=frames, returns=total)
         os.replace(temporary, path)
     except Exception as error:  # of gymnax, gymnasium, pygame, matplotlib
         hint = "pip install '.[gif]' brings what classic control needs"

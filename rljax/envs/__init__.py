@@ -3,11 +3,13 @@
 `make` and `wrap` give what rollouts need, `names` lists what there is, and `check`
 tries an environment of your own and says what is wrong with it.
 
+adapters    environments of other packages, one small file each
 batched     N environments of gymnax's API in step with each other
 boundary    what an environment promises, by a trace of its program
 checking    what is wrong with an environment, in a line each
 making      environments by name
 own         environments of one's own, by reference or entry point
+pictures    animations of episodes
 spaces      gymnax's spaces as this package's
 tasks       distributions of tasks, for meta-learning
 two_colors  an endless grid whose good and bad items swap

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from rljax import loading
 from rljax.config import INT32_MAX, unknown
 from rljax.contracts import BatchedEnv
-from rljax.envs import boundary, own, spaces
+from rljax.envs import adapters, boundary, own, spaces
 from rljax.envs._gymnax import gymnax, registration
 from rljax.envs.batched import Env, LeafFormat
 from rljax.envs.boundary import GymEnv, GymParams, MaskedGymEnv
@@ -34,22 +34,30 @@ if "TwoColors-v0" not in gymnax.registered_envs:  # when this module is reloaded
     gymnax.register("TwoColors-v0", TwoColors)
 
 
-def names() -> list[str]:
+def names(*, packages: bool = False) -> list[str]:
     """List the names that `make` knows: gymnax's, TwoColors-v0, `gymnax.register`'s.
 
     And those that installed packages offer, by entry points of `rljax.environments`.
+
+    Args:
+      packages: also list `package/Name` of the packages that `rljax.envs.adapters`
+        knows and that are installed. They are imported for that, which may take ten
+        seconds.
     """
-    return list(dict.fromkeys([*gymnax.registered_envs, *loading.offered(own.GROUP)]))
+    others = adapters.names() if packages else []
+    offered = loading.offered(own.GROUP)
+    return list(dict.fromkeys([*gymnax.registered_envs, *offered, *others]))
 
 
 def make(name: str, /, **params: Any) -> BatchedEnv:
-    """Make a batched environment by its gymnax name, or your own by reference.
+    """Make a batched environment by its name, or your own by reference.
 
     Args:
-      name: one of `names()`, or a reference: `my.module:make_env`, or
-        `path/to/file.py:make_env`. It leads to an object with gymnax's API, to a pair
-        of one and its parameters, to a batched environment, which stays as it is, or
-        to a function or class that returns any of these.
+      name: one of `names()`, or of `names(packages=True)`: `brax/ant`; or a reference:
+        `my.module:make_env`, or `path/to/file.py:make_env`. The reference leads to an
+        object with gymnax's API, to a pair of one and its parameters, to a batched
+        environment, which stays as it is, or to a function or class that returns any
+        of these.
       **params: the options of `wrap` (`normalize_obs=True`), fields of the
         environment's `EnvParams` (`gravity=12.0`) or arguments of its constructor
         (`use_minimal_action_set=False`), or of your function.
@@ -59,8 +67,8 @@ def make(name: str, /, **params: Any) -> BatchedEnv:
 
     Raises:
       ValueError: unknown name or parameter; the near matches are listed. An environment
-        that cannot be built, for want of a network say. As by `wrap`, and by
-        `rljax.loading.load`.
+        that cannot be built, for want of a network or a package say. As by `wrap`, and
+        by `rljax.loading.load`.
 
     Example:
       >>> env = make("CartPole-v1", gravity=12.0, time_aware=True)
@@ -97,14 +105,16 @@ def build(
 
 def _found(name: str, params: dict[str, Any], *, options: Collection[str]) -> own.Built:
     """Build what a name or reference stands for, from the parameters it takes."""
-    if name not in gymnax.registered_envs:
-        found = own.find(name)
-        if found is None:
-            raise ValueError(unknown("environment", name, names()))
+    if name in gymnax.registered_envs:
+        factory = registration._registry[name]
+        arguments, built = inspect.signature(factory).parameters, _built
+    elif (found := own.find(name)) is not None:
         return own.build(name, found, params, options=options)
-    arguments = inspect.signature(registration._registry[name]).parameters
-    given = {k: v for k, v in params.items() if k in arguments}
-    gym, defaults = _built(name, given)
+    elif adapters.is_name(name):
+        arguments, built = adapters.options(name), adapters.make
+    else:
+        raise ValueError(unknown("environment", name, names(packages=True)))
+    gym, defaults = built(name, {k: v for k, v in params.items() if k in arguments})
     return own.Built(env=gym, params=defaults, arguments=arguments)
 
 
