@@ -17,7 +17,8 @@ from rljax.running.logging import read_csv
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 PAGE = (TESTS.parent / "docs" / "bring-your-own.md").read_text()
 FILES = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE, re.DOTALL))
-COMMANDS = re.findall(r"^rljax ([^#\n]*[^# \n])", PAGE, re.MULTILINE)
+WHOLE_LINES = PAGE.replace(" \\\n", "")
+COMMANDS = re.findall(r"^rljax ([^#\n]*[^# \n])", WHOLE_LINES, re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +56,10 @@ def folder(rljax, tmp_path_factory):
 
 
 def test_the_page_has_files_and_commands():
-    assert list(FILES)[:2] == ["corridor.py", "actor_critic.py"]
+    assert list(FILES) == ["corridor.py", "actor_critic.py", "torso.py"]
     names = [line.split()[0] for line in COMMANDS]
     assert names == ["check-env", *["train"] * 3, "evaluate", "sweep", "plot"]
-    assert len(PAGE.splitlines()) <= 200
+    assert len(PAGE.splitlines()) <= 240
 
 
 def test_the_run_of_the_page_learns_and_is_recorded(folder):
@@ -74,6 +75,7 @@ def test_the_run_of_the_page_learns_and_is_recorded(folder):
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     other = json.loads((folder / "runs/ppo/config.json").read_text())
     assert other["env_params"] == {"length": 6}
+    assert other["config"]["torso"] == f"{folder}/torso.py:Fourier"
 
 
 def test_a_run_is_found_from_another_folder(rljax, folder, tmp_path):
