@@ -110,7 +110,7 @@ def _found(name: str, params: dict[str, Any], *, options: Collection[str]) -> ow
         arguments, built = inspect.signature(factory).parameters, _built
     elif (found := own.find(name)) is not None:
         return own.build(name, found, params, options=options)
-    elif adapters.is_name(name):
+    elif adapters.is_name(name) and not own.offers(name.partition("/")[0]):
         arguments, built = adapters.options(name), adapters.make
     else:
         raise ValueError(unknown("environment", name, names(packages=True)))

@@ -43,6 +43,11 @@ def find(name: str) -> Any | None:
     return loading.load(name, "environment")
 
 
+def offers(package: str) -> bool:
+    """Whether entry points have names that begin with `package/`."""
+    return any(name.startswith(f"{package}/") for name in loading.offered(GROUP))
+
+
 def is_batched(env: object) -> bool:
     """Whether an object is a batched environment, or was meant as one."""
     return not isinstance(env, type) and all(
