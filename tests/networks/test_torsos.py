@@ -9,13 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments import spaces
 
-from rljax import networks
+from rljax import envs, networks
 from rljax.agents import dqn, ppo, ppo_rnn
+from rljax.autodiff import per_transition_grad_norms
 from rljax.networks import recurrent, torsos
+from rljax.running import train
 from rljax.types import Discrete, Levels, Masked, ObsLeaf, ObsSpec, Spec, States
 
-from .. import compiled
+from .. import compiled, probe_envs
 
 ATARI = ObsSpec.array((84, 84, 4), "uint8", Levels(low=(0.0,), high=(255.0,)))
 PLANES = ObsSpec.array((10, 10, 4), "bool")
@@ -154,6 +157,35 @@ def test_bfloat16_is_for_layers_alone(torso):
     program = str(jax.make_jaxpr(low.apply)(params, images))
     products = [line for line in program.splitlines() if "dot_general" in line]
     assert sum("bf16" in line for line in products) == len(products) - 1  # the head
+
+
+@pytest.mark.parametrize(
+    ("torso", "size", "layer_norm"),
+    [
+        ("mlp", 4, True),
+        ("minatar", 5, True),
+        ("nature_cnn", 36, False),
+        ("impala_resnet", 6, True),
+    ],
+)
+def test_gradient_norms_of_every_torso_are_exact(torso, size, layer_norm):
+    obs = ObsSpec.array((size, size, 2), "uint8", Levels((0.0,), (255.0,)))
+    net = network(obs, torso=torso, layer_norm=layer_norm)
+    images = drawn(obs, 2)
+    params = compiled.init(net, jax.random.key(0), images)
+
+    @jax.jit
+    def norms(params, images):
+        def loss(params, image):
+            return net.apply(params, image) ** 2
+
+        return [
+            per_transition_grad_norms(loss, params, images, method=method)
+            for method in ("factored", "vmap")
+        ]
+
+    factored, plain = norms(params, images)
+    np.testing.assert_allclose(factored, plain, rtol=1e-4)
 
 
 class Own(nn.Module):
@@ -335,3 +367,43 @@ def test_agents_take_a_torso_of_ones_own_by_name_and_as_a_module():
         shapes = jax.eval_shape(init, jax.random.key(0))
         sizes = {math.prod(x.shape) for x in jax.tree.leaves(shapes)}
         assert 9 in sizes  # three colours to three features
+
+
+class Frames(probe_envs.Counter):
+    """Shows frames as Atari's are."""
+
+    def observation_space(self, params):
+        return spaces.Box(0, 255, (84, 84, 4), jnp.uint8)
+
+    def observe(self, key, state, action, params):
+        return jnp.full((84, 84, 4), 40 * state.time, jnp.uint8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compute_dtype", torsos.DTYPES)
+def test_the_network_of_atari_trains(compute_dtype):
+    env = envs.wrap(Frames())
+    config = dqn.Config(
+        torso="nature_cnn",
+        hidden_sizes=(512,),
+        compute_dtype=compute_dtype,
+        num_envs=4,
+        batch_size=8,
+        warmup_steps=16,
+        total_steps=48,
+        capacity=64,
+    )
+    agent = dqn.make(env.spec)
+    start = jax.jit(functools.partial(train.init, agent, env, config))(
+        jax.random.key(0)
+    )
+    run = functools.partial(train.run, agent, env, config, iterations=8)
+    state, metrics = jax.jit(run)(train_state=start)
+    assert state.agent.replay.steps.obs.dtype == jnp.uint8
+    assert np.isfinite(metrics["loss"]).all()
+    for before, after in zip(
+        jax.tree.leaves(start.agent.params),
+        jax.tree.leaves(state.agent.params),
+        strict=True,
+    ):
+        assert after.dtype == jnp.float32 and (before != after).any()
