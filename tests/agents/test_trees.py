@@ -70,10 +70,7 @@ def trained(case, env):
     return run(jax.random.key(3))
 
 
-each_kind = agent_case.fast_for("apg", "dqn", "ppo", "ppo_rnn", "r2d2", "sac")
-
-
-@each_kind
+@agent_case.fast_for("dqn", "ppo", "r2d2")
 def test_vectors_in_a_tree_are_one_vector(case):
     """Side by side they are the same features: nothing that is learned differs."""
     gym = gym_of(case)
@@ -106,7 +103,7 @@ def test_only_the_critic_sees_what_is_its_own(case):
     assert 1 + size + actions in inputs[1]
 
 
-@each_kind
+@agent_case.fast_for("dqn", "ppo")
 def test_trees_are_tuned_saved_and_evaluated(case, tmp_path):
     env = envs.wrap(in_two(gym_of(case)), stack_frames=2, time_aware=True)
     agent, config = case.module.make(env.spec), case.config
@@ -210,7 +207,7 @@ BOTH = dict(total_steps=20_000, num_envs=8, rollout_length=32, hidden_sizes=(16,
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("ppo", "awr") else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "ppo" else pytest.param(name, marks=pytest.mark.slow)
         for name in WITH_POLICY
     ],
 )
