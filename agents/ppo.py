@@ -26,19 +26,29 @@ _MINATAR = dict(
 )
 # With flat inputs Asterix pays 5 after so many steps, with a convolution 33.
 _PLANES = _MINATAR | dict(num_minibatches=32, hidden_sizes=(128,))
+_BREAKOUT = dict(
+    learning_rate=5e-3,
+    total_steps=10_000_000,
+    num_envs=64,
+    num_minibatches=32,  # with fewer its policies settle early
+    activation="relu",
+    torso="mlp",
+    clip_value=False,
+)
+_GRID = cfg.Preset(
+    dict(
+        learning_rate=1e-3,
+        num_envs=32,
+        num_minibatches=8,
+        # Before the first reward they would be noise of standard deviation 1.
+        normalize_advantages=False,
+    ),
+    env_params=None,
+    wrap=dict(resets="optimistic"),
+)
 PRESETS: dict[str, cfg.Preset] = {
     "Acrobot-v1": cfg.Preset(dict(learning_rate=3e-3)),
-    "Breakout-MinAtar": cfg.Preset(
-        dict(
-            learning_rate=5e-3,
-            total_steps=10_000_000,
-            num_envs=64,
-            num_minibatches=32,  # with fewer its policies settle early
-            activation="relu",
-            torso="mlp",
-            clip_value=False,
-        )
-    ),
+    "Breakout-MinAtar": cfg.Preset(_BREAKOUT),
     "MountainCarContinuous-v0": cfg.Preset(
         dict(entropy_cost=0.0, total_steps=1_000_000, num_envs=16),
         wrap=dict(normalize_obs=True, normalize_rewards=0.99),
@@ -55,6 +65,21 @@ PRESETS: dict[str, cfg.Preset] = {
             clip_value=False,
         )
     ),
+    "brax/*": cfg.Preset(
+        dict(
+            learning_rate=1e-3,
+            entropy_cost=0.0,
+            total_steps=1_000_000,
+            num_envs=32,
+            rollout_length=64,
+            num_minibatches=8,
+        ),
+        env_params=None,
+        wrap=dict(normalize_obs=True, resets="cached"),
+    ),
+    "navix/*": _GRID,
+    "pgx/minatar-breakout": cfg.Preset(_BREAKOUT, env_params=None),
+    "xminigrid/*": _GRID,
     "Asterix-MinAtar": cfg.Preset(_PLANES),
     "Freeway-MinAtar": cfg.Preset(_PLANES),
     # Surfacing without a diver costs a life, and divers pay late.

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import inspect
 import io
 import math
 import tokenize
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from rljax import agents, envs
+from rljax.envs import adapters
 from rljax.running import train
 
 from ..agent_case import (
@@ -217,6 +219,24 @@ def test_a_preset_is_for_the_parameters_that_it_states_and_no_others():
             note = agents.other_preset(name, env_name, params | other)
             assert f"the preset of {name} for {env_name} is for" in note
             assert " ".join(f"{k} {v}" for k, v in params.items()) in note
+
+
+def test_presets_of_other_packages_bring_options_of_wrap():
+    """The packages need not be there, so their environments are not made."""
+    options = inspect.signature(envs.wrap).parameters
+    found = [
+        (name, env_name, preset)
+        for name in agents.names()
+        for env_name, preset in agents.get(name).PRESETS.items()
+        if preset.env_params is None
+    ]
+    assert {("ppo", "brax/*"), ("ppo", "navix/*")} <= {row[:2] for row in found}
+    for name, env_name, preset in found:
+        assert env_name.partition("/")[0] in adapters.PACKAGES
+        config = agents.config_for(name, env_name.replace("*", "any"), {"x": 1})
+        assert config == dataclasses.replace(agents.get(name).Config(), **preset.config)
+        config.validate()
+        assert preset.wrap.keys() <= options.keys()
 
 
 @pytest.mark.parametrize("name", agents.names())
