@@ -53,6 +53,16 @@ PRESETS: dict[str, cfg.Preset] = {
             warmup_steps=500,
         )
     ),
+    "brax/inverted_pendulum": cfg.Preset(
+        dict(
+            learning_rate=1e-3,
+            batch_size=128,
+            hidden_sizes=(64, 64),
+            total_steps=20_000,
+        ),
+        env_params=None,
+        wrap=dict(resets="cached"),
+    ),
 }
 
 actor = actor_critic.stochastic_actor  # the policy's network
