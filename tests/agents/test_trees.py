@@ -70,7 +70,7 @@ def trained(case, env):
     return run(jax.random.key(3))
 
 
-@agent_case.fast_for("dqn", "ppo", "r2d2")
+@agent_case.fast_for("dqn", "ppo")
 def test_vectors_in_a_tree_are_one_vector(case):
     """Side by side they are the same features: nothing that is learned differs."""
     gym = gym_of(case)
@@ -103,7 +103,7 @@ def test_only_the_critic_sees_what_is_its_own(case):
     assert 1 + size + actions in inputs[1]
 
 
-@agent_case.fast_for("dqn", "ppo")
+@agent_case.fast_for("ppo")
 def test_trees_are_tuned_saved_and_evaluated(case, tmp_path):
     env = envs.wrap(in_two(gym_of(case)), stack_frames=2, time_aware=True)
     agent, config = case.module.make(env.spec), case.config

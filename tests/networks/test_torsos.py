@@ -139,7 +139,15 @@ def test_arrays_of_a_tree_stand_side_by_side():
     np.testing.assert_array_equal(jax.jit(encoder.apply)(params, masked), features)
 
 
-@pytest.mark.parametrize("torso", sorted(networks.TORSOS))
+@pytest.mark.parametrize(
+    "torso",
+    [
+        "mlp",
+        "minatar",
+        "nature_cnn",
+        pytest.param("impala_resnet", marks=pytest.mark.slow),
+    ],
+)
 def test_bfloat16_is_for_layers_alone(torso):
     obs = ObsSpec.array((36, 36, 1), "uint8", Levels((0.0,), (255.0,)))
     plain, low = (network(obs, torso=torso, compute_dtype=x) for x in torsos.DTYPES)
@@ -165,7 +173,7 @@ def test_bfloat16_is_for_layers_alone(torso):
         ("mlp", 4, True),
         ("minatar", 5, True),
         ("nature_cnn", 36, False),
-        ("impala_resnet", 6, True),
+        pytest.param("impala_resnet", 6, True, marks=pytest.mark.slow),
     ],
 )
 def test_gradient_norms_of_every_torso_are_exact(torso, size, layer_norm):
