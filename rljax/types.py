@@ -242,7 +242,7 @@ class MemoryFn(Protocol):
 
 
 class ActFn(Protocol):
-    """Choose an action `[N]` or `[N, *shape]` for each observation `[N, *obs_shape]`.
+    """Choose an action `[N]` or `[N, *shape]` for each observation `[N, *shape]`.
 
     With `explore` as in training, else as in evaluation. The key is consumed.
     """
@@ -281,7 +281,7 @@ class UpdateFn(Protocol):
 
 
 class PolicyFn(Protocol):
-    """Return the distribution over actions at observations `[..., *obs_shape]`."""
+    """Return the distribution over actions at observations `[..., *shape]`."""
 
     def __call__(
         self, config: AgentConfig, state: AgentState, obs: Obs, /
@@ -289,7 +289,7 @@ class PolicyFn(Protocol):
 
 
 class ValuesFn(Protocol):
-    """Return values of observations `[..., *obs_shape]`: `[..., A]`, or `[...]`."""
+    """Return values of observations `[..., *shape]`: `[..., A]`, or `[...]`."""
 
     def __call__(
         self, config: AgentConfig, state: AgentState, obs: Obs, /

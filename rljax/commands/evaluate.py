@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from rljax import prng
+from rljax import envs, prng
 from rljax.commands import common, folders
 from rljax.config import check_range
 from rljax.envs import pictures
@@ -46,7 +46,9 @@ def play(
         noise = jax.tree.map(lambda x: x[0], env.draw(env_key, 1, 1))
         next_state, ts = env.step(noise, env_state, action)
         done = ts.terminated | ts.truncated
-        gym_state = unwrap(env, env_state)[1]
+        bare, bare_state = unwrap(env, env_state)
+        assert isinstance(bare, envs.Env)  # `draw` has looked
+        gym_state = bare.gym_state(bare_state)
         return (next_state, ts.obs, memory), (gym_state, ts.reward, done)
 
     start = (env_state, obs, agent.memory(config, 1))
@@ -63,9 +65,8 @@ def draw(path: Path, run: common.Run, ts: TrainState) -> None:
       ValueError: the environment cannot be drawn, or what draws it is not installed.
     """
     agent, env = run.build()
-    bare: Any = unwrap(env, ts.env)[0]  # an `envs.Env`, or another's
-    gym = getattr(bare, "gym", None)
-    if not pictures.can_draw(gym):
+    bare = unwrap(env, ts.env)[0]
+    if not (isinstance(bare, envs.Env) and pictures.can_draw(bare.gym)):
         raise ValueError(f"--gif: {run.env} cannot draw itself: it has no render")
     env = env.for_evaluation(ts.env)
     arguments = (agent, env, run.config, ts.agent, common.key(run.seed))
@@ -75,7 +76,7 @@ def draw(path: Path, run: common.Run, ts: TrainState) -> None:
     total = np.cumsum(np.asarray(rewards[:length]))
     temporary = path.with_name(f".tmp-{path.name}")  # its ending is the format
     try:
-        pictures.animate(temporary, gym, bare.params, states=frames, returns=total)
+        pictures.animate(temporary, bare.gym, bare.params, states=frames, returns=total)
         os.replace(temporary, path)
     except Exception as error:  # of gymnax, gymnasium, pygame, matplotlib
         hint = "pip install '.[gif]' brings what classic control needs"

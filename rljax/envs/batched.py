@@ -136,7 +136,7 @@ class Env:
         if not boundary.has_gymnax_step(self.gym):
             state, timestep = jax.vmap(self._own_step)(noise.key, state, action)
             return boundary.regular_state(self.contract, state), timestep
-        inner = state.state if isinstance(state, Cached) else state
+        inner = self.gym_state(state)
         inner, timestep = jax.vmap(self._transition)(noise.key, inner, action)
         ended = timestep.terminated | timestep.truncated
         fresh = self._fresh(noise, state, ended)
@@ -164,6 +164,10 @@ class Env:
         # Those that ended get different ones as far as there are any.
         which = (jnp.cumsum(ended) - 1) % num_rows(fresh)
         return jax.tree.map(lambda x: x[which], fresh)
+
+    def gym_state(self, state: EnvState) -> GymState:
+        """Return gymnax's states `[N, ...]`, without what resets keep beside them."""
+        return state.state if isinstance(state, Cached) else state
 
     def for_evaluation(self, state: EnvState) -> "Env":
         """Return the same environment: nothing here is learned."""

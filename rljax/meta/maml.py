@@ -48,11 +48,11 @@ class PolicyNetwork(Protocol):
     """A policy and a value, say a flax module such as `networks.ActorCritic`."""
 
     def init(self, key: jax.Array, obs: Obs, /) -> Params:
-        """Make parameters, for observations `[1, *obs_shape]`."""
+        """Make parameters, for observations `[1, *shape]`."""
         ...
 
     def apply(self, params: Params, obs: Obs, /) -> tuple[Policy, jax.Array]:
-        """Map `[..., *obs_shape]` to a distribution and to values `[...]`."""
+        """Map `[..., *shape]` to a distribution and to values `[...]`."""
         ...
 
 
@@ -150,7 +150,7 @@ def policy_loss(
     trajectories. The critic's part is differentiated at fixed data.
 
     Args:
-      network: `apply(params, obs[..., *obs_shape]) -> (policy, values[...])`.
+      network: `apply(params, obs[..., *shape]) -> (policy, values[...])`.
       config: `gamma`, `lambda_`, `value_cost` and `reward_scale` are used.
       params: of the network.
       bootstrap_params: the same, for advantages and targets: see `meta.adapt`.

@@ -18,11 +18,11 @@ def read(reading: Reading, obs: jax.Array, ndim: int) -> jax.Array:
 
     Args:
       reading: `Spec.reading`.
-      obs: `[..., *obs_shape]` of any dtype.
+      obs: `[..., *shape]` of any dtype.
       ndim: axes of one observation.
 
     Returns:
-      float32 `[..., *obs_shape]`; of states one-hot, `[..., entries * number]`.
+      float32 `[..., *shape]`; of states one-hot, `[..., entries * number]`.
 
     Example:
       >>> read(States(3), jnp.array([[2], [0]]), ndim=1).tolist()

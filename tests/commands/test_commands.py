@@ -206,18 +206,19 @@ def test_evaluate_and_plot(scripts, folder):
     assert (folder / "both.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_animation_ends_with_the_episode(scripts, folder):
+@pytest.mark.parametrize("resets", ["every_step", "cached"])
+def test_an_animation_ends_with_the_episode(scripts, tmp_path, resets):
     train, evaluate = scripts(
-        folder,
-        "train a2c --env Counter-probe --env-params terminate_at 3 reward 2 --steps 8 "
-        "--config.num-envs 1 --config.rollout-length 8 --config.hidden-sizes 8 "
-        "--rows 1 --episodes 0 --name counter",
+        tmp_path,
+        "train a2c --env Counter-probe --env-params terminate_at 3 reward 2 "
+        f"resets {resets} --steps 8 --config.num-envs 1 --config.rollout-length 8 "
+        "--config.hidden-sizes 8 --rows 1 --episodes 0 --name counter",
         "evaluate runs/counter --episodes 1 --gif episode.gif",
     )
     assert train["code"] == 0, train["err"]
     assert evaluate["code"] == 0, evaluate["err"]
     assert "drew 3 steps, return 6.0: episode.gif" in evaluate["out"]
-    assert (folder / "episode.gif").read_bytes().startswith(b"GIF8")
+    assert (tmp_path / "episode.gif").read_bytes().startswith(b"GIF8")
 
 
 @pytest.fixture(scope="module")
