@@ -12,74 +12,31 @@ from rljax import agents
 T, N = 8, 4  # of the case's rollouts
 CONTINUOUS_ONLY = ("apg", "td3")
 VARIANTS = ("rainbow", "reinforce")  # the code of c51 and of a2c: fast tests try these
-# Configs of six rollouts where `small` needs more, beside T, N and the hidden sizes.
+# Sizes of fields that agents share, so small that a test is fast.
+SMALL_FIELDS = dict(
+    num_epochs=2,
+    num_minibatches=2,
+    warmup_steps=50,  # two rollouts
+    capacity=128,
+    batch_size=48,
+    num_atoms=5,
+    num_quantiles=3,
+    num_fractions=3,
+    num_target_fractions=2,
+    num_policy_fractions=4,
+    embedding_size=5,
+    burn_in=2,
+    memory_size=6,
+)
+# What an agent needs beside them.
 SMALL: dict[str, dict[str, Any]] = {
-    "awr": dict(
-        total_steps=6 * 32,
-        capacity=128,
-        batch_size=12,
-        sequence_length=5,
-        num_epochs=2,
-        num_minibatches=3,
-    ),
-    "c51": dict(
-        total_steps=6 * 32 + 64,
-        warmup_steps=50,
-        capacity=128,
-        batch_size=48,
-        num_atoms=5,
-    ),
-    "dqn": dict(
-        total_steps=6 * 32 + 64,
-        warmup_steps=50,  # two rollouts
-        capacity=128,
-        batch_size=48,
-        target_period=4,
-    ),
-    "iqn": dict(
-        total_steps=6 * 32 + 64,
-        warmup_steps=50,
-        capacity=128,
-        batch_size=48,
-        num_fractions=3,
-        num_target_fractions=2,
-        num_policy_fractions=4,
-        embedding_size=5,
-    ),
-    "ppo_rnn": dict(
-        total_steps=6 * 32,
-        num_epochs=2,
-        num_minibatches=2,
-        burn_in=2,
-        sequence_length=4,
-        memory_size=6,
-    ),
-    "sarsa": dict(total_steps=6 * 32, expected=False),  # draws next actions
-    "qrdqn": dict(
-        total_steps=6 * 32 + 64,
-        warmup_steps=50,
-        capacity=128,
-        batch_size=48,
-        num_quantiles=3,
-    ),
-    "r2d2": dict(
-        total_steps=6 * 32 + 64,
-        warmup_steps=50,
-        capacity=128,
-        batch_size=45,  # does not divide by the 8 sequences of one rollout
-        target_period=4,
-        burn_in=2,
-        sequence_length=5,
-        memory_size=6,
-    ),
-    "vmpo": dict(total_steps=6 * 32, num_minibatches=2, target_period=2),
-    "rainbow": dict(
-        total_steps=6 * 32 + 64,
-        warmup_steps=50,
-        capacity=128,
-        batch_size=48,
-        num_atoms=5,
-    ),
+    "awr": dict(batch_size=12, sequence_length=5, num_minibatches=3),
+    "dqn": dict(target_period=4),
+    "ppo_rnn": dict(sequence_length=4),
+    # 45 does not divide by the 8 sequences of one rollout.
+    "r2d2": dict(batch_size=45, target_period=4, sequence_length=5),
+    "sarsa": dict(expected=False),  # draws next actions
+    "vmpo": dict(num_epochs=1, target_period=2),
 }
 
 
@@ -111,14 +68,11 @@ def parameters(state):
 
 
 def small(name):
-    """A config of six rollouts: the row in `SMALL`, or what fits most agents."""
+    """A config of six rollouts, beside T, N and the hidden sizes."""
     fields = {field.name for field in dataclasses.fields(agents.get(name).Config)}
-    fresh, stored = dict(total_steps=6 * 32), dict(total_steps=6 * 32 + 64)
-    stored |= dict(warmup_steps=50, capacity=128, batch_size=48)
-    usual = stored if "warmup_steps" in fields else fresh
-    if "num_minibatches" in fields:
-        usual |= dict(num_epochs=2, num_minibatches=2)
-    return SMALL.get(name, usual)
+    usual = {name: size for name, size in SMALL_FIELDS.items() if name in fields}
+    total_steps = 6 * 32 + 64 * ("warmup_steps" in fields)
+    return dict(total_steps=total_steps) | usual | SMALL.get(name, {})
 
 
 def learned(state):
