@@ -36,7 +36,9 @@ from rljax.types import (
     num_rows,
 )
 
-PRESETS: dict[str, cfg.Preset] = {}
+PRESETS: dict[str, cfg.Preset] = {
+    "brax/*": cfg.Preset({}, env_params=None, wrap=dict(resets="cached")),
+}
 
 
 @jax.tree_util.register_dataclass

@@ -46,6 +46,14 @@ _GRID = cfg.Preset(
     env_params=None,
     wrap=dict(resets="optimistic"),
 )
+_PHYSICS = dict(
+    learning_rate=1e-3,
+    entropy_cost=0.0,
+    total_steps=1_000_000,
+    num_envs=32,
+    rollout_length=64,
+    num_minibatches=8,
+)
 PRESETS: dict[str, cfg.Preset] = {
     "Acrobot-v1": cfg.Preset(dict(learning_rate=3e-3)),
     "Breakout-MinAtar": cfg.Preset(_BREAKOUT),
@@ -66,19 +74,45 @@ PRESETS: dict[str, cfg.Preset] = {
         )
     ),
     "brax/*": cfg.Preset(
+        _PHYSICS,
+        env_params=None,
+        wrap=dict(normalize_obs=True, normalize_rewards=0.99, resets="cached"),
+    ),
+    "brax/reacher": cfg.Preset(
+        _PHYSICS | dict(gamma=0.95, learning_rate=5e-4),
+        env_params=None,
+        wrap=dict(normalize_obs=True, normalize_rewards=0.95, resets="cached"),
+    ),
+    "craftax/*": cfg.Preset(
         dict(
             learning_rate=1e-3,
-            entropy_cost=0.0,
-            total_steps=1_000_000,
-            num_envs=32,
-            rollout_length=64,
+            total_steps=3_000_000,
+            num_envs=64,
             num_minibatches=8,
+            hidden_sizes=(256, 256),
         ),
         env_params=None,
-        wrap=dict(normalize_obs=True, resets="cached"),
+        wrap=dict(resets="optimistic"),
+    ),
+    "jumanji/Snake-v1": cfg.Preset(
+        dict(
+            learning_rate=1e-3,
+            total_steps=10_000_000,
+            num_envs=64,
+            num_minibatches=8,
+            hidden_sizes=(128, 128),
+            torso="mlp",
+        ),
+        env_params=None,
+        wrap=dict(resets="optimistic"),
     ),
     "navix/*": _GRID,
     "pgx/minatar-breakout": cfg.Preset(_BREAKOUT, env_params=None),
+    "playground/*": cfg.Preset(
+        _PHYSICS,
+        env_params=None,
+        wrap=dict(normalize_obs=True, normalize_rewards=0.99, resets="cached"),
+    ),
     "xminigrid/*": _GRID,
     "Asterix-MinAtar": cfg.Preset(_PLANES),
     "Freeway-MinAtar": cfg.Preset(_PLANES),
