@@ -69,7 +69,7 @@ def get(name: str) -> ModuleType:
     reference = loading.offered(GROUP).get(name)
     if reference is None:
         raise ValueError(unknown("agent", name, names()))
-    return _checked(name, loading.load(reference, "agent"))
+    return _checked(name, loading.load(reference, f"agent {name!r}, offered as"))
 
 
 def is_own(name: str) -> bool:

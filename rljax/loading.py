@@ -104,7 +104,7 @@ def _module(name: str, named: str) -> ModuleType:
             message = f"{named}: no module {error.name}, here ({here}) or installed"
             raise ValueError(message) from error
         raise ValueError(f"{named}: {_failure(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{named}: {_failure(error)}") from error
 
 
@@ -124,13 +124,13 @@ def _file(place: str, named: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickles look for their module there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ValueError(f"{named}: {_failure(error)}") from error
     return module
 
 
-def _failure(error: Exception) -> str:
+def _failure(error: BaseException) -> str:
     """Say in one line where a module failed while it was imported, and why."""
     steps = traceback.extract_tb(error.__traceback__)
     own = [x for x in steps if "importlib" not in x.filename and x.filename != __file__]

@@ -106,6 +106,7 @@ def test_bad_references_get_one_line(folder, reference, message):
         ("import json, no_such_package", "broken.py:1: ModuleNotFoundError: No module"),
         ("x = 1\ny = x / 0", "broken.py:2: ZeroDivisionError: division by zero"),
         ("def f(:", "SyntaxError: invalid syntax"),
+        ("raise SystemExit(3)", "broken.py:1: SystemExit: 3"),
         ("raise RuntimeError('first\\nsecond')", "broken.py:1: RuntimeError: first"),
     ],
 )

@@ -1,25 +1,30 @@
 """Errors of commands, said in one line; needs no jax."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import ParamSpec
 
 P = ParamSpec("P")
-INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it: 128 and the signal
+# Exit codes as shells have them: 128 and the signal.
+INTERRUPTED, BROKEN_PIPE = 130, 141
 
 
 def one_line_errors(main: Callable[P, None]) -> Callable[P, None]:
     """Turn bad input, and what a machine refuses, into one line and exit code 2.
 
     A disk that is full, a folder that may not be written, a download that fails, memory
-    that is not there. Ctrl-C ends without a traceback.
+    that is not there. Ctrl-C and `| head` end without a traceback.
     """
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            main(*args, **kwargs)
+            try:
+                main(*args, **kwargs)
+            finally:
+                sys.stdout.flush()
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(INTERRUPTED)
@@ -27,6 +32,9 @@ def one_line_errors(main: Callable[P, None]) -> Callable[P, None]:
             if not isinstance(end.code, str):
                 raise
             _fail(end.code)
+        except BrokenPipeError:  # who read the output has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(BROKEN_PIPE)
         except (ValueError, OSError, ImportError, MemoryError, OverflowError) as error:
             _fail(one_line(error))
         except RuntimeError as error:  # XLA's

@@ -34,6 +34,7 @@ COMMANDS = {
 }
 
 
+@one_line_errors
 def main(prog: str = "rljax") -> None:
     """Run the command line of this process: a command and its arguments.
 

@@ -23,6 +23,7 @@ from rljax.running.checking import check_agent
 from rljax.running.checkpoint import save
 from rljax.running.logging import CsvSink, Progress, Row, TensorBoardSink, WandbSink
 from rljax.running.plotting import learning_curve
+from rljax.types import Masked
 
 PER_EPISODE = ("episode_return", "episode_length")  # metrics that need one
 
@@ -189,11 +190,29 @@ def on_host(metrics: dict[str, Any]) -> dict[str, np.ndarray]:
     return arrays | {k: np.where(none, np.nan, arrays[k]) for k in PER_EPISODE}
 
 
+def check_legal(run: common.Run, ts: Any) -> None:
+    """Raise where an environment leaves no legal action at the start.
+
+    Raises:
+      ValueError: names the environment and the seed.
+    """
+    if isinstance(ts.obs, Masked):
+        stuck = ~np.asarray(ts.obs.legal).any(axis=-1)  # [S, N]
+        if stuck.any():
+            seed, env = np.argwhere(stuck)[0]
+            raise ValueError(
+                f"{run.env}: no action is legal in environment {env} of seed "
+                f"{run.seed + seed}; a mask leaves at least one"
+            )
+
+
 def start_state(run: common.Run, folder: Path) -> tuple[int, Any]:
     """The number of chunks that are done, and the state after them."""
     step = common.latest_step(folder)
     if step is None:
-        return 0, run.initial_state()(run.keys())
+        ts = run.initial_state()(run.keys())
+        check_legal(run, ts)
+        return 0, ts
     try:
         done = run.chunks().done(step)
     except ValueError as error:

@@ -128,7 +128,7 @@ def call(name: str, hook: str, function: Callable[[], T]) -> T:
     """
     try:
         return function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = (str(error).splitlines() or [""])[0]
         raise ValueError(
             f"{name}: {hook} failed: {type(error).__name__}: {text}"
@@ -206,11 +206,15 @@ def _try(
     reset_hook, hook = ("reset", "step") if own else ("reset_env", "step_env")
     reset, first = _trace(name, reset_hook, getattr(gym, reset_hook), key, params)
     if not (isinstance(first, tuple | list) and len(first) == 2):
-        what = _words(first)
+        what = in_words(first)
         raise ValueError(f"{name}: {reset_hook} returns {what}, not obs, state")
     obs, state = first
     if not jax.tree.leaves(obs):
         raise ValueError(f"{name}: {reset_hook} returns observations without an array")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(obs):
+        if not leaf.size:
+            what = f"observations{jax.tree_util.keystr(path)} {in_words(leaf)}"
+            raise ValueError(f"{name}: {reset_hook} returns {what}: without a number")
     # A step may widen dtypes of the state: again, with what it returned.
     for _ in range(3):
         step, result = _trace(
@@ -226,7 +230,7 @@ def _try(
         raise ValueError(f"{name}: {hook} returns a state with ever wider dtypes")
     for x in found.observations:
         if _shapes(x) != _shapes(obs):
-            what = f"{_words(x)}, {reset_hook} {_words(obs)}"
+            what = f"{in_words(x)}, {reset_hook} {in_words(obs)}"
             raise ValueError(f"{name}: {hook} returns observations {what}")
     notes = _notes(reset_hook, hook, obs=obs, state=first[1], step=found)
     for x in found.observations:
@@ -244,7 +248,7 @@ def _notes(
 ) -> tuple[str, ...]:
     """Say where a dtype or shape is not as it should be, or not as at the reset."""
     notes = [
-        f"{hook} returns {field} as {_words(x)}, taken for true where it is not 0"
+        f"{hook} returns {field} as {in_words(x)}, taken for true where it is not 0"
         for field, x in step.scalars.items()
         if field != "reward" and (x.shape, x.dtype) != ((), bool)
     ]
@@ -254,8 +258,8 @@ def _notes(
         for path, x, y in _pairs(obs, step.observations[-1])
     ]
     notes += [
-        f"{reset_hook} returns {what} as {_words(x)}, {hook} as {_words(y)}: one dtype "
-        "holds both"
+        f"{reset_hook} returns {what} as {in_words(x)}, {hook} as {in_words(y)}: one "
+        "dtype holds both"
         for what, x, y in pairs
         if x.dtype != y.dtype
     ]
@@ -288,7 +292,7 @@ def _read_step(name: str, hook: str, result: object, *, own: bool) -> _Step:
     expected = 6 if own else 5
     is_tuple = isinstance(result, tuple | list)
     if not (is_tuple and len(result) == expected):
-        what = f"{len(result)} values" if is_tuple else _words(result)
+        what = f"{len(result)} values" if is_tuple else in_words(result)
         should = _SIX if own else _FIVE
         raise ValueError(f"{name}: {hook} returns {what}, not {expected}: {should}")
     obs, state, reward, terminated, *rest = result
@@ -298,7 +302,7 @@ def _read_step(name: str, hook: str, result: object, *, own: bool) -> _Step:
         truncated, info = rest
         scalars["truncated"] = truncated
         if not (isinstance(info, dict) and "final_observation" in info):
-            what = list(info) if isinstance(info, dict) else _words(info)
+            what = list(info) if isinstance(info, dict) else in_words(info)
             raise ValueError(
                 f"{name}: {hook} returns an info without 'final_observation', the "
                 f"observation before a reset; it has {what}"
@@ -315,7 +319,7 @@ def _check_scalar(name: str, hook: str, field: str, value: object) -> None:
         if dtype.kind in "biuf" or dtype == jnp.bfloat16:
             return
     raise ValueError(
-        f"{name}: {hook} returns {field} {_words(value)}, expected one number"
+        f"{name}: {hook} returns {field} {in_words(value)}, expected one number"
     )
 
 
@@ -329,8 +333,8 @@ def _check_state(name: str, hook: str, *, before: GymState, after: GymState) -> 
     for path, x, y in _pairs(before, after):
         if x.shape != y.shape or (_is_key(x) or _is_key(y)) and x.dtype != y.dtype:
             raise ValueError(
-                f"{name}: {hook} returns the state{path} as {_words(y)}, the reset as "
-                f"{_words(x)}"
+                f"{name}: {hook} returns the state{path} as {in_words(y)}, the reset "
+                f"as {in_words(x)}"
             )
 
 
@@ -438,11 +442,11 @@ def _shapes(tree: object) -> object:
     return structure, [getattr(leaf, "shape", None) for leaf in leaves]
 
 
-def _words(value: object) -> str:
+def in_words(value: object) -> str:
     """A result in words."""
     if isinstance(value, jax.ShapeDtypeStruct):
         return f"{value.dtype}{list(value.shape)}"
-    return f"{jax.tree.map(_words, value)}" if value is not None else "None"
+    return f"{jax.tree.map(in_words, value)}" if value is not None else "None"
 
 
 def regular_state(contract: Contract, state: GymState) -> GymState:

@@ -386,17 +386,28 @@ def _masked(env: Env) -> Env:
     shape = boundary.call(name, "action_mask", lambda: jax.eval_shape(mask, key))
     number = action.num_actions
     if (shape.shape, shape.dtype) != ((number,), bool):
-        raise ValueError(f"{name}: action_mask is {shape}, expected bool[{number}]")
+        what = boundary.in_words(shape)
+        raise ValueError(f"{name}: action_mask is {what}, expected bool[{number}]")
     spec = env.fixed_spec._replace(action=action._replace(masked=True))
     return dataclasses.replace(env, fixed_spec=spec)
 
 
 def obs_space(gym: GymEnv, params: GymParams) -> object | None:
-    """Return the space of observations, None where there is none to be had."""
+    """Return the space of observations, None where there is none to be had.
+
+    Raises:
+      ValueError: `observation_space` fails, or returns something else.
+    """
+    if getattr(gym, "observation_space", None) is None:
+        return None
+    name = boundary.name_of(gym)
     try:
-        return cast(boundary.Gymnax, gym).observation_space(params)
+        space = cast(boundary.Gymnax, gym).observation_space(params)
     except (AttributeError, NotImplementedError):
         return None
+    if not spaces.is_space(space):
+        raise ValueError(f"{name}: observation_space returns {space!r}, not a space")
+    return space
 
 
 def _with_gradients(gym: GymEnv) -> GymEnv:

@@ -35,12 +35,17 @@ def find(name: str) -> Any | None:
     """Return the object that a reference or an entry point names, None for others.
 
     Raises:
-      ValueError: it cannot be loaded.
+      ValueError: it cannot be loaded, or is None.
     """
-    if not loading.is_reference(name):
-        reference = loading.offered(GROUP).get(name)
-        return None if reference is None else loading.load(reference, "environment")
-    return loading.load(name, "environment")
+    if loading.is_reference(name):
+        found = loading.load(name, "environment")
+    elif reference := loading.offered(GROUP).get(name):
+        found = loading.load(reference, f"environment {name!r}, offered as")
+    else:
+        return None
+    if found is None:
+        raise ValueError(f"{name}: is None, expected {_EXPECTED}")
+    return found
 
 
 def offers(package: str) -> bool:

@@ -175,7 +175,9 @@ def some_bounds(
     """Return the bounds `[*shape]` of a box, infinite where there is none, or None."""
     if not _is_box(space) or (tuple(space.shape) or (1,)) != shape:
         return None
-    low, high = _bounds(name, "observation_space", space)
+    hook = "observation_space"
+    low, high = _bounds(name, hook, space)
+    _check_order(name, hook, low=low, high=high, may_be_equal=True)
     return low.reshape(shape), high.reshape(shape)
 
 
@@ -190,6 +192,13 @@ def _is_discrete(space: object) -> TypeGuard[DiscreteSpace]:
 
 def _is_box(space: object) -> TypeGuard[BoxSpace]:
     return all(hasattr(space, field) for field in ("low", "high", "shape"))
+
+
+def is_space(found: object) -> bool:
+    """Whether an object is a space, or a tree of spaces."""
+    tree = isinstance(getattr(found, "spaces", None), Mapping | Sequence)
+    several = hasattr(found, "nvec") or hasattr(found, "num_values")
+    return tree or several or _is_discrete(found) or _is_box(found)
 
 
 def _kind(space: object) -> str:
@@ -225,15 +234,23 @@ def _with_infinity(bound: np.ndarray) -> np.ndarray:
     return np.where(np.abs(bound) >= UNBOUNDED, np.copysign(np.inf, bound), bound)
 
 
-def _check_order(name: str, hook: str, *, low: np.ndarray, high: np.ndarray) -> None:
+def _check_order(
+    name: str,
+    hook: str,
+    *,
+    low: np.ndarray,
+    high: np.ndarray,
+    may_be_equal: bool = False,
+) -> None:
     # In float32, which is what environments get: bounds closer than that are equal.
-    wrong = ~(low.astype(np.float32) < high.astype(np.float32))
+    below, above = low.astype(np.float32), high.astype(np.float32)
+    wrong = ~(below <= above) if may_be_equal else ~(below < above)
     if wrong.any():
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
         where = f" at {at}" if at else ""
         raise ValueError(
-            f"{name}: {hook} has low={low[at]}, high={high[at]}{where}: low must be < "
-            "high"
+            f"{name}: {hook} has low={low[at]}, high={high[at]}{where}: low must be "
+            f"{'<=' if may_be_equal else '<'} high"
         )
 
 

@@ -126,6 +126,10 @@ BAD = {
         "sweep wrong_act.py --vary gamma=0.9",
         "agent wrong_act.py: act returned a tuple of 2",
     ),
+    "stuck": (
+        "train a2c --env stuck.py:Corridor --steps 512 --config.num-envs 2",
+        "stuck.py:Corridor: no action is legal in environment 0 of seed 0; a mask",
+    ),
     "check": ("check-env corridor.py:State", "corridor.py:State: State(time"),
     "gone": ("evaluate runs/gone", "environment '/gone/corridor.py:Corridor': no file"),
     "agent gone": ("evaluate runs/agentless", "json: agent '/gone/agent.py': no file"),
@@ -144,6 +148,9 @@ def broken(folder):
     (folder / "no_make.py").write_text(code.replace("def make(", "def mak("))
     (folder / "no_agent.py").write_text(code.replace(returns, "Agent("))
     (folder / "wrong_act.py").write_text(code.replace("memory, ()", "memory"))
+    mask = "def action_mask(self, state, params):\n        return jnp.zeros(2, bool)"
+    stuck = FILES["corridor.py"].replace("def look", f"{mask}\n\n    def look")
+    (folder / "stuck.py").write_text(stuck)
     for name, key, value in (
         ("gone", "env", "/gone/corridor.py:Corridor"),
         ("agentless", "agent", "/gone/agent.py"),

@@ -27,6 +27,17 @@ finally:
 """
 
 
+def test_a_reader_that_has_enough_is_no_error():
+    with subprocess.Popen(
+        [sys.executable, "-m", "rljax", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141  # as a shell has it: 128 and SIGPIPE
+
+
 def test_the_list_of_commands_needs_no_jax():
     done = called("-c", LISTS)
     assert done.returncode == 0, done.stderr

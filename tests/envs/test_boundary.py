@@ -542,6 +542,17 @@ class TwoRewards(Counter):
         return obs, state, jnp.stack([reward, reward]), *rest
 
 
+class Empty(Counter):
+    def reset_env(self, key, params):
+        obs, state = super().reset_env(key, params)
+        return {"place": obs, "none": obs[:0]}, state
+
+
+class TextAsSpace(Counter):
+    def observation_space(self, params):
+        return "box"
+
+
 class NoReward(Counter):
     def step_env(self, *args):
         obs, state, _, *rest = super().step_env(*args)
@@ -584,9 +595,11 @@ class NoDefaults:
         (OtherState(), "OtherState: step_env returns a state PyTreeDef"),
         (GrowingState(), r"returns the state.place as float32\[3\], the reset as"),
         (TwoRewards(), r"step_env returns reward float32\[2\], expected one number"),
+        (Empty(), r"observations\['none'\] float32\[0\]: without a number"),
+        (TextAsSpace(), "TextAsSpace: observation_space returns 'box', not a space"),
         (NoReward(), "step_env returns reward None, expected one number"),
         (TwoCuts(), r"is_truncated returns truncated bool\[2\], expected one number"),
-        (MaskOfFloats(), r"action_mask is .*expected bool\[2\]"),
+        (MaskOfFloats(), r"action_mask is float32\[2\], expected bool\[2\]"),
         (Unhashable(), "Unhashable: cannot be hashed, .*eq=False"),
         (NoDefaults(), "NoDefaults: has no default_params; give params"),
         (object(), "object: has no method reset"),

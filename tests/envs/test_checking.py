@@ -64,9 +64,20 @@ class NanSpace(Counter):
         return spaces.Box(jnp.nan, 100, (1,), jnp.float32)
 
 
+class Reversed(Counter):
+    def observation_space(self, params):
+        return spaces.Box(100, 0, (1,), jnp.float32)
+
+
+class NoneAsHook(Counter):
+    observation_space = None
+
+
 @pytest.mark.parametrize(
     ("env", "message"),
     [
+        (Reversed(), "low=100.0, high=0.0 at (0,): low must be <= high"),
+        (NoneAsHook(), "note: NoneAsHook: has no observation_space"),
         (NanSpace(), "warning: NanSpace: observation_space has low=[nan]: NaN"),
         (FiveValues(), "error: FiveValues: step returns 5 values, not 6"),
         (

@@ -59,6 +59,11 @@ class HalfBatched:
     spec = reset = draw = step = None
 
 half = HalfBatched()
+
+none = None
+
+def exits():
+    raise SystemExit(3)
 """
 
 
@@ -116,6 +121,8 @@ def test_parameters_that_a_pair_brings_hold(file):
         ("own_envs:make_en", {}, "own_envs has no make_en; did you mean: make_env"),
         ("own_envs:number", {}, "own_envs:number: is of type int, expected an env"),
         ("own_envs:nothing", {}, "own_envs:nothing: returned None, expected an env"),
+        ("own_envs:none", {}, "own_envs:none: is None, expected an environment"),
+        ("own_envs:exits", {}, "own_envs:exits: exits failed: SystemExit: 3"),
         ("own_envs:fails", {}, "own_envs:fails: fails failed: RuntimeError: no luck"),
         ("own_envs:needs", {}, "own_envs:needs: needs(size): missing a required arg"),
         ("own_envs:half", {}, "HalfBatched has no max_steps, for_evaluation"),
@@ -166,7 +173,7 @@ def test_packages_offer_environments_by_name():
     assert len(set(envs.names())) == len(envs.names())
     assert envs.make("special/Pole", limit=6).max_steps == 6
     assert envs.make("CartPole-v1").max_steps == 500  # a built-in name stays
-    with pytest.raises(ValueError, match="no module no_such_module"):
+    with pytest.raises(ValueError, match="'lost/Env', offered as 'no_such_mod"):
         envs.make("lost/Env")
     with pytest.raises(ValueError, match="unknown .*'special/Pol'.*: special/Pole"):
         envs.make("special/Pol")
