@@ -14,9 +14,8 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-import jax
-
-from rljax import contracts, loading
+from rljax import loading
+from rljax.agents._own import checked
 from rljax.config import Preset, unknown
 from rljax.types import Agent, Spec
 
@@ -65,11 +64,11 @@ def get(name: str) -> ModuleType:
     if name in _NAMES:
         return importlib.import_module(f"rljax.agents.{name}")
     if loading.is_reference(name) or "." in name:
-        return _checked(name, loading.load(name, "agent"))
+        return checked(name, loading.load(name, "agent"))
     reference = loading.offered(GROUP).get(name)
     if reference is None:
         raise ValueError(unknown("agent", name, names()))
-    return _checked(name, loading.load(reference, f"agent {name!r}, offered as"))
+    return checked(name, loading.load(reference, f"agent {name!r}, offered as"))
 
 
 def is_own(name: str) -> bool:
@@ -234,56 +233,3 @@ def _changed(env_name: str, env_params: Mapping[str, Any] | None) -> dict[str, A
     return {
         k: v for k, v in env_params.items() if k not in defaults or v != defaults[k]
     }
-
-
-def _checked(name: str, module: Any) -> Any:
-    """Return an own agent's module once its hooks are there.
-
-    Raises:
-      ValueError: names the agent, the hook and what it should be.
-    """
-    config = getattr(module, "Config", None)
-    if not isinstance(config, type) or not dataclasses.is_dataclass(config):
-        raise ValueError(
-            f"agent {name}: Config: {_found(config)}, expected a frozen dataclass that "
-            "jax.tree_util.register_dataclass knows"
-        )
-    try:
-        default = config()
-    except TypeError as error:
-        raise ValueError(f"agent {name}: Config(): {error}") from error
-    if any(leaf is default for leaf in jax.tree.leaves(default)):
-        raise ValueError(
-            f"agent {name}: Config is a dataclass that jax does not know; decorate it "
-            "with @jax.tree_util.register_dataclass"
-        )
-    needed = [*contracts.fields(contracts.TrainConfig), "validate"]
-    missing = [field for field in needed if not hasattr(default, field)]
-    if missing:
-        raise ValueError(
-            f"agent {name}: Config has no {', '.join(missing)}; training needs "
-            f"{', '.join(needed)}"
-        )
-    make = getattr(module, "make", None)
-    if not callable(make):
-        raise ValueError(
-            f"agent {name}: make: {_found(make)}, expected a function make(spec) that "
-            "returns an rljax.types.Agent"
-        )
-    try:
-        inspect.signature(make).bind("spec")
-    except TypeError as error:
-        raise ValueError(f"agent {name}: make(spec): {error}") from error
-    presets = getattr(module, "PRESETS", {})
-    if not isinstance(presets, dict) or not all(
-        isinstance(x, Preset) for x in presets.values()
-    ):
-        raise ValueError(
-            f"agent {name}: PRESETS: expected a dict of rljax.config.Preset by the "
-            "environment's name or pattern"
-        )
-    return module
-
-
-def _found(hook: object) -> str:
-    return "missing" if hook is None else f"is {type(hook).__name__}"

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 FORMS = "my.module:Object or path/to/file.py:Object"
+_folders: set[Path] = set()  # of files that were loaded
 
 
 def is_reference(text: str) -> bool:
@@ -115,12 +116,11 @@ def _file(place: str, named: str) -> ModuleType:
     for module in list(sys.modules.values()):
         if getattr(module, "__file__", None) == str(path):
             return module
+    _prefer(path.parent)
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader  # as for every name that ends in .py
     module = importlib.util.module_from_spec(spec)
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
     sys.modules[name] = module  # dataclasses and pickles look for their module there
     try:
         spec.loader.exec_module(module)
@@ -128,6 +128,28 @@ def _file(place: str, named: str) -> ModuleType:
         del sys.modules[name]
         raise ValueError(f"{named}: {_failure(error)}") from error
     return module
+
+
+def _prefer(folder: Path) -> None:
+    """Let modules beside a file go before those beside files of other folders.
+
+    Installed modules go before both. A module of another folder that has the name of
+    one beside this file is imported anew: who imported the other keeps it.
+    """
+    _folders.discard(folder)
+    others = [str(other) for other in _folders]
+    beside = {path.stem for path in folder.glob("*.py")}
+    beside |= {path.parent.name for path in folder.glob("*/__init__.py")}
+    for name, module in list(sys.modules.items()):
+        place = getattr(module, "__file__", None) or ""
+        if name.partition(".")[0] in beside and place.startswith(tuple(others)):
+            del sys.modules[name]
+    _folders.add(folder)
+    if others:
+        sys.path[:] = [place for place in sys.path if place not in others]
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    sys.path.extend(others)
 
 
 def _failure(error: BaseException) -> str:

@@ -70,6 +70,20 @@ def test_a_file_is_loaded_once(folder, monkeypatch, first):
     assert pickle.loads(pickle.dumps(make_env)) is make_env
 
 
+def test_each_file_gets_the_module_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "beside_it.py").write_text(f"value = {name!r}\n")
+        (folder / "own.py").write_text("from beside_it import value\n")
+        (folder / "later.py").write_text("import beside_it\nvalue = beside_it.value\n")
+    for file in ("own.py", "later.py"):
+        for name in ("a", "b"):
+            found = loading.load(f"{tmp_path}/{name}/{file}:value", "environment")
+            assert found == name
+
+
 def test_files_are_recorded_by_their_absolute_path(folder):
     assert loading.recorded("own_code.py:Env") == f"{folder}/own_code.py:Env"
     assert loading.recorded("own_code.py") == f"{folder}/own_code.py"

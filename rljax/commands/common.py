@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import dataclasses
+import hashlib
 import io
 import itertools
 import json
@@ -18,6 +19,7 @@ import numpy as np
 import tyro
 
 from rljax import agents, envs, loading
+from rljax.commands.errors import one_line
 from rljax.commands.folders import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, write_text
 from rljax.config import check_range, unknown
 from rljax.meta import Parameter, Settings, conditioned, parse_parameter, tune, validate
@@ -78,7 +80,7 @@ class Run:
         check_seeds(self.seed, self.seeds)
         check_numbers(self.config)
         check_numbers(self.meta_settings)
-        self.config.validate()
+        self._validate()
         env = envs.make(self.env, **self.env_params)
         if not self.meta:
             return agents.make(self.agent, env.spec), env
@@ -87,6 +89,17 @@ class Run:
         if settings.condition:
             spec = conditioned(spec, len(tuned))
         return tune(agents.make(self.agent, spec), spec, tuned, settings), env
+
+    def _validate(self) -> None:
+        """Raise where the config is out of range, or an own one fails to tell."""
+        try:
+            self.config.validate()
+        except ValueError:
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {one_line(error)}"
+            message = f"agent {short(self.agent)}: Config.validate failed: {what}"
+            raise ValueError(message) from error
 
     def tuned(self) -> dict[str, Parameter]:
         """The tuned fields, and how each hangs on the raw numbers."""
@@ -119,6 +132,16 @@ class Run:
         agent, env = self.build()
         return self.map_runs(lambda key: train.init(agent, env, self.config, key))
 
+    def sources(self) -> dict[str, str]:
+        """SHA-256 of the files that hold own code, by path."""
+        texts = [self.agent, self.env, *vars(self.config).values()]
+        places = {x.partition(":")[0] for x in texts if isinstance(x, str)}
+        return {
+            place: hashlib.sha256(Path(place).read_bytes()).hexdigest()
+            for place in sorted(places)
+            if place.endswith(".py") and Path(place).is_file()
+        }
+
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         return dataclasses.asdict(self)
@@ -139,11 +162,12 @@ class Run:
 
 def write_run(folder: Path, run: Run) -> None:
     """Describe the run in its folder."""
-    write_text(folder / CONFIG_FILE, json.dumps(run.to_json(), indent=2) + "\n")
+    data = run.to_json() | {"sources": run.sources()}
+    write_text(folder / CONFIG_FILE, json.dumps(data, indent=2) + "\n")
 
 
 def read_run(folder: Path) -> Run:
-    """Read what `write_run` wrote.
+    """Read what `write_run` wrote; say which files have changed since.
 
     Raises:
       ValueError: no run there, or its description is damaged.
@@ -152,7 +176,8 @@ def read_run(folder: Path) -> Run:
     try:
         data = json.loads(path.read_text())
         _check_agent(path, data["agent"])
-        return Run.from_json(data)
+        sources = data.pop("sources", {})
+        run = Run.from_json(data)
     except _NoAgent:
         raise
     except FileNotFoundError as error:
@@ -161,6 +186,10 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"{folder}: not a folder") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: damaged or of another version: {error}") from error
+    for place, digest in run.sources().items():
+        if sources.get(place, digest) != digest:
+            print(f"note: {place} has changed since the run began", file=sys.stderr)
+    return run
 
 
 class _NoAgent(ValueError):
@@ -357,6 +386,8 @@ def parse(options: type, argv: list[str], description: str, prog: str) -> Any:
                 prog=prog,
                 return_unknown_args=True,
             )
+    except NameError as error:  # of an annotation, a text that leads to nothing
+        raise ValueError(f"{prog}: types of the config's fields: {error}") from error
     except SystemExit as end:
         if not end.code:
             raise

@@ -335,14 +335,27 @@ def warn(run: common.Run) -> None:
     """Say what a look at the environment shows; `check-env` says more.
 
     Raises:
-      ValueError: as `run.build`, and by an agent of one's own that breaks a contract.
+      ValueError: as `run.build`, and by an agent, torso or cell of one's own that
+        breaks a contract.
     """
     agent, env = run.build()
     for finding in envs.check(env, steps=0):
         if finding.level != "note":
             print(finding, file=sys.stderr)
-    if agents.is_own(run.agent):
-        check_agent(common.short(run.agent), agent, env, run.config)
+    own = own_networks(run.config)
+    if agents.is_own(run.agent) or own:
+        name = " ".join([common.short(run.agent), *own])
+        check_agent(name, agent, env, run.config)
+
+
+def own_networks(config: Any) -> list[str]:
+    """The references among a config's values, `torso=torso.py:Wide`."""
+    named = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return [
+        f"{name}={common.short(value)}"
+        for name, value in named.items()
+        if isinstance(value, str) and loading.is_reference(value)
+    ]
 
 
 def main(argv: list[str], prog: str) -> None:

@@ -13,6 +13,17 @@ from rljax.running.rollout import unroll
 from rljax.types import Agent, AgentState, Rollout, Spec, TrainState
 
 T = TypeVar("T")
+# Columns of metrics that training itself fills.
+RESERVED = (
+    "step",
+    "seed",
+    "seconds",
+    "steps_per_second",
+    "reward",
+    "episodes",
+    "episode_return",
+    "episode_length",
+)
 
 
 def check_agent(name: str, agent: Agent, env: BatchedEnv, config: TrainConfig) -> None:
@@ -39,6 +50,7 @@ def check_agent(name: str, agent: Agent, env: BatchedEnv, config: TrainConfig) -
 
     def program(key: jax.Array) -> None:
         state = _call(name, "init", lambda: agent.init(config, key))
+        _check_arrays(f"agent {name}: init: state", state)
         rollout = _played(name, agent, env, config=config, state=state, key=key)
         _check_learning(name, agent, config, state=state, rollout=rollout, key=key)
 
@@ -58,6 +70,8 @@ def _played(
     number = config.num_envs
     env_state, obs = env.reset(key, number)
     memory = _call(name, "memory", lambda: agent.memory(config, number))
+    if jax.tree.leaves(memory):
+        _check_arrays(f"agent {name}: memory", memory, batch=number)
 
     def act(explore: bool) -> Any:
         return agent.act(config, state, memory, obs, key, explore=explore)
@@ -79,17 +93,21 @@ def _played(
         key=key,
         step=jnp.zeros((), jnp.int32),
     )
-    _, rollout, _ = unroll(
-        agent.act,
-        env,
-        config,
-        start,
-        memory=agent.memory,
-        key=key,
-        length=config.rollout_length,
-        simulates=agent.simulates,
-    )
-    return rollout
+
+    def play() -> Rollout:
+        _, rollout, _ = unroll(
+            agent.act,
+            env,
+            config,
+            start,
+            memory=agent.memory,
+            key=key,
+            length=config.rollout_length,
+            simulates=agent.simulates,
+        )
+        return rollout
+
+    return _call(name, "act in a rollout", play)
 
 
 def _check_learning(
@@ -116,10 +134,15 @@ def _check_learning(
             f"agent {name}: update: metrics are {_kind(metrics)}, expected a dict"
         )
     for metric, value in metrics.items():
-        if jnp.shape(value):
+        if not isinstance(metric, str) or metric in RESERVED:
             raise ValueError(
-                f"agent {name}: update: metric {metric!r} has shape "
-                f"{jnp.shape(value)}, expected a scalar"
+                f"agent {name}: update: a metric is named {metric!r}, expected a text "
+                f"other than {', '.join(RESERVED)}"
+            )
+        if not _is_number(value):
+            raise ValueError(
+                f"agent {name}: update: metric {metric!r} is {_text(value)}, expected "
+                "one number"
             )
 
 
@@ -148,11 +171,36 @@ def _check_action(name: str, spec: Spec, action: Any, *, number: int) -> None:
         )
 
 
+def _is_number(value: Any) -> bool:
+    """Whether a value is one real number."""
+    if isinstance(value, bool | int | float):
+        return True
+    return getattr(value, "shape", None) == () and any(
+        jnp.issubdtype(value.dtype, kind)
+        for kind in (jnp.bool_, jnp.integer, jnp.floating)
+    )
+
+
+def _check_arrays(what: str, found: Any, batch: int | None = None) -> None:
+    """Raise unless a tree has leaves, all of them arrays, `[batch, ...]` if given."""
+    if not jax.tree.leaves(found):
+        raise ValueError(f"{what} is {_kind(found)}, expected a tree of arrays")
+    for path, leaf in jax.tree.leaves_with_path(found):
+        place = f"{what}{jax.tree_util.keystr(path)}"
+        if not hasattr(leaf, "shape"):
+            raise ValueError(f"{place} is {_kind(leaf)}, expected an array")
+        if batch is not None and leaf.shape[:1] != (batch,):
+            wanted = f"the leading axis [{batch}]"
+            raise ValueError(f"{place} is {_text(leaf)}, expected {wanted}")
+
+
 def _dtype(leaf: Any) -> Any:
     return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
 
 
 def _text(leaf: Any) -> str:
+    if not isinstance(leaf, bool | int | float) and not hasattr(leaf, "dtype"):
+        return _kind(leaf)
     return f"{_dtype(leaf)}{list(jnp.shape(leaf))}"
 
 

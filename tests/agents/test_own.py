@@ -168,6 +168,19 @@ class Config:
         ("make = 3", "make: is int, expected a function make(spec)"),
         ("make = lambda: 3", "make(spec): too many positional arguments"),
         ("PRESETS = {'a': {}}", "PRESETS: expected a dict of rljax.config.Preset"),
+        (
+            "PRESETS = {3: a2c.cfg.Preset({})}",
+            "PRESETS: expected a dict of rljax.config",
+        ),
+        (
+            "PRESETS = {'a': a2c.cfg.Preset({'gama': 0.5})}",
+            "PRESETS['a']: Config has no field gama",
+        ),
+        (
+            "@a2c.jax.tree_util.register_dataclass\n@dataclasses.dataclass\n"
+            "class Config:\n  gamma: list = dataclasses.field(default_factory=list)",
+            "Config: gamma is list, expected a number, a text, None or a tuple of",
+        ),
     ],
 )
 def test_a_module_without_a_hook_gets_one_line(write, more, message):

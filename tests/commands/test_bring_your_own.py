@@ -83,6 +83,21 @@ def test_a_run_is_found_from_another_folder(rljax, folder, tmp_path):
     assert done["code"] == 0, done["err"]
 
 
+def test_a_file_that_has_changed_is_told(rljax, folder, tmp_path):
+    for name in ("corridor.py", "actor_critic.py"):
+        shutil.copy(folder / name, tmp_path)
+    line = "train actor_critic.py --env corridor.py:Corridor --steps 256 --rows 1"
+    assert rljax(tmp_path, f"{line} --episodes 0 --name a")["code"] == 0
+    before = rljax(tmp_path, "evaluate runs/a --episodes 2")
+    with (tmp_path / "corridor.py").open("a") as file:
+        file.write("# another\n")
+    after = rljax(tmp_path, "evaluate runs/a --episodes 2")
+    assert before["code"] == after["code"] == 0
+    assert "changed" not in before["err"]
+    note = f"note: {tmp_path}/corridor.py has changed since the run began"
+    assert after["err"].splitlines() == [note]
+
+
 def test_default_names_are_names_of_files(rljax, folder, tmp_path):
     short = f"--env {folder}/corridor.py:Corridor --steps 256 --rows 1 --episodes 0"
     done = rljax(tmp_path, f"train {folder}/actor_critic.py {short}")
@@ -130,6 +145,22 @@ BAD = {
         "train a2c --env stuck.py:Corridor --steps 512 --config.num-envs 2",
         "stuck.py:Corridor: no action is legal in environment 0 of seed 0; a mask",
     ),
+    "torso": (
+        "train ppo --env corridor.py:Corridor --config.torso wrong_torso.py:Fourier",
+        "agent ppo torso=wrong_torso.py:Fourier: init failed: RuntimeError: no torso",
+    ),
+    "validate": (
+        "train wrong_validate.py --env corridor.py:Corridor",
+        "agent wrong_validate.py: Config.validate failed: AssertionError",
+    ),
+    "annotation": (
+        "train wrong_type.py --env corridor.py:Corridor",
+        "types of the config's fields: name 'Nothing' is not defined",
+    ),
+    "option": (
+        "check-env corridor.py:Corridor --env-params stack_frames 0",
+        "stack_frames=0: must be an integer >= 1",
+    ),
     "check": ("check-env corridor.py:State", "corridor.py:State: State(time"),
     "gone": ("evaluate runs/gone", "environment '/gone/corridor.py:Corridor': no file"),
     "agent gone": ("evaluate runs/agentless", "json: agent '/gone/agent.py': no file"),
@@ -151,6 +182,15 @@ def broken(folder):
     mask = "def action_mask(self, state, params):\n        return jnp.zeros(2, bool)"
     stuck = FILES["corridor.py"].replace("def look", f"{mask}\n\n    def look")
     (folder / "stuck.py").write_text(stuck)
+    for name, old, new in (
+        ("validate", "cfg.check_loop(self)", "assert False"),
+        ("type", "width: int", "width: 'Nothing'"),
+    ):
+        (folder / f"wrong_{name}.py").write_text(code.replace(old, new))
+    torso = FILES["torso.py"].replace(
+        "if isinstance", "raise RuntimeError('no torso')\n        if isinstance"
+    )
+    (folder / "wrong_torso.py").write_text(torso)
     for name, key, value in (
         ("gone", "env", "/gone/corridor.py:Corridor"),
         ("agentless", "agent", "/gone/agent.py"),

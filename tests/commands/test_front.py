@@ -1,6 +1,7 @@
 """The front door: commands by name, as a command, a module and scripts."""
 
 import importlib
+import os
 import pathlib
 import subprocess
 import sys
@@ -28,10 +29,12 @@ finally:
 
 
 def test_a_reader_that_has_enough_is_no_error():
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     with subprocess.Popen(
         [sys.executable, "-m", "rljax", "--help"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        env=buffered,
     ) as process:
         process.stdout.close()
         assert process.stderr.read() == b""

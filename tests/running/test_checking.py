@@ -63,6 +63,31 @@ def test_all_agents_pass(name):
         (agent_for(observe=fails), "observe failed: RuntimeError: no"),
         (agent_for(update=fails), "update failed: RuntimeError: no"),
         (agent_for(act=lambda config, state: 0), "act failed: TypeError"),
+        (agent_for(init=lambda config, key: None), "init: state is None, expected a"),
+        (
+            agent_for(init=lambda config, key: {"params": "none"}),
+            "init: state['params'] is a value of type str, expected an array",
+        ),
+        (
+            agent_for(memory=lambda config, num_envs: jnp.zeros((3, 2))),
+            "memory is float32[3, 2], expected the leading axis [2]",
+        ),
+        (
+            with_update(lambda s, m: (s, m | {"seed": m["entropy"]})),
+            "update: a metric is named 'seed', expected a text other than step, seed",
+        ),
+        (
+            with_update(lambda s, m: (s, {3: m["entropy"]})),
+            "update: a metric is named 3, expected a text other",
+        ),
+        (
+            with_update(lambda s, m: (s, m | {"z": m["entropy"] + 1j})),
+            "update: metric 'z' is complex64[], expected one number",
+        ),
+        (
+            with_update(lambda s, m: (s, m | {"words": "good"})),
+            "update: metric 'words' is a value of type str, expected one number",
+        ),
         (with_act(lambda a, m, e: a), "act returned a value of type"),
         (
             with_act(lambda a, m, e: (a, m)),
@@ -100,7 +125,7 @@ def test_all_agents_pass(name):
         ),
         (
             with_update(lambda state, metrics: (state, {"loss": jnp.ones(2)})),
-            "update: metric 'loss' has shape (2,), expected a scalar",
+            "update: metric 'loss' is float32[2], expected one number",
         ),
     ],
 )
