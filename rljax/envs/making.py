@@ -405,7 +405,7 @@ def obs_space(gym: GymEnv, params: GymParams) -> object | None:
         space = cast(boundary.Gymnax, gym).observation_space(params)
     except (AttributeError, NotImplementedError):
         return None
-    if not spaces.is_space(space):
+    if space is not None and not spaces.is_space(space):
         raise ValueError(f"{name}: observation_space returns {space!r}, not a space")
     return space
 

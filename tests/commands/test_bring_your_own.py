@@ -21,7 +21,7 @@ WHOLE_LINES = PAGE.replace(" \\\n", "")
 COMMANDS = re.findall(r"^rljax ([^#\n]*[^# \n])", WHOLE_LINES, re.MULTILINE)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def rljax():
     """Run commands of `rljax`, all in one process: see script_runner.py."""
     command = [sys.executable, str(TESTS / "script_runner.py"), "--answer"]
@@ -42,7 +42,7 @@ def rljax():
     process.stdout.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(rljax, tmp_path_factory):
     """The page's folder after all commands, the first run stopped and resumed."""
     path = tmp_path_factory.mktemp("own")
@@ -171,7 +171,7 @@ BAD = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def broken(folder):
     """Agents that break their contract, and runs whose files have gone."""
     code = FILES["actor_critic.py"]

@@ -31,7 +31,7 @@ SWEEP = f"sweep {PPO} --vary gamma=0.5,0.99 learning_rate=0.01 --steps 320 --epi
 SWEEP += " --group 2"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def scripts():
     """Run command lines as scripts, all of them in one process.
 
@@ -63,7 +63,7 @@ def finished(scripts, cwd, *lines):
         assert result["code"] == 0, result["err"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(scripts, tmp_path_factory):
     """A folder with two small finished runs, `ppo` and `dqn`."""
     path = tmp_path_factory.mktemp("scripts")
@@ -73,7 +73,7 @@ def folder(scripts, tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def endless(scripts, folder):
     """A run of the folder without an end of an episode."""
     line = "train a2c --env TwoColors-v0 --steps 640 --name endless --episodes 2"
@@ -81,7 +81,7 @@ def endless(scripts, folder):
     return folder / "runs" / "endless"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tuned(scripts, folder):
     """A run of the folder with a tuned discount and a tuned entropy cost."""
     line = "train a2c --steps 1280 --seeds 2 --name tuned --episodes 2 --rows 4 "
@@ -221,7 +221,7 @@ def test_an_animation_ends_with_the_episode(scripts, tmp_path, resets):
     assert (tmp_path / "episode.gif").read_bytes().startswith(b"GIF8")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def swept(scripts, folder):
     """The CSV of a sweep."""
     (sweep,) = scripts(folder, f"{SWEEP} --out sweep.csv")
@@ -425,7 +425,7 @@ def cut_metrics(run, lines):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:lines]))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bad(scripts, folder, tuned):
     """Run a line of BAD, by name, in a folder of broken runs; it changes nothing."""
     runs = folder / "runs"
@@ -441,10 +441,10 @@ def bad(scripts, folder, tuned):
     shutil.copytree(runs / "dqn/checkpoints", runs / "foreign/checkpoints")
     shutil.rmtree(runs / "missing/checkpoints")
     (runs / "badconfig/config.json").write_text('{"agent": "ppo"}')
-    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    there = {p.name for p in runs.iterdir()}
 
     def run(name):
+        before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        there = {p.name for p in runs.iterdir()}
         (result,) = scripts(folder, BAD[name][0])
         changed = [p for p, content in before.items() if p.read_bytes() != content]
         assert not changed
