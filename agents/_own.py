@@ -31,7 +31,6 @@ def checked(name: str, module: Any) -> Any:
             f"agent {name}: Config is a dataclass that jax does not know; decorate it "
             "with @jax.tree_util.register_dataclass"
         )
-    _check_plain(name, default)
     needed = [*contracts.fields(contracts.TrainConfig), "validate"]
     missing = [field for field in needed if not hasattr(default, field)]
     if missing:
@@ -53,17 +52,6 @@ def checked(name: str, module: Any) -> Any:
     return module
 
 
-def _check_plain(name: str, config: Any) -> None:
-    """Raise unless a config holds what config.json can hold."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if not _is_plain(value):
-            raise ValueError(
-                f"agent {name}: Config: {field.name} {_found(value)}, expected a "
-                "number, a text, None or a tuple of these, which config.json can hold"
-            )
-
-
 def _check_presets(name: str, presets: Any, config: Any) -> None:
     """Raise unless `PRESETS` has presets by name, of fields that the config has."""
     if not isinstance(presets, dict) or not all(
@@ -80,12 +68,6 @@ def _check_presets(name: str, presets: Any, config: Any) -> None:
                 raise ValueError(
                     f"agent {name}: PRESETS[{key!r}]: Config has no field {field}"
                 )
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _found(hook: object) -> str:

@@ -46,13 +46,17 @@ _GRID = cfg.Preset(
     env_params=None,
     wrap=dict(resets="optimistic"),
 )
-_PHYSICS = dict(
-    learning_rate=1e-3,
-    entropy_cost=0.0,
-    total_steps=1_000_000,
-    num_envs=32,
-    rollout_length=64,
-    num_minibatches=8,
+_PHYSICS = cfg.Preset(
+    dict(
+        learning_rate=1e-3,
+        entropy_cost=0.0,
+        total_steps=1_000_000,
+        num_envs=32,
+        rollout_length=64,
+        num_minibatches=8,
+    ),
+    env_params=None,
+    wrap=dict(normalize_obs=True, normalize_rewards=0.99, resets="cached"),
 )
 PRESETS: dict[str, cfg.Preset] = {
     "Acrobot-v1": cfg.Preset(dict(learning_rate=3e-3)),
@@ -73,15 +77,10 @@ PRESETS: dict[str, cfg.Preset] = {
             clip_value=False,
         )
     ),
-    "brax/*": cfg.Preset(
-        _PHYSICS,
-        env_params=None,
-        wrap=dict(normalize_obs=True, normalize_rewards=0.99, resets="cached"),
-    ),
-    "brax/reacher": cfg.Preset(
-        _PHYSICS | dict(gamma=0.95, learning_rate=5e-4),
-        env_params=None,
-        wrap=dict(normalize_obs=True, normalize_rewards=0.95, resets="cached"),
+    "brax/*": _PHYSICS,
+    "brax/reacher": _PHYSICS._replace(
+        config=_PHYSICS.config | dict(gamma=0.95, learning_rate=5e-4),
+        wrap=_PHYSICS.wrap | dict(normalize_rewards=0.95),
     ),
     "craftax/*": cfg.Preset(
         dict(
@@ -108,11 +107,7 @@ PRESETS: dict[str, cfg.Preset] = {
     ),
     "navix/*": _GRID,
     "pgx/minatar-breakout": cfg.Preset(_BREAKOUT, env_params=None),
-    "playground/*": cfg.Preset(
-        _PHYSICS,
-        env_params=None,
-        wrap=dict(normalize_obs=True, normalize_rewards=0.99, resets="cached"),
-    ),
+    "playground/*": _PHYSICS,
     "xminigrid/*": _GRID,
     "Asterix-MinAtar": cfg.Preset(_PLANES),
     "Freeway-MinAtar": cfg.Preset(_PLANES),

@@ -1,5 +1,6 @@
 """Own code by reference: `my.module:Object`, `path/to/file.py:Object`, or a module."""
 
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -7,6 +8,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -116,40 +118,52 @@ def _file(place: str, named: str) -> ModuleType:
     for module in list(sys.modules.values()):
         if getattr(module, "__file__", None) == str(path):
             return module
-    _prefer(path.parent)
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader  # as for every name that ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles look for their module there
     try:
-        spec.loader.exec_module(module)
+        with _beside(path.parent):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ValueError(f"{named}: {_failure(error)}") from error
     return module
 
 
-def _prefer(folder: Path) -> None:
+@contextlib.contextmanager
+def _beside(folder: Path) -> Iterator[None]:
     """Let modules beside a file go before those beside files of other folders.
 
     Installed modules go before both. A module of another folder that has the name of
     one beside this file is imported anew: who imported the other keeps it.
     """
-    _folders.discard(folder)
-    others = [str(other) for other in _folders]
-    beside = {path.stem for path in folder.glob("*.py")}
-    beside |= {path.parent.name for path in folder.glob("*/__init__.py")}
-    for name, module in list(sys.modules.items()):
-        place = getattr(module, "__file__", None) or ""
-        if name.partition(".")[0] in beside and place.startswith(tuple(others)):
-            del sys.modules[name]
+    others = {*_folders, Path.cwd()} - {folder}
     _folders.add(folder)
-    if others:
-        sys.path[:] = [place for place in sys.path if place not in others]
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
-    sys.path.extend(others)
+    names = {path.stem for path in folder.glob("*.py")}
+    names |= {path.parent.name for path in folder.glob("*/__init__.py")}
+    names -= {__name__.partition(".")[0]}  # this package, where it is a checkout
+    hidden = {name for name in names if _is_in(name, others)}
+    for name in list(sys.modules):
+        if name.partition(".")[0] in hidden:
+            del sys.modules[name]
+    before = list(sys.path)
+    here, there = str(folder), [str(other) for other in others]
+    sys.path[:] = [place for place in before if place not in there]
+    sys.path.extend([here] * (here not in before))
+    sys.path.extend(place for place in before if place in there)
+    try:
+        yield
+    finally:
+        sys.path[:] = before + [here] * (here not in before)
+
+
+def _is_in(name: str, folders: Iterable[Path]) -> bool:
+    """Whether a module was imported from one of these folders."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    places = [(other / f"{name}.py", other / name / "__init__.py") for other in folders]
+    return file is not None and any(Path(file) in pair for pair in places)
 
 
 def _failure(error: BaseException) -> str:

@@ -242,7 +242,7 @@ class MemoryFn(Protocol):
 
 
 class ActFn(Protocol):
-    """Choose an action `[N]` or `[N, *shape]` for each observation `[N, *shape]`.
+    """Choose an action `[N]` or `[N, *shape]` for each observation `[N, ...]`.
 
     With `explore` as in training, else as in evaluation. The key is consumed.
     """

@@ -84,6 +84,20 @@ def test_each_file_gets_the_module_beside_it(tmp_path, monkeypatch):
             assert found == name
 
 
+def test_a_module_of_the_current_directory_is_not_that_beside_a_file(
+    folder, tmp_path_factory, monkeypatch
+):
+    (folder / "next_door.py").write_text("value = 'here'\n")
+    monkeypatch.syspath_prepend(folder)
+    assert loading.load("next_door:value", "environment") == "here"
+    there = tmp_path_factory.mktemp("there")
+    (there / "next_door.py").write_text("value = 'there'\n")
+    (there / "own_file.py").write_text("from next_door import value\n")
+    before = list(sys.path)
+    assert loading.load(f"{there}/own_file.py:value", "environment") == "there"
+    assert sys.path == [*before, str(there)]
+
+
 def test_files_are_recorded_by_their_absolute_path(folder):
     assert loading.recorded("own_code.py:Env") == f"{folder}/own_code.py:Env"
     assert loading.recorded("own_code.py") == f"{folder}/own_code.py"

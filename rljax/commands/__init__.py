@@ -9,6 +9,7 @@ evaluate           plays episodes with a trained run, draws one
 folders            run folders of one process each, files that replace their own
 front              finds the command, and sets up devices before jax starts
 gradient_variance  measures how much priorities help a gradient
+looking            looks at a run before it starts
 maml               learns a policy that adapts to a new task
 plot               compares runs in one picture
 sweep              trains with many hyperparameters in one program

@@ -8,7 +8,6 @@ import tyro
 
 from rljax import envs
 from rljax.commands import common
-from rljax.envs import check
 from rljax.envs.making import build
 
 
@@ -29,10 +28,10 @@ def main(argv: list[str], prog: str) -> None:
     options = common.parse(Options, argv, __doc__ or "", prog)
     values = common.with_values(options.env_params)
     gym, params, _ = build(options.name, **values)
-    findings = check(gym, params, steps=0)
+    findings = envs.check(gym, params, steps=0)
     if not any(finding.level == "error" for finding in findings):
         env = envs.make(options.name, **values)  # with the options of `envs.wrap`
-        findings = check(env, steps=options.steps)
+        findings = envs.check(env, steps=options.steps)
     for finding in findings:
         print(finding)
     if not findings:

@@ -78,9 +78,8 @@ class Run:
         check_range(self, "seeds", low=1, high=INT32)
         check_range(self, "rows", low=1, high=MAX_ROWS)
         check_seeds(self.seed, self.seeds)
-        check_numbers(self.config)
+        check_config(self.agent, self.config)
         check_numbers(self.meta_settings)
-        self._validate()
         env = envs.make(self.env, **self.env_params)
         if not self.meta:
             return agents.make(self.agent, env.spec), env
@@ -89,17 +88,6 @@ class Run:
         if settings.condition:
             spec = conditioned(spec, len(tuned))
         return tune(agents.make(self.agent, spec), spec, tuned, settings), env
-
-    def _validate(self) -> None:
-        """Raise where the config is out of range, or an own one fails to tell."""
-        try:
-            self.config.validate()
-        except ValueError:
-            raise
-        except Exception as error:
-            what = f"{type(error).__name__}: {one_line(error)}"
-            message = f"agent {short(self.agent)}: Config.validate failed: {what}"
-            raise ValueError(message) from error
 
     def tuned(self) -> dict[str, Parameter]:
         """The tuned fields, and how each hangs on the raw numbers."""
@@ -443,6 +431,39 @@ def check_seeds(seed: int, seeds: int = 1) -> None:
 def key(seed: int) -> jax.Array:
     """The key of a seed below 2**32."""
     return jax.random.key(np.uint32(seed))
+
+
+def check_config(agent: str, config: Any) -> None:
+    """Raise unless an agent's config is in range and can be written down.
+
+    Raises:
+      ValueError: names the field, its value and what is allowed; also of an own config
+        that fails to tell.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not _is_plain(value):
+            kind = type(value).__name__
+            raise ValueError(
+                f"agent {short(agent)}: Config: {field.name} is {kind}, expected a "
+                "number, a text, None or a tuple of these, for which there is room in "
+                f"{CONFIG_FILE}"
+            )
+    check_numbers(config)
+    try:
+        config.validate()
+    except ValueError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {one_line(error)}"
+        message = f"agent {short(agent)}: Config.validate failed: {what}"
+        raise ValueError(message) from error
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def check_numbers(options: Any) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import select
 import sys
 from collections.abc import Callable
 from typing import ParamSpec
@@ -32,7 +33,9 @@ def one_line_errors(main: Callable[P, None]) -> Callable[P, None]:
             if not isinstance(end.code, str):
                 raise
             _fail(end.code)
-        except BrokenPipeError:  # who read the output has enough
+        except BrokenPipeError as error:
+            if not _has_no_reader(sys.stdout.fileno()):
+                _fail(one_line(error))
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(BROKEN_PIPE)
         except (ValueError, OSError, ImportError, MemoryError, OverflowError) as error:
@@ -43,6 +46,13 @@ def one_line_errors(main: Callable[P, None]) -> Callable[P, None]:
             _fail("out of memory: " + str(error).splitlines()[0])
 
     return wrapped
+
+
+def _has_no_reader(file: int) -> bool:
+    """Whether a file is a pipe that nobody reads any more."""
+    polled = select.poll()
+    polled.register(file)
+    return any(event & select.POLLERR for _, event in polled.poll(0))
 
 
 def one_line(error: BaseException) -> str:

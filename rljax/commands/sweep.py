@@ -24,9 +24,9 @@ import numpy as np
 
 from rljax import agents, loading
 from rljax.commands import common, folders
+from rljax.commands.looking import look
 from rljax.config import as_arrays, check_range
 from rljax.running import sharding, train
-from rljax.running.checking import check_agent
 from rljax.running.evaluate import evaluate
 from rljax.running.logging import read_csv
 
@@ -119,6 +119,7 @@ class Sweep:
         """A number of all that the results depend on."""
         what = self.run.to_json() | {"episodes": self.episodes}
         what |= {"names": self.names, "grid": self.grid.tolist()}
+        what |= self.run.sources()
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
         return int(digest.hexdigest()[:12], 16)
 
@@ -236,8 +237,7 @@ def parse_command_line(argv: list[str], prog: str) -> tuple[Sweep, Any]:
     names, grid = combinations(options.vary, config)
     for values in grid:
         varied = dataclasses.replace(config, **dict(zip(names, values, strict=True)))
-        common.check_numbers(varied)
-        varied.validate()
+        common.check_config(agent, varied)
     env, params = loading.recorded(options.env), common.with_values(options.env_params)
     run = common.Run(
         agent=agent,
@@ -254,10 +254,7 @@ def parse_command_line(argv: list[str], prog: str) -> tuple[Sweep, Any]:
 def main(argv: list[str], prog: str) -> None:
     """One program for all groups of runs; then the table."""
     sweep, options = parse_command_line(argv, prog)
-    agent, env = sweep.run.build()
-    if agents.is_own(sweep.run.agent):
-        name = common.short(sweep.run.agent)
-        check_agent(name, agent, env, sweep.run.config)
+    look(sweep.run)
     size = group_size(len(sweep), sweep.run.config.num_envs)
     if options.group:
         size = min(options.group, len(sweep))

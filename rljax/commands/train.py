@@ -14,16 +14,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from rljax import agents, envs, loading
+from rljax import agents, loading
 from rljax.commands import common, folders
+from rljax.commands.looking import look
 from rljax.config import check_range
 from rljax.meta import Settings
 from rljax.running import train
-from rljax.running.checking import check_agent
 from rljax.running.checkpoint import save
 from rljax.running.logging import CsvSink, Progress, Row, TensorBoardSink, WandbSink
 from rljax.running.plotting import learning_curve
-from rljax.types import Masked
 
 PER_EPISODE = ("episode_return", "episode_length")  # metrics that need one
 
@@ -190,29 +189,11 @@ def on_host(metrics: dict[str, Any]) -> dict[str, np.ndarray]:
     return arrays | {k: np.where(none, np.nan, arrays[k]) for k in PER_EPISODE}
 
 
-def check_legal(run: common.Run, ts: Any) -> None:
-    """Raise where an environment leaves no legal action at the start.
-
-    Raises:
-      ValueError: names the environment and the seed.
-    """
-    if isinstance(ts.obs, Masked):
-        stuck = ~np.asarray(ts.obs.legal).any(axis=-1)  # [S, N]
-        if stuck.any():
-            seed, env = np.argwhere(stuck)[0]
-            raise ValueError(
-                f"{run.env}: no action is legal in environment {env} of seed "
-                f"{run.seed + seed}; a mask leaves at least one"
-            )
-
-
 def start_state(run: common.Run, folder: Path) -> tuple[int, Any]:
     """The number of chunks that are done, and the state after them."""
     step = common.latest_step(folder)
     if step is None:
-        ts = run.initial_state()(run.keys())
-        check_legal(run, ts)
-        return 0, ts
+        return 0, run.initial_state()(run.keys())
     try:
         done = run.chunks().done(step)
     except ValueError as error:
@@ -331,37 +312,10 @@ def open_sinks(run: common.Run, options: Any, folder: Path) -> Iterator[list[Any
         yield sinks
 
 
-def warn(run: common.Run) -> None:
-    """Say what a look at the environment shows; `check-env` says more.
-
-    Raises:
-      ValueError: as `run.build`, and by an agent, torso or cell of one's own that
-        breaks a contract.
-    """
-    agent, env = run.build()
-    for finding in envs.check(env, steps=0):
-        if finding.level != "note":
-            print(finding, file=sys.stderr)
-    own = own_networks(run.config)
-    if agents.is_own(run.agent) or own:
-        name = " ".join([common.short(run.agent), *own])
-        check_agent(name, agent, env, run.config)
-
-
-def own_networks(config: Any) -> list[str]:
-    """The references among a config's values, `torso=torso.py:Wide`."""
-    named = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    return [
-        f"{name}={common.short(value)}"
-        for name, value in named.items()
-        if isinstance(value, str) and loading.is_reference(value)
-    ]
-
-
 def main(argv: list[str], prog: str) -> None:
     """Train, evaluate, plot."""
     run, options = parse_command_line(argv, prog)
-    warn(run)
+    look(run)
     previous = signal.signal(signal.SIGTERM, end)
     try:
         with run_folder(run, options) as folder:

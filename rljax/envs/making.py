@@ -398,13 +398,17 @@ def obs_space(gym: GymEnv, params: GymParams) -> object | None:
     Raises:
       ValueError: `observation_space` fails, or returns something else.
     """
+    name = boundary.name_of(gym)
+
+    def found() -> object | None:
+        try:
+            return cast(boundary.Gymnax, gym).observation_space(params)
+        except (AttributeError, NotImplementedError):
+            return None
+
     if getattr(gym, "observation_space", None) is None:
         return None
-    name = boundary.name_of(gym)
-    try:
-        space = cast(boundary.Gymnax, gym).observation_space(params)
-    except (AttributeError, NotImplementedError):
-        return None
+    space = boundary.call(name, "observation_space", found)
     if space is not None and not spaces.is_space(space):
         raise ValueError(f"{name}: observation_space returns {space!r}, not a space")
     return space

@@ -195,10 +195,10 @@ def _is_box(space: object) -> TypeGuard[BoxSpace]:
 
 
 def is_space(found: object) -> bool:
-    """Whether an object is a space, or a tree of spaces."""
-    tree = isinstance(getattr(found, "spaces", None), Mapping | Sequence)
-    several = hasattr(found, "nvec") or hasattr(found, "num_values")
-    return tree or several or _is_discrete(found) or _is_box(found)
+    """Whether an object has a field of a space, or is a tree of objects."""
+    fields = ("shape", "n", "nvec", "num_values", "spaces")
+    tree = isinstance(found, Mapping | tuple | list)
+    return tree or any(hasattr(found, field) for field in fields)
 
 
 def _kind(space: object) -> str:

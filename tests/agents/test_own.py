@@ -176,11 +176,6 @@ class Config:
             "PRESETS = {'a': a2c.cfg.Preset({'gama': 0.5})}",
             "PRESETS['a']: Config has no field gama",
         ),
-        (
-            "@a2c.jax.tree_util.register_dataclass\n@dataclasses.dataclass\n"
-            "class Config:\n  gamma: list = dataclasses.field(default_factory=list)",
-            "Config: gamma is list, expected a number, a text, None or a tuple of",
-        ),
     ],
 )
 def test_a_module_without_a_hook_gets_one_line(write, more, message):

@@ -96,6 +96,15 @@ def test_a_file_that_has_changed_is_told(rljax, folder, tmp_path):
     assert "changed" not in before["err"]
     note = f"note: {tmp_path}/corridor.py has changed since the run began"
     assert after["err"].splitlines() == [note]
+    sweep = (
+        "sweep a2c --env corridor.py:Corridor --vary gamma=0.9 --steps 80 --episodes 1"
+    )
+    sweep += " --config.num-envs 2 --config.hidden-sizes 8 --out a.csv"
+    assert rljax(tmp_path, sweep)["code"] == 0
+    with (tmp_path / "corridor.py").open("a") as file:
+        file.write("# and another\n")
+    again = rljax(tmp_path, sweep)
+    assert again["code"] == 2 and "a.csv: holds another sweep" in again["err"]
 
 
 def test_default_names_are_names_of_files(rljax, folder, tmp_path):
@@ -145,6 +154,27 @@ BAD = {
         "train a2c --env stuck.py:Corridor --steps 512 --config.num-envs 2",
         "stuck.py:Corridor: no action is legal in environment 0 of seed 0; a mask",
     ),
+    "stuck in a sweep": (
+        "sweep a2c --env stuck.py:Corridor --vary gamma=0.9 --config.num-envs 2",
+        "stuck.py:Corridor: no action is legal in environment 0 of seed 0; a mask",
+    ),
+    "torso in a sweep": (
+        "sweep ppo --env corridor.py:Corridor --config.torso wrong_torso.py:Fourier "
+        "--vary gamma=0.9",
+        "agent ppo torso=wrong_torso.py:Fourier: init failed: RuntimeError: no torso",
+    ),
+    "cell": (
+        "train ppo_rnn --env corridor.py:Corridor --config.cell wrong_cell.py:Cell",
+        "agent ppo_rnn cell=wrong_cell.py:Cell: init failed: NotImplementedError",
+    ),
+    "array": (
+        "train wrong_array.py --env corridor.py:Corridor",
+        "agent wrong_array.py: Config: width is list, expected a number, a text, None",
+    ),
+    "validate in a sweep": (
+        "sweep wrong_validate.py --env corridor.py:Corridor --vary gamma=0.9",
+        "agent wrong_validate.py: Config.validate failed: AssertionError",
+    ),
     "torso": (
         "train ppo --env corridor.py:Corridor --config.torso wrong_torso.py:Fourier",
         "agent ppo torso=wrong_torso.py:Fourier: init failed: RuntimeError: no torso",
@@ -185,11 +215,18 @@ def broken(folder):
     for name, old, new in (
         ("validate", "cfg.check_loop(self)", "assert False"),
         ("type", "width: int", "width: 'Nothing'"),
+        (
+            "array",
+            "width: int = cfg.static(32)",
+            "width: list[int] = dataclasses.field(default_factory=list)",
+        ),
     ):
         (folder / f"wrong_{name}.py").write_text(code.replace(old, new))
     torso = FILES["torso.py"].replace(
         "if isinstance", "raise RuntimeError('no torso')\n        if isinstance"
     )
+    cell = "from flax.linen import RNNCellBase\n\n\nclass Cell(RNNCellBase):\n"
+    (folder / "wrong_cell.py").write_text(f"{cell}    features: int\n")
     (folder / "wrong_torso.py").write_text(torso)
     for name, key, value in (
         ("gone", "env", "/gone/corridor.py:Corridor"),

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from rljax.commands import front
+from rljax.commands.errors import one_line_errors
 
 SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "scripts"
 
@@ -20,6 +21,7 @@ def called(*argv):
 LISTS = """
 import sys
 from rljax.commands import front
+from rljax.commands.errors import one_line_errors
 sys.argv[1:] = ["--help"]
 try:
     front.main()
@@ -39,6 +41,16 @@ def test_a_reader_that_has_enough_is_no_error():
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 141  # as a shell has it: 128 and SIGPIPE
+
+
+def test_another_broken_pipe_is_told(capfd):
+    @one_line_errors
+    def fails():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(SystemExit, match="2"):
+        fails()
+    assert capfd.readouterr().err == "error: [Errno 32] Broken pipe\n"
 
 
 def test_the_list_of_commands_needs_no_jax():
@@ -111,6 +123,7 @@ def test_bad_input_is_one_line(monkeypatch, capsys, argv, code, out, err):
 DEVICES = """
 import os, sys
 from rljax.commands import front
+from rljax.commands.errors import one_line_errors
 sys.argv[1:] = ["train", "--help"]
 try:
     front.main()

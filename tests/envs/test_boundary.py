@@ -548,6 +548,16 @@ class Empty(Counter):
         return {"place": obs, "none": obs[:0]}, state
 
 
+class FailingSpace(Counter):
+    def observation_space(self, params):
+        return {}["none"]
+
+
+class OwnSpaces(Counter):
+    def observation_space(self, params):
+        return {"no": "class of a package"}
+
+
 class TextAsSpace(Counter):
     def observation_space(self, params):
         return "box"
@@ -596,6 +606,7 @@ class NoDefaults:
         (GrowingState(), r"returns the state.place as float32\[3\], the reset as"),
         (TwoRewards(), r"step_env returns reward float32\[2\], expected one number"),
         (Empty(), r"observations\['none'\] float32\[0\]: without a number"),
+        (FailingSpace(), "FailingSpace: observation_space failed: KeyError: 'none'"),
         (TextAsSpace(), "TextAsSpace: observation_space returns 'box', not a space"),
         (NoReward(), "step_env returns reward None, expected one number"),
         (TwoCuts(), r"is_truncated returns truncated bool\[2\], expected one number"),
@@ -610,6 +621,10 @@ class NoDefaults:
 def test_environments_are_refused_by_name(gym, message):
     with pytest.raises(ValueError, match=message):
         envs.wrap(gym)
+
+
+def test_spaces_of_other_kinds_are_left_alone():
+    assert envs.wrap(OwnSpaces()).spec == envs.wrap(Counter()).spec
 
 
 def test_an_environment_that_needs_a_network_says_so(monkeypatch):

@@ -30,7 +30,7 @@ RATES = (1e-3, 1e-3, 3e-3, 1e-2, 1e-2)
 
 
 # One agent of each kind of state and update; the loop knows no more of an agent.
-each_kind = fast_for("apg", "dqn", "ppo", "ppo_rnn", "r2d2", "sac", "td3")
+each_kind = fast_for("apg", "dqn", "ppo", "ppo_rnn", "r2d2", "sac")
 
 
 class Result(NamedTuple):
@@ -263,7 +263,7 @@ def test_seeds_and_learning_rates_can_be_vmapped(case, config, sweep, train_alon
     assert len(np.unique(loss[1:4, -1])) == 3  # learning rates
 
 
-@fast_for("dqn")
+@pytest.mark.slow
 def test_a_grid_of_seeds_and_learning_rates_can_be_vmapped(case, config):
     """One `vmap` in another, initialisation compared as well: the slow ones for all."""
     rates, seeds = RATES[1:4], (0, 1, 2)

@@ -1,0 +1,64 @@
+"""A look at a run before it starts: its environment, and own code in it."""
+
+import dataclasses
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from rljax import agents, envs, loading
+from rljax.commands import common
+from rljax.contracts import BatchedEnv
+from rljax.running.checking import check_agent
+from rljax.types import Masked
+
+
+def look(run: common.Run) -> None:
+    """Say what a look at the environment shows; `check-env` says more.
+
+    Raises:
+      ValueError: as `run.build`; an agent, torso or cell of one's own that breaks a
+        contract; an environment without a legal action at the start.
+    """
+    agent, env = run.build()
+    for finding in envs.check(env, steps=0):
+        if finding.level != "note":
+            print(finding, file=sys.stderr)
+    networks = own_networks(run.config)
+    if agents.is_own(run.agent) or networks:
+        name = " ".join([common.short(run.agent), *networks])
+        check_agent(name, agent, env, run.config)
+    if env.spec.masked:
+        check_legal(run, env)
+
+
+def own_networks(config: Any) -> list[str]:
+    """The references among a config's values, `torso=torso.py:Wide`."""
+    named = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return [
+        f"{name}={common.short(value)}"
+        for name, value in named.items()
+        if isinstance(value, str) and loading.is_reference(value)
+    ]
+
+
+def check_legal(run: common.Run, env: BatchedEnv) -> None:
+    """Raise where an environment leaves no legal action at the start.
+
+    Raises:
+      ValueError: names the environment and the seed.
+    """
+
+    def first(key: jax.Array) -> Masked:
+        _, env_key, _ = jax.random.split(key, 3)  # as `train.init` does
+        return env.reset(env_key, run.config.num_envs)[1]
+
+    legal = jax.jit(jax.vmap(lambda key: first(key).legal))(run.keys())  # [S, N, A]
+    stuck = ~np.asarray(legal).any(axis=-1)
+    if stuck.any():
+        seed, place = np.argwhere(stuck)[0]
+        raise ValueError(
+            f"{run.env}: no action is legal in environment {place} of seed "
+            f"{run.seed + seed}; a mask leaves at least one"
+        )
