@@ -17,6 +17,7 @@ from rljax import config as cfg
 from rljax.autodiff import fisher_vp, natural_gradient
 from rljax.learners import on_policy, optimizers
 from rljax.learners.on_policy import Minibatch
+from rljax.running import parallel
 from rljax.types import (
     Agent,
     Key,
@@ -134,9 +135,9 @@ def natural_step(
         return on_policy.actor(spec, config).apply(params, some)
 
     def product(tangent: Params) -> Params:
-        return fisher_vp(policy, params, tangent)
+        return parallel.mean(fisher_vp(policy, params, tangent))
 
-    gradient = jax.grad(surrogate, 2)(spec, config, params, batch)
+    gradient = parallel.mean(jax.grad(surrogate, 2)(spec, config, params, batch))
     direction = natural_gradient(
         product,
         gradient,
@@ -165,14 +166,14 @@ def line_search(
         (config, params, step, batch, max_kl)
     )
     old = on_policy.actor(spec, config).apply(params, batch.obs)
-    before = surrogate(spec, config, params, batch)
+    before = parallel.mean(surrogate(spec, config, params, batch))
 
     def attempt(search: Search) -> Search:
         scale = jnp.where(search.tries == 0, 1.0, search.scale * config.backtracking)
         tried = optax.tree.add_scale(params, scale, step)
         new = on_policy.actor(spec, config).apply(tried, batch.obs)
-        kl = old.kl_divergence(new).mean()
-        gain = surrogate(spec, config, tried, batch) - before
+        kl = parallel.mean(old.kl_divergence(new).mean())
+        gain = parallel.mean(surrogate(spec, config, tried, batch)) - before
         accepted = (kl <= max_kl) & (gain > 0)
         return Search(
             scale=scale, tries=search.tries + 1, accepted=accepted, kl=kl, gain=gain

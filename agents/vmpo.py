@@ -19,6 +19,7 @@ from rljax.learners.duals import Duals
 from rljax.learners.on_policy import Minibatch
 from rljax.losses import MpoOutputs
 from rljax.networks import distributions
+from rljax.running import parallel
 from rljax.types import (
     Agent,
     Box,
@@ -128,6 +129,7 @@ def parts(
         kl_constraints=duals.constraints(config, variables, kls),
         projection_operator=jnp.exp,
         top_k_fraction=config.top_fraction,
+        axis_name=parallel.axis_name(),
         stop="none",
     )
     return out, kls

@@ -68,6 +68,7 @@ class Run:
     config: Any  # the agent's Config
     meta: tuple[str, ...] = ()  # config floats to tune: `parse_parameter`
     meta_settings: Settings = Settings()
+    data_parallel: int = 1  # devices that each run is split over
 
     def build(self) -> tuple[Agent, Any]:
         """The agent and its environment.
@@ -77,8 +78,10 @@ class Run:
         """
         check_range(self, "seeds", low=1, high=INT32)
         check_range(self, "rows", low=1, high=MAX_ROWS)
+        check_range(self, "data_parallel", low=1)
         check_seeds(self.seed, self.seeds)
         check_config(self.agent, self.config)
+        self.shard()
         check_numbers(self.meta_settings)
         env = envs.make(self.env, **self.env_params)
         if not self.meta:
@@ -93,10 +96,23 @@ class Run:
         """The tuned fields, and how each hangs on the raw numbers."""
         return dict(parse_parameter(text, self.config) for text in self.meta)
 
+    def shard(self) -> Any:
+        """The config of one of the devices that a run is split over."""
+        return sharding.share(self.config, self.data_parallel)
+
     def keys(self) -> jax.Array:
-        """A key per seed, the one that `--seed` with its number alone gives."""
+        """A key per seed `[S]`, the one that `--seed` with its number alone gives.
+
+        For runs that are split `[S, D]`, the same for all shards.
+        """
         seeds = np.arange(self.seed, self.seed + self.seeds, dtype=np.uint32)
-        return jax.vmap(jax.random.key)(seeds)
+        keys = jax.vmap(jax.random.key)(seeds)
+        return sharding.copies(keys, self.data_parallel) if self.is_split else keys
+
+    @property
+    def is_split(self) -> bool:
+        """Whether arrays have an axis of shards after that of seeds."""
+        return self.data_parallel > 1
 
     def chunks(self) -> Chunks:
         """The pieces: of their numbers near `rows` that which overshoots least."""
@@ -110,15 +126,28 @@ class Run:
         return Chunks(count, each, start, each * per_iteration)
 
     def map_runs(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Map a function of one seed over seeds, always on the same devices."""
+        """Map a function of one seed's shard over seeds, always on the same devices."""
         agent, _ = self.build()
-        at_once = sharding.runs_at_once(self.config.num_envs)
-        return sharding.map_runs(function, at_once, agent.parts)
+        at_once = sharding.runs_at_once(self.shard().num_envs)
+        if not self.is_split:
+            return sharding.map_runs(function, at_once, agent.parts)
+        mesh = sharding.split_mesh(self.seeds, self.data_parallel)
+        return sharding.map_runs(function, at_once, mesh=mesh)
+
+    def of_seeds(self, array: Any) -> np.ndarray:
+        """A result that is the same for all shards, `[S, ...]`."""
+        array = np.asarray(array)
+        return array[:, 0] if self.is_split else array
+
+    def first_state(self, states: TrainState) -> TrainState:
+        """The state of the first seed, of its first shard."""
+        place = (0, 0) if self.is_split else 0
+        return jax.tree.map(lambda x: x[place], states)
 
     def initial_state(self) -> Callable[[jax.Array], TrainState]:
         """Function from `keys()` to the state at the start, a leading axis per seed."""
         agent, env = self.build()
-        return self.map_runs(lambda key: train.init(agent, env, self.config, key))
+        return self.map_runs(lambda key: train.init(agent, env, self.shard(), key))
 
     def sources(self) -> dict[str, str]:
         """SHA-256 of the files that hold own code, by path."""
@@ -227,7 +256,7 @@ def in_file_names(name: str) -> str:
 
 
 def restore_state(folder: Path, run: Run) -> TrainState:
-    """The latest checkpoint of a run, a leading axis per seed.
+    """The latest checkpoint of a run, `[S, ...]`, or `[S, D, ...]` where it is split.
 
     Raises:
       CheckpointError: missing, damaged or of another run.
@@ -250,10 +279,10 @@ def evaluate_run(
     def returns(ts: TrainState, key: jax.Array) -> jax.Array:
         key = jax.random.fold_in(key, EVALUATION)
         return evaluate(
-            agent, env, run.config, ts, key, episodes, explore=explore
+            agent, env, run.shard(), ts, key, episodes, explore=explore
         ).returns
 
-    return np.asarray(run.map_runs(returns)(states, run.keys()))
+    return run.of_seeds(run.map_runs(returns)(states, run.keys()))
 
 
 def summary(returns: np.ndarray) -> str:

@@ -100,4 +100,4 @@ def main(argv: list[str], prog: str) -> None:
         )
     )
     if options.gif:
-        draw(options.gif, run, jax.tree.map(lambda x: x[0], states))
+        draw(options.gif, run, run.first_state(states))

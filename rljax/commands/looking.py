@@ -10,6 +10,7 @@ import numpy as np
 from rljax import agents, envs, loading
 from rljax.commands import common
 from rljax.contracts import BatchedEnv
+from rljax.running import parallel
 from rljax.running.checking import check_agent
 from rljax.types import Masked
 
@@ -28,7 +29,7 @@ def look(run: common.Run) -> None:
     networks = own_networks(run.config)
     if agents.is_own(run.agent) or networks:
         name = " ".join([common.short(run.agent), *networks])
-        check_agent(name, agent, env, run.config)
+        check_agent(name, agent, env, run.shard())
     if env.spec.masked:
         check_legal(run, env)
 
@@ -52,10 +53,11 @@ def check_legal(run: common.Run, env: BatchedEnv) -> None:
 
     def first(key: jax.Array) -> Masked:
         _, env_key, _ = jax.random.split(key, 3)  # as `train.init` does
-        return env.reset(env_key, run.config.num_envs)[1]
+        return env.reset(parallel.fold(env_key), run.shard().num_envs)[1]
 
-    legal = jax.jit(jax.vmap(lambda key: first(key).legal))(run.keys())  # [S, N, A]
-    stuck = ~np.asarray(legal).any(axis=-1)
+    legal = np.asarray(run.map_runs(lambda key: first(key).legal)(run.keys()))
+    legal = legal.reshape(run.seeds, -1, legal.shape[-1])  # [S, N, A]
+    stuck = ~legal.any(axis=-1)
     if stuck.any():
         seed, place = np.argwhere(stuck)[0]
         raise ValueError(

@@ -42,6 +42,8 @@ def options_type(
         """environment's name, or your own as my.module:make_env or file.py:make_env"""
         env_params: dict[str, str] = dataclasses.field(default_factory=dict)
         """parameters of the environment: NAME VALUE pairs"""
+        data_parallel: int = stored.data_parallel if stored else 1
+        """devices to split each run over: environments, replay and batches"""
         seeds: int = stored.seeds if stored else 1
         """independent runs, trained at once"""
         seed: int = stored.seed if stored else 0
@@ -114,6 +116,7 @@ def parse_command_line(argv: list[str], prog: str) -> tuple[common.Run, Any]:
         config=config,
         meta=options.meta,
         meta_settings=options.meta_settings,
+        data_parallel=options.data_parallel,
     )
     if stored:
         refuse_other_run(stored, run)
@@ -182,9 +185,9 @@ def check_finite(metrics: dict[str, np.ndarray], step: int, folder: Path) -> Non
             )
 
 
-def on_host(metrics: dict[str, Any]) -> dict[str, np.ndarray]:
+def on_host(run: common.Run, metrics: dict[str, Any]) -> dict[str, np.ndarray]:
     """A chunk's metrics, `[S]` each, but for the step: NaN where no episode ended."""
-    arrays = {k: np.asarray(v)[:, 0] for k, v in metrics.items() if k != "step"}
+    arrays = {k: run.of_seeds(v)[:, 0] for k, v in metrics.items() if k != "step"}
     none = arrays["episodes"] == 0
     return arrays | {k: np.where(none, np.nan, arrays[k]) for k in PER_EPISODE}
 
@@ -211,7 +214,7 @@ def train_in_chunks(
     chunks, iterations = run.chunks(), run.chunks().iterations
     chunk = jax.jit(
         run.map_runs(
-            lambda ts: train.run(agent, env, run.config, ts, iterations, iterations)
+            lambda ts: train.run(agent, env, run.shard(), ts, iterations, iterations)
         ),
         donate_argnums=0,
     )
@@ -223,7 +226,7 @@ def train_in_chunks(
     with Progress(total_steps, title) as progress, stop:
         for i in range(done, chunks.count):
             ts, metrics = chunk(ts)
-            metrics, step = on_host(metrics), chunks.step(i + 1)
+            metrics, step = on_host(run, metrics), chunks.step(i + 1)
             before, now = now, time.monotonic()
             rate = run.seeds * chunks.steps / (now - before)
             times: Row = {"seconds": now - begin, "steps_per_second": rate}

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from rljax.config import saturating_add
 from rljax.contracts import BatchedEnv
 from rljax.networks import observations
+from rljax.running import parallel
 from rljax.types import (
     EnvState,
     Levels,
@@ -313,10 +314,12 @@ class Statistics(NamedTuple):
         sample variances".
         """
         batch = jax.lax.stop_gradient(batch)
-        total = self.count + len(batch)
-        weight = len(batch) / total
-        moved = batch.mean(axis=0) - self.mean
-        within = self.var + weight * (batch.var(axis=0) - self.var)
+        samples = len(batch) * parallel.size()
+        total = self.count + samples
+        weight = samples / total
+        moved = parallel.mean(batch.mean(axis=0)) - self.mean
+        variance = parallel.variance(batch, axis=0)
+        within = self.var + weight * (variance - self.var)
         var = within + weight * (1.0 - weight) * moved**2
         return Statistics(count=total, mean=self.mean + weight * moved, var=var)
 

@@ -38,6 +38,7 @@ from rljax.contracts import (
 )
 from rljax.learners import optimizers
 from rljax.networks import distributions, torsos
+from rljax.running import parallel
 from rljax.running.sharding import side_by_side
 from rljax.types import (
     Agent,
@@ -282,10 +283,10 @@ def from_values(
 
 
 def normalize(adv: jax.Array) -> jax.Array:
-    """Mean 0, standard deviation 1."""
+    """Mean 0, standard deviation 1, over the shards of a run together."""
     # d sqrt(0) is infinite: no variance, no slope
-    std = jnp.sqrt(jnp.maximum(adv.var(), 1e-16))
-    return (adv - adv.mean()) / (std + 1e-8)
+    std = jnp.sqrt(jnp.maximum(parallel.variance(adv), 1e-16))
+    return (adv - parallel.mean(adv.mean())) / (std + 1e-8)
 
 
 def prepare(
@@ -415,7 +416,7 @@ def fit(
     def checked(carry: Any, index: jax.Array) -> tuple[Any, Any]:
         old, alive = carry
         new, metrics = step(old, index)
-        taken = alive & going_on(metrics)
+        taken = alive & going_on(parallel.mean(metrics))
         # A choice, not a branch: under vmap a branch is one too.
         kept = jax.tree.map(functools.partial(jnp.where, taken), new, old)
         return (kept, taken), (metrics, alive, taken)

@@ -13,6 +13,7 @@ import optax
 from jax.typing import ArrayLike
 
 from rljax.contracts import AnnealConfig, ClipConfig, ExplorationConfig, RunConfig
+from rljax.running import parallel
 from rljax.types import Leaf
 
 
@@ -128,9 +129,17 @@ def adam(
 def clipped_adam(
     config: ClipConfig, eps: ArrayLike = 1e-8
 ) -> optax.GradientTransformation:
-    """Direction of the step; the learning rate comes on top."""
+    """Direction of the step; the learning rate comes on top.
+
+    Gradients of the shards of a run are averaged.
+    """
     clip = clip_by_global_norm(config.max_grad_norm)
-    return optax.chain(clip, scale_by_adam(eps=eps))
+    both = optax.chain(clip, scale_by_adam(eps=eps))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return both.update(parallel.mean(updates), state, params)
+
+    return optax.GradientTransformation(both.init, update)
 
 
 def progress(config: RunConfig, step: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ from rljax.meta.parameters import Raw
 from rljax.meta.recorded import with_replay, without_replay
 from rljax.meta.types import OuterBatch, TuneState, Tuning
 from rljax.meta.unrolling import unroll
+from rljax.running import parallel
 from rljax.types import AgentState, Metrics, OptState, Rollout
 
 OPTIMIZER = optax.scale_by_adam()
@@ -64,6 +65,7 @@ def move(
         )
     else:
         loss, gradient = meta_gradient(replayed, outer, state.raw, mode=mode)
+    loss, gradient = parallel.mean((loss, gradient))
     ready = state.window.count >= len(state.window.keys)
     loss, gradient = jax.tree.map(lambda x: jnp.where(ready, x, 0.0), (loss, gradient))
     updates, opt_state = OPTIMIZER.update(gradient, state.opt_state)
@@ -76,8 +78,12 @@ def move(
     metrics["saturated_clips"] = saturated_fraction(start, state.agent)
     if settings.evolution_pairs:
         estimate = evolution_gradient(
-            score, state.raw, key, num_pairs=settings.evolution_pairs
+            score,
+            state.raw,
+            parallel.shared(key),  # all shards try the same numbers
+            num_pairs=settings.evolution_pairs,
         )
+        estimate = parallel.mean(estimate)
         metrics["evolution_cosine"] = cosine(gradient, estimate)
     return raw, opt_state, metrics
 
@@ -147,6 +153,8 @@ def _descended(
     gradient = jax.grad(loss, allow_int=True)(state)
 
     def step(x: jax.Array, slope: jax.Array) -> jax.Array:
-        return x - rate * slope if slope.dtype == x.dtype else x
+        if slope.dtype != x.dtype:  # of no floating array: no slope
+            return x
+        return x - rate * parallel.mean(slope)
 
     return jax.tree.map(step, state, gradient)

@@ -18,6 +18,7 @@ from rljax.meta.meta_step import OPTIMIZER, move
 from rljax.meta.parameters import Parameter
 from rljax.meta.recorded import check_replay, holds_replay, without_replay
 from rljax.meta.types import Settings, TuneState, Tuning, Window
+from rljax.running import parallel
 from rljax.types import Agent, AgentState, Extras, Memory, Metrics, Obs, Rollout, Spec
 
 T = TypeVar("T")  # a tree of arrays
@@ -261,7 +262,8 @@ def update(
     for name in tuning.tuned:
         metrics[f"meta_{name}"] = jnp.mean(getattr(new_config, name))
     count = cfg.next_count(state.window.count)
-    context, mean_square = _appended(state, rollout.reward.mean(), count)
+    reward = parallel.mean(rollout.reward.mean())
+    context, mean_square = _appended(state, reward, count)
     new_state = TuneState(
         agent=learned,
         raw=raw,

@@ -15,6 +15,7 @@ from rljax import config as cfg
 from rljax import prng
 from rljax.contracts import BufferConfig
 from rljax.replay import sum_tree
+from rljax.running import parallel
 from rljax.types import Memory, Obs, Rollout, Spec, num_rows
 
 _LEAST = 1e-30  # in place of the sum or the probability of what is empty
@@ -369,12 +370,12 @@ def importance_weights(
 
     .. math:: w_i = (M P_i)^{-\beta} / \max_j w_j
 
-    M is the number of steps held. Schaul et al. (2016), section 3.4,
-    https://arxiv.org/abs/1511.05952.
+    M is the number of steps held; the shards of a run share the maximum. Schaul et al.
+    (2016), section 3.4, https://arxiv.org/abs/1511.05952.
     """
     times = jnp.maximum(size(replay) * probability, _LEAST)
     weights = times ** -jnp.asarray(beta)
-    return weights / weights.max()
+    return weights / parallel.greatest(weights.max())
 
 
 def update_priorities(replay: Replay, index: jax.Array, priority: jax.Array) -> Replay:
@@ -387,7 +388,7 @@ def update_priorities(replay: Replay, index: jax.Array, priority: jax.Array) -> 
     assert replay.tree is not None
     held = (index >= 0) & (index < size(replay))
     tree = sum_tree.update(replay.tree, jnp.where(held, index, sum_tree.SKIP), priority)
-    greatest = jnp.where(held, priority, 0.0).max()
+    greatest = parallel.greatest(jnp.where(held, priority, 0.0).max())
     return replay._replace(
         tree=tree, max_priority=jnp.maximum(replay.max_priority, greatest)
     )

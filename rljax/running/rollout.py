@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from rljax.config import saturating_add
 from rljax.contracts import BatchedEnv
 from rljax.envs.wrappers import Statistics, where
+from rljax.running import parallel
 from rljax.types import (
     ActFn,
     AgentConfig,
@@ -104,7 +105,7 @@ def unroll(
         env=env_state,
         obs=obs,
         memory=last_memory,
-        step=saturating_add(train_state.step, length * num_envs),
+        step=saturating_add(train_state.step, length * num_envs * parallel.size()),
     )
     return train_state, rollout, info
 

@@ -1,5 +1,6 @@
-"""Independent runs, one group per device; independent parts of one run, one each."""
+"""Runs over devices, one group each; shards of a run or its parts, one each."""
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable
@@ -11,8 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-_RUNS, _PARTS = "runs", "parts"  # axes of the mesh
+from rljax.contracts import RunConfig
+from rljax.running import parallel
+
+_RUNS, _PARTS = "runs", "parts"  # axes of the mesh, beside that of the shards
+_DIVIDED = ("num_envs", "capacity", "batch_size", "warmup_steps")  # over shards
 T = TypeVar("T")  # a tree of arrays
+C = TypeVar("C", bound=RunConfig)
 Args = tuple[Any, ...]  # of a run: trees of arrays, `[R, ...]` of R runs
 
 
@@ -52,8 +58,80 @@ def runs_at_once(num_envs: int) -> int:
     return max(1, 16 // num_envs)
 
 
+def split_mesh(runs: int, shards: int) -> Mesh:
+    """Make a mesh `[runs at once, shards]` for runs that are split over devices.
+
+    Args:
+      runs: how many there are.
+      shards: of each run.
+
+    Raises:
+      ValueError: so many devices are not there, or some of several processes would be
+        left over.
+
+    Example:
+      >>> split_mesh(runs=4, shards=1).shape["data"]
+      1
+    """
+    devices = jax.devices()
+    if not 1 <= shards <= len(devices):
+        raise ValueError(f"data_parallel={shards}: there are {len(devices)} devices")
+    rows = len(devices) // shards
+    if jax.process_count() == 1:
+        rows = min(runs, rows)
+    elif len(devices) % shards:
+        raise ValueError(
+            f"data_parallel={shards}: must divide the {len(devices)} devices of all "
+            "processes"
+        )
+    # The shards of a run stay in a process as long as they fit there.
+    grid = np.array(devices[: rows * shards]).reshape(rows, shards)
+    return Mesh(grid, (_RUNS, parallel.AXIS))
+
+
+def share(config: C, shards: int) -> C:
+    """Return the config of a shard, for a run split over devices.
+
+    Environments, replay, batches and steps are divided. What a shard's own program
+    counts, such as minibatches and updates, stays.
+
+    Args:
+      config: the agent's, of the whole run.
+      shards: how many there are.
+
+    Raises:
+      ValueError: names the field that does not divide; or what is wrong with a shard's
+        config.
+
+    Example:
+      >>> from rljax import agents
+      >>> share(agents.get("ppo").Config(num_envs=8), 2).num_envs
+      4
+    """
+    if shards == 1:
+        return config
+    divided = {"total_steps": -(-config.total_steps // shards)}
+    for name in _DIVIDED:
+        if hasattr(config, name):
+            whole = getattr(config, name)
+            if whole % shards:
+                raise ValueError(f"{name}={whole}: must divide by {shards} shards")
+            divided[name] = whole // shards
+    shard = dataclasses.replace(config, **divided)  # pyright: ignore
+    try:
+        shard.validate()
+    except ValueError as error:
+        raise ValueError(f"in each of {shards} shards: {error}") from error
+    return shard
+
+
+def copies(tree: T, shards: int) -> T:
+    """Repeat arrays `[R, ...]` to `[R, shards, ...]`: a run's shards share them."""
+    return jax.tree.map(lambda x: jnp.repeat(x[:, None], shards, axis=1), tree)
+
+
 def map_runs(
-    run: Callable[..., T], at_once: int = 1, parts: int = 1
+    run: Callable[..., T], at_once: int = 1, parts: int = 1, mesh: Mesh | None = None
 ) -> Callable[..., T]:
     """Map a function over the leading axis of its arguments, split over devices.
 
@@ -66,11 +144,18 @@ def map_runs(
       at_once: at most this many runs are vmapped on CPU; see `runs_at_once`.
       parts: on CPU, where that many devices are left for each run, they all follow
         the run and share out the functions of `side_by_side`; usually `agent.parts`.
+      mesh: as of `split_mesh`, to split every run over devices: `run` is then for one
+        shard, with the config of `share`, and the functions of `parallel` reach the
+        others. None: each run stays on a device.
 
     Returns:
-      The same function with a leading axis `[R]` on every argument and result. Where
-      the devices do not divide the runs, those left over repeat the last run, and the
-      results are on every device, in as many parts as divide both evenly.
+      The same function with a leading axis `[R]`, and with a mesh axes `[R, shards]`,
+      on every argument and result. Where the devices do not divide the runs, those left
+      over repeat the last run, and the results are on every device, in as many parts as
+      divide both evenly.
+
+    Raises:
+      ValueError: arguments that do not have an axis of shards.
 
     Example:
       >>> import jax.numpy as jnp
@@ -78,49 +163,64 @@ def map_runs(
       [1, 2, 3]
     """
 
-    def one(args: Args) -> T:
-        return run(*args)
-
-    def one_device(args: Args) -> T:
-        runs = _length(args)
-        if runs == 1:
-            result = one(jax.tree.map(lambda x: x[0], args))
-            return jax.tree.map(lambda x: x[None], result)
-        group = runs
-        if jax.default_backend() == "cpu":
-            group = _largest_divisor(runs, at_once)
-        if group == runs:
-            return jax.vmap(one)(args)
-        if group == 1:
-            return jax.lax.map(one, args)
-        # Not `batch_size` of `lax.map`: it fails if a result has an axis of length 0.
-        shape = (runs // group, group)
-        groups = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), args)
-        results = jax.lax.map(jax.vmap(one), groups)
-        return jax.tree.map(lambda x: x.reshape(runs, *x.shape[2:]), results)
-
     def mapped(*args: Any) -> T:
         runs = _length(args)
-        mesh = _mesh(runs, parts)
-        shards = jax.shard_map(
-            one_device,
-            mesh=mesh,
-            in_specs=(PartitionSpec(_RUNS),),
-            out_specs=PartitionSpec(_RUNS),
-            check_vma=False,
-        )
-        rows = mesh.shape[_RUNS]
+        grid = mesh or _mesh(runs, parts)
+        spread = _spread(run, grid, at_once)
+        rows = grid.shape[_RUNS]
         if runs % rows == 0:
-            return jax.jit(shards)(args)
+            return jax.jit(spread)(args)
 
         def filled(args: Args) -> T:
             index = np.minimum(np.arange(-(-runs // rows) * rows), runs - 1)
-            results = shards(jax.tree.map(lambda x: x[index], args))
+            results = spread(jax.tree.map(lambda x: x[index], args))
             return jax.tree.map(lambda x: x[:runs], results)
 
-        return jax.jit(filled, out_shardings=_shared(mesh, runs))(args)
+        return jax.jit(filled, out_shardings=_shared(grid, runs))(args)
 
     return mapped
+
+
+def _spread(run: Callable[..., T], mesh: Mesh, at_once: int) -> Callable[[Args], T]:
+    """Spread runs over the rows of a mesh, and their shards, if any, over columns."""
+    split = parallel.AXIS in mesh.axis_names
+    axes = (_RUNS, parallel.AXIS) if split else (_RUNS,)
+
+    def one(args: Args) -> T:
+        if not split:
+            return run(*args)
+        _check_shards(args)
+        result = run(*jax.tree.map(lambda x: x[0], args))
+        return jax.tree.map(lambda x: x[None], result)
+
+    def one_device(args: Args) -> T:
+        return _grouped(one, args, at_once if _on_cpu(mesh) else _length(args))
+
+    return jax.shard_map(
+        one_device,
+        mesh=mesh,
+        in_specs=(PartitionSpec(*axes),),
+        out_specs=PartitionSpec(*axes),
+        check_vma=False,  # else the gradient of a collective is another
+    )
+
+
+def _grouped(one: Callable[[Args], T], args: Args, at_once: int) -> T:
+    """Map a function over the leading axis, so many of its places vmapped."""
+    runs = _length(args)
+    if runs == 1:
+        result = one(jax.tree.map(lambda x: x[0], args))
+        return jax.tree.map(lambda x: x[None], result)
+    group = _largest_divisor(runs, at_once)
+    if group == runs:
+        return jax.vmap(one)(args)
+    if group == 1:
+        return jax.lax.map(one, args)
+    # Not `batch_size` of `lax.map`: it fails if a result has an axis of length 0.
+    shape = (runs // group, group)
+    groups = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), args)
+    results = jax.lax.map(jax.vmap(one), groups)
+    return jax.tree.map(lambda x: x.reshape(runs, *x.shape[2:]), results)
 
 
 def side_by_side(*branches: Callable[[], Any]) -> tuple[Any, ...]:
@@ -185,8 +285,7 @@ def _mesh(runs: int, parts: int) -> Mesh:
     rows = min(runs, len(devices))
     if jax.process_count() > 1:  # each takes part, and has a share of the results
         rows = len(devices)
-    on_cpu = jax.default_backend() == "cpu"
-    columns = parts if on_cpu and rows * parts <= len(devices) else 1
+    columns = parts if _on_cpu(None) and rows * parts <= len(devices) else 1
     if columns == 1:
         return Mesh(devices[:rows], (_RUNS,))
     grid = np.array(devices[: rows * columns]).reshape(rows, columns)
@@ -196,8 +295,27 @@ def _mesh(runs: int, parts: int) -> Mesh:
 def _shared(mesh: Mesh, runs: int) -> NamedSharding:
     """Runs on all devices of the mesh, in as many parts as divide them evenly."""
     divisor = math.gcd(runs, mesh.shape[_RUNS])
-    grid = mesh.devices.reshape(divisor, -1)
-    return NamedSharding(Mesh(grid, (_RUNS, "copies")), PartitionSpec(_RUNS))
+    shards = mesh.shape.get(parallel.AXIS, 1)
+    grid = mesh.devices.reshape(divisor, -1, shards)
+    axes = (_RUNS,) if shards == 1 else (_RUNS, parallel.AXIS)
+    grid = Mesh(grid, (_RUNS, "copies", parallel.AXIS))
+    return NamedSharding(grid, PartitionSpec(*axes))
+
+
+def _on_cpu(mesh: Mesh | None) -> bool:
+    """Whether the mesh, or that of all devices, is one of CPUs."""
+    devices = jax.devices() if mesh is None else mesh.devices.flat
+    return devices[0].platform == "cpu"
+
+
+def _check_shards(args: Args) -> None:
+    """Raise unless arguments of a run have one place for a shard."""
+    for leaf in jax.tree.leaves(args):
+        if leaf.shape[:1] != (1,):
+            raise ValueError(
+                "map_runs: arguments need axes [runs, shards], as many shards as the "
+                f"mesh has; each shard has {leaf.shape}"
+            )
 
 
 def _words(tree: Any) -> jax.Array:

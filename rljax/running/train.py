@@ -10,9 +10,11 @@ from rljax import prng
 from rljax.config import as_arrays
 from rljax.contracts import BatchedEnv, RunConfig, TrainConfig, WarmUpConfig
 from rljax.envs.wrappers import with_statistics
+from rljax.running import parallel
 from rljax.running.rollout import unroll
 from rljax.types import Agent, Metrics, Rollout, TrainState
 
+_PER_EPISODE = ("episode_return", "episode_length")  # metrics that need one
 _MAX_ROWS = 1000  # of metrics that `train` returns, however long it runs
 
 
@@ -65,7 +67,7 @@ def init(
     config.validate()
     config = as_arrays(config)
     agent_key, env_key, run_key = jax.random.split(key, 3)
-    env_state, obs = env.reset(env_key, config.num_envs)
+    env_state, obs = env.reset(parallel.fold(env_key), config.num_envs)
     train_state = TrainState(
         agent=agent.init(config, agent_key),
         env=env_state,
@@ -78,7 +80,7 @@ def init(
     def warm_up(train_state: TrainState, _: None) -> tuple[TrainState, None]:
         key, rollout_key = jax.random.split(train_state.key)
         train_state, rollout, _info = _play(
-            agent, env, config, train_state=train_state, key=rollout_key
+            agent, env, config, train_state=train_state, key=parallel.fold(rollout_key)
         )
         agent_state = agent.observe(config, train_state.agent, rollout)
         return train_state._replace(agent=agent_state, key=key), None
@@ -130,8 +132,9 @@ def run(
 
     def iteration(train_state: TrainState, _: None) -> tuple[TrainState, Metrics]:
         key, rollout_key, update_key = jax.random.split(train_state.key, 3)
+        update_key = parallel.fold(update_key)
         train_state, rollout, info = _play(
-            agent, env, config, train_state=train_state, key=rollout_key
+            agent, env, config, train_state=train_state, key=parallel.fold(rollout_key)
         )
         agent_state = agent.observe(config, train_state.agent, rollout)
         agent_state, metrics = agent.update(config, agent_state, rollout, update_key)
@@ -163,7 +166,8 @@ def run(
 
             carry = (train_state, zeros)
             (train_state, total), _ = jax.lax.scan(accumulate, carry, None, log_every)
-        return train_state, _averages(total, log_every) | {"step": train_state.step}
+        metrics = _averages(_of_all_shards(total), log_every)
+        return train_state, metrics | {"step": train_state.step}
 
     train_state = train_state._replace(key=prng.fusible(train_state.key))
     train_state, metrics = jax.lax.scan(row, train_state, None, iterations // log_every)
@@ -195,13 +199,18 @@ def _sum_where(mask: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.where(mask, x.astype(jnp.float32), 0.0).sum()
 
 
+def _of_all_shards(total: Metrics) -> Metrics:
+    """Means over the shards of a run; sums of what counts or sums episodes."""
+    episodes = {name: total[name] for name in ("episodes", *_PER_EPISODE)}
+    return parallel.mean(total) | parallel.total(episodes)
+
+
 def _averages(total: Metrics, iterations: int) -> Metrics:
     """Means over iterations, and over episodes for what counts episodes."""
-    per_episode = ("episode_return", "episode_length")
     episodes = total["episodes"]
     means = {name: value / iterations for name, value in total.items()}
     safe = jnp.maximum(episodes, 1.0)
-    means |= {name: total[name] / safe for name in per_episode}
+    means |= {name: total[name] / safe for name in _PER_EPISODE}
     return means | {"episodes": episodes}
 
 

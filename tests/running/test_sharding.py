@@ -50,6 +50,7 @@ def test_map_runs_equals_a_loop(arguments, one_by_one, num_runs, at_once):
 EIGHT_DEVICES = """
 import json, jax, numpy as np
 from rljax import sharding
+from rljax.running import parallel
 
 sharding.set_cpu_devices(8)
 keys = jax.random.split(jax.random.key(0), 48)
@@ -69,10 +70,24 @@ for parts, at_once, runs in ((1, 1, 48), {cases}):
     devices = [len(x.sharding.device_set) for x in jax.tree.leaves(mapped)]
     again = sharding.map_runs(lambda *x: x)(mapped)[0]
     results[f"{parts} {at_once} {runs}"] = devices, plain(mapped), plain(again)
+def fold(key):
+    return parallel.fold(key), parallel.total(jax.random.normal(parallel.fold(key)))
+
+for shards, runs in {splits}:
+    mesh = sharding.split_mesh(runs, shards)
+    keys_of_shards = sharding.copies(keys[:runs], shards)
+    mapped = sharding.map_runs(fold, mesh=mesh)(keys_of_shards)
+    devices = [len(x.sharding.device_set) for x in jax.tree.leaves(mapped)]
+    own, sums = jax.random.key_data(mapped[0]).tolist(), mapped[1].tolist()
+    expected = jax.vmap(jax.vmap(fold, axis_name=parallel.AXIS))(keys_of_shards)
+    same = own == jax.random.key_data(expected[0]).tolist()
+    close = np.allclose(sums, expected[1], rtol=1e-6)
+    results[f"{shards} shards of {runs}"] = devices, bool(same and close)
 jax.process_count = lambda: 2
 results["rows of 3 runs by 2 processes"] = sharding._mesh(3, 1).shape["runs"]
 print(json.dumps(results))
 """
+SHARDS = [(2, 1), (2, 3), (2, 5), (8, 2), (3, 2)]
 SPREAD = [(1, 1, n) for n in (3, 7, 8, 9, 11)] + [(2, 1, 11), (2, 4, 17)]
 
 
@@ -80,6 +95,7 @@ SPREAD = [(1, 1, n) for n in (3, 7, 8, 9, 11)] + [(2, 1, 11), (2, 4, 17)]
 def eight_devices():
     """For each of `SPREAD` the devices of every result, results, and them again."""
     program = EIGHT_DEVICES.replace("{cases}", repr(SPREAD)[1:-1])
+    program = program.replace("{splits}", repr(SHARDS))
     environ = os.environ | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, env=environ, capture_output=True, text=True)
@@ -95,6 +111,13 @@ def test_runs_are_on_all_devices_also_where_these_do_not_divide_them(
     devices, results, again = eight_devices[f"{parts} {at_once} {runs}"]
     assert set(devices) == {min(runs, 8)}
     assert results == again == eight_devices["1 1 48"][1][:runs]
+
+
+@pytest.mark.parametrize(("shards", "runs"), SHARDS)
+def test_shards_are_on_as_many_devices(eight_devices, shards, runs):
+    """And what they draw and exchange is that of `vmap(axis_name)`."""
+    devices, equal = eight_devices[f"{shards} shards of {runs}"]
+    assert set(devices) == {shards * min(runs, 8 // shards)} and equal
 
 
 def test_every_process_has_a_share_of_few_runs(eight_devices):
@@ -172,6 +195,7 @@ def two_devices(tmp_path_factory):
         "initial_states",
         "side_by_side",
         "parts_of_an_agent",
+        "shards",
         "per_transition",
         "checkpoint",
     ],

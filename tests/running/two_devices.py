@@ -111,6 +111,33 @@ def parts_of_an_agent():
     chex.assert_trees_all_close(state, expected, rtol=1e-4, atol=1e-6)
 
 
+def shards():
+    from rljax import agents, envs
+    from rljax.running import parallel, train
+
+    ppo = agents.get("ppo")
+    env = envs.make("CartPole-v1", normalize_obs=True, normalize_rewards=0.99)
+    agent = ppo.make(env.spec)
+    config = ppo.Config(
+        num_envs=4, rollout_length=16, total_steps=256, max_kl=1e-3, hidden_sizes=(8,)
+    )
+    config = sharding.share(config, 2)
+    keys = sharding.copies(jax.random.split(jax.random.key(0)), 2)
+
+    def trained(key):
+        return train.train(agent, env, config, key)
+
+    mesh = sharding.split_mesh(2, 2)
+    got = sharding.map_runs(trained, mesh=mesh)(keys)
+    assert all(len(x.sharding.device_set) == 2 for x in jax.tree.leaves(got))
+    got = plain(got)
+    for leaf in jax.tree.leaves((got[0].agent, got[1])):
+        np.testing.assert_array_equal(leaf[:, 0], leaf[:, 1])
+    on_one_device = jax.vmap(trained, axis_name=parallel.AXIS)
+    expected = plain(jax.jit(jax.vmap(on_one_device))(keys))
+    chex.assert_trees_all_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
 def per_transition():
     net, x = nn.Sequential([nn.Dense(8), nn.tanh, nn.Dense(3)]), jnp.eye(4, 5)
     params = jax.jit(net.init)(jax.random.key(0), x)
@@ -162,9 +189,9 @@ def checkpoint():
 
 def main():
     sharding.set_cpu_devices(2)
-    checks = [runs, initial_states, side_by_side, parts_of_an_agent, per_transition]
+    checks = [runs, initial_states, side_by_side, parts_of_an_agent, shards]
     results = {}
-    for check in (*checks, checkpoint):
+    for check in (*checks, per_transition, checkpoint):
         try:
             results[check.__name__] = check()
         except Exception:
