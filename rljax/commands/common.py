@@ -82,6 +82,7 @@ class Run:
         check_seeds(self.seed, self.seeds)
         check_config(self.agent, self.config)
         self.shard()
+        self.mesh()
         check_numbers(self.meta_settings)
         env = envs.make(self.env, **self.env_params)
         if not self.meta:
@@ -125,14 +126,17 @@ class Run:
         start = train.warm_up_iterations(self.config) * per_iteration
         return Chunks(count, each, start, each * per_iteration)
 
+    def mesh(self) -> jax.sharding.Mesh | None:
+        """Devices of runs that are split."""
+        if not self.is_split:
+            return None
+        return sharding.split_mesh(self.seeds, self.data_parallel)
+
     def map_runs(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Map a function of one seed's shard over seeds, always on the same devices."""
         agent, _ = self.build()
         at_once = sharding.runs_at_once(self.shard().num_envs)
-        if not self.is_split:
-            return sharding.map_runs(function, at_once, agent.parts)
-        mesh = sharding.split_mesh(self.seeds, self.data_parallel)
-        return sharding.map_runs(function, at_once, mesh=mesh)
+        return sharding.map_runs(function, at_once, agent.parts, self.mesh())
 
     def of_seeds(self, array: Any) -> np.ndarray:
         """A result that is the same for all shards, `[S, ...]`."""

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -71,6 +72,31 @@ def folder(scripts, tmp_path_factory):
     ppo = f"train {PPO} {learning_rate} --steps 320 --name ppo --episodes 3 --rows 4"
     finished(scripts, path, ppo, f"{DQN} --name dqn")
     return path
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_a_run_split_over_devices_goes_on_bit_for_bit(scripts, tmp_path):
+    """And metrics, counts and evaluation are those of a run of so many steps."""
+    line = f"train {PPO} --data-parallel 2 --steps 320 --episodes 3 --rows 4"
+    finished(scripts, tmp_path, f"{line} --name whole")
+    (stopped,) = scripts(tmp_path, f"{line} --name part", interrupt=2)
+    assert stopped["code"] == 130
+    whole, part = tmp_path / "runs/whole", tmp_path / "runs/part"
+    other, resumed, evaluated = scripts(
+        tmp_path,
+        "train ppo --name part --resume --data-parallel 1",
+        "train ppo --name part --resume --episodes 3",
+        "evaluate runs/part --episodes 3",
+    )
+    assert "the run has data_parallel=2, not 1" in other["err"]
+    assert resumed["code"] == 0, resumed["err"]
+    tables = [read_csv(run / "metrics.csv") for run in (whole, part)]
+    assert tables[0]["step"].tolist() == [80, 80, 160, 160, 240, 240, 320, 320]
+    for name in set(tables[0]) - {"seconds", "steps_per_second"}:
+        np.testing.assert_array_equal(tables[0][name], tables[1][name])
+    kept = [json.loads((run / "evaluation.json").read_text()) for run in (whole, part)]
+    assert kept[0] == kept[1] and len(kept[0]["mean_return_per_seed"]) == 2
+    assert f"mean return {kept[0]['mean_return']:.1f}" in evaluated["out"]
 
 
 @pytest.fixture(scope="session")
@@ -286,6 +312,15 @@ BAD = {
     "other tuning": (
         "train a2c --name tuned --resume --meta-settings.outer-gamma 0.5",
         "the run has meta_settings.outer_gamma=0.99, not 0.5",
+    ),
+    "more devices than there are": (
+        "train ppo --data-parallel 64 --config.num-envs 64",
+        "data_parallel=64: there are",
+    ),
+    "no devices": ("train ppo --data-parallel 0", "data_parallel=0: must be"),
+    "environments that do not divide": (
+        "train ppo --config.num-envs 3 --data-parallel 2",
+        "num_envs=3: must divide by 2 shards",
     ),
     "unknown option": ("train ppo --config.gama 0.9", "mean: --config.gamma"),
     "underscore at the end": ("train ppo --config.lambda 1", "--config.lambda_"),

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from rljax import agents, envs, replay
 from rljax.envs.wrappers import Statistics
-from rljax.meta import Settings, parse_parameter, tune
+from rljax.meta import Settings, meta_step, parse_parameter, tune
 from rljax.running import parallel, sharding, train
 from rljax.running.rollout import unroll
 
@@ -103,6 +103,38 @@ def test_new_transitions_get_the_greatest_priority_of_all_shards():
         return replay.update_priorities(buffer, jnp.array([0]), priority).max_priority
 
     assert split(updated)(jnp.array([[2.0], [7.0]])).tolist() == [7.0, 7.0]
+
+
+def test_shards_descend_to_one_target():
+    def target(slope):
+        return meta_step._descended(lambda x: slope * x, jnp.float32(1.0), rate=0.5)
+
+    assert split(target)(jnp.array([1.0, 2.0])).tolist() == [0.25, 0.25]
+
+
+def test_shards_draw_each_their_own():
+    """Starts, what happens in a rollout, and what an update draws."""
+
+    def act(config, state, memory, obs, key, explore):
+        return jax.random.bernoulli(key, shape=(N,)).astype(int), memory, ()
+
+    def update(config, state, rollout, key):
+        return (rollout.action, jax.random.key_data(key)), {}
+
+    agent, env, config = case_of("a2c")
+    agent = agent._replace(
+        init=lambda config, key: (jnp.zeros((T, N), int), jnp.zeros(2, jnp.uint32)),
+        act=act,
+        update=update,
+    )
+
+    def drawn(key):
+        start = train.init(agent, env, config, key)
+        return start.obs, train.run(agent, env, config, start, 1)[0].agent
+
+    obs, (action, key) = jax.jit(split(drawn))(jnp.broadcast_to(jax.random.key(0), 2))
+    for one, other in (obs, action, key):
+        assert (one != other).any()
 
 
 # A whole training.
@@ -279,8 +311,11 @@ def random_rollouts(agent, env, config, count):
 def updated(agent, config, rollouts):
     """The state and the last metrics after some updates."""
 
+    shard = jax.lax.axis_index(parallel.AXIS) if parallel.size() > 1 else 0
+    key = jax.random.fold_in(jax.random.key(3), shard)
+
     def update(state, rollout):
-        return agent.update(config, state, rollout, jax.random.key(3))
+        return agent.update(config, state, rollout, key)
 
     state, metrics = jax.lax.scan(
         update, agent.init(config, jax.random.key(1)), rollouts
@@ -295,7 +330,7 @@ def both(case, count):
     at_once = jax.jit(functools.partial(updated, agent, config))(rollouts)
     of_shard = functools.partial(updated, agent, sharding.share(config, 2))
     parts = jax.jit(split(of_shard))(halves(rollouts, 2))
-    return at_once, jax.tree.map(lambda x: x[0], parts)
+    return at_once, jax.tree.map(lambda x: x[1], parts)
 
 
 @pytest.mark.parametrize(
@@ -321,14 +356,26 @@ def test_an_update_of_all_data_is_that_of_its_parts(name):
         np.testing.assert_allclose(x / scale, y / scale, atol=2e-5, err_msg=where)
 
 
-@pytest.mark.parametrize("mode", ["forward", "reverse"])
+@pytest.mark.parametrize(
+    "mode", ["forward", pytest.param("reverse", marks=pytest.mark.slow)]
+)
 def test_a_meta_gradient_of_all_data_is_that_of_its_parts(mode):
-    settings = Settings(mode=mode, num_updates=2)
-    case = whole("a2c", tuned=["gamma"], settings=settings, normalize_advantages=True)
-    (_, metrics), (_, parts) = both(case, count=3)
-    gradient = metrics["meta_gamma_gradient"]
-    assert abs(gradient) > 1e-6
-    np.testing.assert_allclose(parts["meta_gamma_gradient"], gradient, rtol=1e-3)
+    """And so are the estimate that it is compared with, and the size of rewards."""
+    settings = Settings(mode=mode, num_updates=2, evolution_pairs=3)
+    case = whole(
+        "a2c",
+        tuned=["gamma", "lambda_"],
+        settings=settings,
+        normalize_advantages=True,
+    )
+    (state, metrics), (of_part, parts) = both(case, count=3)
+    np.testing.assert_allclose(of_part.mean_square, state.mean_square, rtol=1e-5)
+    for name in ("meta_gamma_gradient", "meta_lambda__gradient"):
+        assert abs(metrics[name]) > 1e-6
+        np.testing.assert_allclose(parts[name], metrics[name], rtol=1e-3)
+    cosine = metrics["evolution_cosine"]
+    assert abs(cosine) < 0.99
+    np.testing.assert_allclose(parts["evolution_cosine"], cosine, atol=0.02)
 
 
 # Sizes.
@@ -359,6 +406,7 @@ def test_share_divides_what_shards_have_each_of_their_own():
             "in each of 2 shards: num_minibatches=32: must divide num_envs",
         ),
     ],
+    ids=["environments", "replay", "batches", "minibatches"],
 )
 def test_share_names_what_does_not_divide(name, fields, shards, message):
     with pytest.raises(ValueError, match=f"^{message}"):
