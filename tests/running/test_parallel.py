@@ -8,11 +8,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import Mesh
 
 from rljax import agents, envs, replay
 from rljax.envs.wrappers import Statistics
+from rljax.learners import on_policy
 from rljax.meta import Settings, meta_step, parse_parameter, tune
 from rljax.running import parallel, sharding, train
 from rljax.running.rollout import unroll
@@ -110,6 +112,58 @@ def test_shards_descend_to_one_target():
         return meta_step._descended(lambda x: slope * x, jnp.float32(1.0), rate=0.5)
 
     assert split(target)(jnp.array([1.0, 2.0])).tolist() == [0.25, 0.25]
+
+
+def test_shards_stop_at_the_same_step():
+    """By the mean of what they are to stop at."""
+
+    def fitted(divergence):
+        def loss(flat, _, batch):
+            return (flat * batch).sum(), {"kl": divergence}
+
+        optimizer = optax.sgd(1.0)
+        (end, _), metrics = on_policy.fit(
+            loss,
+            (jnp.zeros(1), optimizer.init(jnp.zeros(1))),
+            jnp.ones(2),
+            index=jnp.arange(2)[:, None],
+            optimizer=optimizer,
+            rate=1.0,
+            going_on=lambda metrics: metrics["kl"] < 1.0,
+        )
+        return end, metrics["steps_taken"]
+
+    assert split(fitted)(jnp.array([0.5, 2.5]))[1].tolist() == [0.0, 0.0]
+    assert split(fitted)(jnp.array([0.5, 1.25]))[1].tolist() == [1.0, 1.0]
+
+
+def test_shards_search_for_one_step():
+    """One that gains on average, though it does not for one of them."""
+    trpo, env = agents.get("trpo"), envs.make("CartPole-v1")
+    config = trpo.Config(hidden_sizes=(8,))
+    params = on_policy.actor(env.spec, config).init(
+        jax.random.key(0), env.spec.zeros(1)
+    )
+    obs = jax.random.normal(jax.random.key(1), (16, *env.spec.obs_shape))
+
+    def searched(advantage):
+        batch = on_policy.Minibatch(
+            obs=obs,
+            action=jnp.zeros(16, int),
+            log_prob=jnp.full(16, jnp.log(0.5)),
+            advantage=jnp.full(16, advantage),
+            target=jnp.zeros(16),
+        )
+        step = jax.grad(trpo.surrogate, 2)(env.spec, config, params, batch)
+        step = jax.tree.map(lambda x: 1e-2 * jnp.sign(advantage) * x, step)
+        return trpo.line_search(
+            env.spec, config, params, step=step, batch=batch, max_kl=1.0
+        )
+
+    gains = jax.jit(split(searched))(jnp.array([3.0, -1.0]))
+    assert gains.accepted.all() and gains.tries.tolist() == [1, 1]
+    losses = jax.jit(split(searched))(jnp.array([1.0, -3.0]))
+    assert not losses.accepted.any()
 
 
 def test_shards_draw_each_their_own():
@@ -327,6 +381,8 @@ def both(case, count):
     """What updates make of all data at once, and of both halves."""
     agent, env, config = case
     rollouts = jax.jit(lambda: random_rollouts(agent, env, config, count))()
+    reward = np.random.default_rng(0).normal(size=rollouts.reward.shape)
+    rollouts = rollouts._replace(reward=jnp.float32(reward))
     at_once = jax.jit(functools.partial(updated, agent, config))(rollouts)
     of_shard = functools.partial(updated, agent, sharding.share(config, 2))
     parts = jax.jit(split(of_shard))(halves(rollouts, 2))
