@@ -55,15 +55,16 @@ def options_type(agent: str, env_name: str, env_params: dict[str, Any]) -> type:
         """evaluation episodes of each run"""
         out: Path | None = None
         """CSV of all runs, written group by group"""
-        group: int | None = None
-        """runs trained at once; by default as many as keep all devices busy"""
+        at_once: int | None = None
+        """runs of one group, trained at once; by default as many as keep all devices
+        busy and fit in their memory"""
         config: type(defaults) = defaults  # pyright: ignore[reportInvalidTypeForm]
         """the agent's hyperparameters, the same for all runs"""
 
         def validate(self) -> None:
             check_range(self, "episodes", low=1, high=common.INT32)
-            if self.group is not None:
-                check_range(self, "group", low=1, high=common.INT32)
+            if self.at_once is not None:
+                check_range(self, "at_once", low=1, high=common.INT32)
 
     return Options
 
@@ -174,12 +175,12 @@ def group_size(runs: int, num_envs: int) -> int:
     return size if size <= devices else -(-size // devices) * devices
 
 
-def compute(
-    sweep: Sweep, results: dict[int, Any], size: int, out: Path | None
-) -> dict[int, Any]:
-    """All results: those given, and those of the runs that are left."""
-    (agent, env), config, total = sweep.run.build(), sweep.run.config, len(sweep)
-    of = f"{common.short(sweep.run.agent)} {common.short(sweep.run.env)}"
+def program(sweep: Sweep, size: int) -> jax.stages.Compiled:
+    """Compile the training and evaluation of a group of runs.
+
+    It maps their `inputs` to returns `[R, episodes]`.
+    """
+    (agent, env), config = sweep.run.build(), sweep.run.config
 
     def one(values: jax.Array, key: jax.Array) -> jax.Array:
         fields = {name: values[i] for i, name in enumerate(sweep.names)}
@@ -188,6 +189,37 @@ def compute(
         key = jax.random.fold_in(key, common.EVALUATION)
         return evaluate(agent, env, varied, ts, key, sweep.episodes).returns
 
+    return jax.jit(sweep.run.map_runs(one)).lower(*sweep.inputs([0] * size)).compile()
+
+
+def fitting_program(sweep: Sweep, size: int) -> tuple[jax.stages.Compiled, int]:
+    """The program of a group of so many runs, or of fewer that fit in memory.
+
+    Args:
+      sweep: the sweep.
+      size: runs of a group.
+
+    Returns:
+      The program, and the number of runs that it takes.
+    """
+    devices = len(jax.devices())
+    while True:
+        compiled = program(sweep, size)
+        needed, there = sharding.bytes_needed(compiled), sharding.bytes_of_a_device()
+        if size <= devices or needed <= there:
+            return compiled, size
+        runs_each = size // devices
+        fewer = min(runs_each - 1, runs_each * there // needed)
+        size = max(1, fewer) * devices
+
+
+def compute(
+    sweep: Sweep, results: dict[int, Any], size: int | None, out: Path | None
+) -> dict[int, Any]:
+    """All results: those given, and those of the runs that are left."""
+    total = len(sweep)
+    of = f"{common.short(sweep.run.agent)} {common.short(sweep.run.env)}"
+
     def keep() -> None:
         if out:
             sweep.write(out, results, sorted(results))
@@ -195,9 +227,16 @@ def compute(
         done = f"{len(results)} of {total} runs, {seconds}"
         print(f"{of}: {done}", file=sys.stderr, flush=True)
 
-    mapped, begin = jax.jit(sweep.run.map_runs(one)), time.monotonic()
+    begin = time.monotonic()
     keep()
     left = [number for number in range(total) if number not in results]
+    if not left:
+        return results
+    if size is None:
+        size = group_size(total, sweep.run.config.num_envs)
+        mapped, size = fitting_program(sweep, size)
+    else:
+        mapped = program(sweep, size)
     for start in range(0, len(left), size):
         group = left[start : start + size]
         padded = group + group[:1] * (size - len(group))  # one program for all groups
@@ -255,9 +294,7 @@ def main(argv: list[str], prog: str) -> None:
     """One program for all groups of runs; then the table."""
     sweep, options = parse_command_line(argv, prog)
     look(sweep.run)
-    size = group_size(len(sweep), sweep.run.config.num_envs)
-    if options.group:
-        size = min(options.group, len(sweep))
+    size = min(options.at_once, len(sweep)) if options.at_once else None
     begin, out, found = time.monotonic(), options.out, {}
     with contextlib.ExitStack() as stack:
         if out:

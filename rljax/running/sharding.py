@@ -16,6 +16,7 @@ from rljax.contracts import RunConfig
 from rljax.running import parallel
 
 _RUNS, _PARTS = "runs", "parts"  # axes of the mesh, beside that of the shards
+_USED = 0.8  # of a device's memory, by one program
 _DIVIDED = ("num_envs", "capacity", "batch_size", "warmup_steps")  # over shards
 T = TypeVar("T")  # a tree of arrays
 C = TypeVar("C", bound=RunConfig)
@@ -128,6 +129,30 @@ def share(config: C, shards: int) -> C:
 def copies(tree: T, shards: int) -> T:
     """Repeat arrays `[R, ...]` to `[R, shards, ...]`: a run's shards share them."""
     return jax.tree.map(lambda x: jnp.repeat(x[:, None], shards, axis=1), tree)
+
+
+def bytes_of_a_device() -> int:
+    """Memory that a program may take on each device; on CPU they share the host's."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    there = stats.get("bytes_limit")
+    if there is None:
+        host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        there = host // jax.local_device_count()
+    return int(_USED * there)
+
+
+def bytes_needed(program: jax.stages.Compiled) -> int:
+    """Memory that a program takes on each device: inputs, outputs, all in between."""
+    found = program.memory_analysis()
+    if found is None:  # the backend does not tell
+        return 0
+    sizes = (
+        found.argument_size_in_bytes,
+        found.output_size_in_bytes,
+        found.temp_size_in_bytes,
+    )
+    return sum(sizes) - found.alias_size_in_bytes
 
 
 def map_runs(

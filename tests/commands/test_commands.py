@@ -29,7 +29,7 @@ PPO = f"ppo {SMALL['ppo']} --config.hidden-sizes 8 --seeds 2 --seed 3"
 DQN = f"train dqn {SMALL['dqn']} --config.warmup-steps 100 --steps 326 --rows 4 "
 DQN += "--config.hidden-sizes 8 --episodes 0"
 SWEEP = f"sweep {PPO} --vary gamma=0.5,0.99 learning_rate=0.01 --steps 320 --episodes 3"
-SWEEP += " --group 2"
+SWEEP += " --at-once 2"
 
 
 @pytest.fixture(scope="session")
@@ -370,7 +370,7 @@ BAD = {
         "episodes=0: must be in [1, ",
     ),
     "sweep without seeds": ("sweep a2c --vary gamma=0.9 --seeds 0", "seeds=0: must"),
-    "empty groups": ("sweep a2c --vary gamma=0.9 --group 0", "group=0: must be in"),
+    "empty groups": ("sweep a2c --vary gamma=0.9 --at-once 0", "at_once=0: must be in"),
     "sweep of nan": ("sweep a2c --vary gamma=nan", "gamma=nan: must be in"),
     "sweep of a value twice": ("sweep a2c --vary gamma=0.9,0.90", "is there twice"),
     "sweep of a name twice": ("sweep a2c --vary gamma=0.9 gamma=1", "is there twice"),
@@ -683,6 +683,31 @@ def test_sweeps_run_in_groups_that_keep_devices_busy(scripts, tmp_path):
     runs, size, count = np.loadtxt(groups["out"].splitlines(), int).T
     assert (count[:3] == 1).all() and count[4] >= 2
     assert (size * count < runs + 2 * size).all()
+
+
+MEMORY = f"""
+from unittest import mock
+from rljax.commands import sweep
+from rljax.running import sharding
+
+words = "{PPO} --vary gamma=0.9,0.99 --seeds 8 --steps 320".split()
+sizes, needed = [], []
+for there in (10**9, 1):
+    with mock.patch.object(sharding, "bytes_of_a_device", lambda: there):
+        swept, _ = sweep.parse_command_line(words, "sweep")
+        program, size = sweep.fitting_program(swept, 16)
+    needed.append(sharding.bytes_needed(program))
+    sizes.append(size)
+import jax
+assert sizes == [16, len(jax.devices())], sizes
+assert needed[0] > needed[1] > 1000, needed
+assert sharding.bytes_of_a_device() > 10**8
+"""
+
+
+def test_a_group_of_a_sweep_is_as_large_as_its_memory_allows(scripts, tmp_path):
+    fitting = scripts.code(tmp_path, MEMORY)
+    assert fitting["code"] == 0, fitting["err"]
 
 
 def test_an_environment_is_looked_at(scripts, tmp_path):
