@@ -38,12 +38,6 @@ def is_fusible(key):
     return "unrolled" in str(jax.random.key_impl(key))
 
 
-@pytest.fixture(autouse=True)
-def cpu_only():
-    if jax.default_backend() != "cpu":
-        pytest.skip("keys are made fusible on CPU only")
-
-
 def test_numbers_equal_jax():
     def draw(key):
         return {name: fn(key) for name, fn in DRAWS.items()}
