@@ -562,7 +562,9 @@ def test_random_architectures(number, examples):
 
 def test_what_only_chooses_costs_nothing():
     loss_fn, params, obs = double_dqn()
-    uses = _factored.trace(loss_fn, params, obs[0]).uses
+    uses = _factored.by_platform(
+        lambda traced: traced.uses, loss_fn, params=params, transition=obs[0]
+    )
     assert sorted(use.leaf for use in uses) == [0, 1, 2, 3]  # of two dense layers
 
 
