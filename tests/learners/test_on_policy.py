@@ -231,7 +231,10 @@ def test_a_broken_promise_gives_nan_and_no_wrong_value():
 
 
 def test_values_in_pieces_are_the_same(monkeypatch):
-    """On CPU large observations go through the critic a few rows at a time."""
+    """On CPU large observations go through the critic a few rows at a time.
+
+    Which of both programs is run is chosen when they are lowered.
+    """
     rollout, seen = rollout_of(np.zeros((ROWS, ENVS), bool), cut_every(6)), []
 
     def counting(obs):
@@ -242,10 +245,7 @@ def test_values_in_pieces_are_the_same(monkeypatch):
     monkeypatch.setattr(on_policy, "_CACHED", 5 * ENVS * 2)  # of 12 + 1 + 2 rows
     got = values_of(counting, rollout, 6)
     chex.assert_trees_all_close(got, want, rtol=1e-6)
-    pieces = jax.default_backend() == "cpu"
-    assert seen[0] == (
-        (ENVS, 2) if pieces else (ROWS + 1 + 2, ENVS, 2)
-    )  # of five, by vmap
+    assert set(seen) == {(ENVS, 2), (ROWS + 1 + 2, ENVS, 2)}  # of five, by vmap
 
 
 def test_values_keep_their_derivatives():
