@@ -568,6 +568,23 @@ def test_what_only_chooses_costs_nothing():
     assert sorted(use.leaf for use in uses) == [0, 1, 2, 3]  # of two dense layers
 
 
+def test_norms_take_the_branches_of_the_platform():
+    """A convolution is products of patches on CPU, for the norms of its kernel too."""
+    loss_fn, params, batch = minatar()
+
+    @jax.jit
+    def both(params, batch):
+        return (
+            per_transition_grad_norms(loss_fn, params, batch, method="factored"),
+            value_and_grad_with_norms(loss_fn, params, batch),
+        )
+
+    traced = both.trace(params, batch)
+    for platform in ("cpu", "cuda", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.convolution" in text) == (platform != "cpu")
+
+
 def test_factored_names_what_is_not_covered():
     with pytest.raises(ValueError, match=r"\['Dense_0'\]\['kernel'\] is used by"):
         per_transition_grad_norms(*with_decay(), method="factored")

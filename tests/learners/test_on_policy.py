@@ -231,10 +231,7 @@ def test_a_broken_promise_gives_nan_and_no_wrong_value():
 
 
 def test_values_in_pieces_are_the_same(monkeypatch):
-    """On CPU large observations go through the critic a few rows at a time.
-
-    Which of both programs is run is chosen when they are lowered.
-    """
+    """On CPU large observations go through the critic a few rows at a time."""
     rollout, seen = rollout_of(np.zeros((ROWS, ENVS), bool), cut_every(6)), []
 
     def counting(obs):
@@ -246,6 +243,11 @@ def test_values_in_pieces_are_the_same(monkeypatch):
     got = values_of(counting, rollout, 6)
     chex.assert_trees_all_close(got, want, rtol=1e-6)
     assert set(seen) == {(ENVS, 2), (ROWS + 1 + 2, ENVS, 2)}  # of five, by vmap
+    fresh = jax.jit(lambda rollout: on_policy.bootstrap_values(critic, rollout, 6))
+    traced = fresh.trace(rollout)
+    for platform in ("cpu", "cuda", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.while" in text) == (platform == "cpu")
 
 
 def test_values_keep_their_derivatives():
