@@ -1,5 +1,7 @@
 """Random numbers that cost little inside loops. The numbers are jax's own."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.extend import random as jex_random
@@ -35,12 +37,25 @@ def _counts(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     return jnp.zeros_like(low), low
 
 
-def _random_bits(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
+def _unrolled_bits(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
     high, low = _threefry2x32(key, *_counts(shape))
     if bit_width == 64:
         shift = jnp.uint64(32)
         return (high.astype(jnp.uint64) << shift) | low.astype(jnp.uint64)
     return (high ^ low).astype(f"uint{bit_width}")
+
+
+def _jax_bits(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
+    key = jax.random.wrap_key_data(key, impl="threefry2x32")
+    return jax.random.bits(key, shape, f"uint{bit_width}")
+
+
+def _random_bits(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
+    return jax.lax.platform_dependent(
+        key,
+        cpu=functools.partial(_unrolled_bits, bit_width=bit_width, shape=shape),
+        default=functools.partial(_jax_bits, bit_width=bit_width, shape=shape),
+    )
 
 
 # New keys come from jax's own loop: unrolled, one derived from the next, they make
@@ -76,8 +91,8 @@ def fusible(key: jax.Array) -> jax.Array:
 
     jax lowers threefry on CPU to a loop, which costs more than a whole environment
     step of a small program. Unrolled, the rounds that draw bits fuse; those that make
-    new keys stay as they are. On other backends, and for keys of another kind, the
-    key comes back as it is.
+    new keys stay as they are. Lowered for another platform, bits are drawn as jax
+    draws them. A key of another kind comes back as it is.
 
     Args:
       key: typed key of any shape.
@@ -90,7 +105,7 @@ def fusible(key: jax.Array) -> jax.Array:
       >>> bool(jax.random.normal(fusible(key)) == jax.random.normal(key))
       True
     """
-    if jax.default_backend() != "cpu" or jax.random.key_impl(key) != "threefry2x32":
+    if jax.random.key_impl(key) != "threefry2x32":
         return key
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=_UNROLLED)
 

@@ -38,12 +38,6 @@ def is_fusible(key):
     return "unrolled" in str(jax.random.key_impl(key))
 
 
-@pytest.fixture(autouse=True)
-def cpu_only():
-    if jax.default_backend() != "cpu":
-        pytest.skip("keys are made fusible on CPU only")
-
-
 def test_numbers_equal_jax():
     def draw(key):
         return {name: fn(key) for name, fn in DRAWS.items()}
@@ -84,6 +78,15 @@ def test_numbers_of_64_bits_equal_jax(x64):
     got, want = draw(prng.fusible(key())), draw(key())
     assert got[0].dtype == jnp.uint64 and got[1].dtype == jnp.float64
     jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_bits_are_unrolled_on_cpu_and_jax_own_elsewhere():
+    traced = jax.jit(lambda key: jax.random.bits(prng.fusible(key), (4,))).trace(key())
+    on_cpu = traced.lower(lowering_platforms=("cpu",)).as_text()
+    assert on_cpu.count("shift_left") == 20 and "stablehlo.while" not in on_cpu
+    for platform in ("cuda", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert "call @threefry2x32" in text
 
 
 def test_plain_undoes_fusible():

@@ -7,6 +7,7 @@ operand determine the parameter's gradient. A parameter that is used in any othe
 is *loose*: its gradient is taken as it is.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 CALLS = ("jit", "pjit")
 STEPS = (
@@ -26,6 +27,7 @@ SUMS = ("add", "sub")
 
 T = TypeVar("T")  # a tree
 E = TypeVar("E")  # one transition, any tree
+R = TypeVar("R")  # a result, any tree
 
 
 def _aval(v: Var | Literal) -> ShapedArray:
@@ -66,10 +68,11 @@ class Use(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """A loss of one transition and how it uses its parameters."""
+    """A loss of one transition and how it uses its parameters on a platform."""
 
     jaxpr: Jaxpr
     consts: Sequence[jax.Array]
+    platform: str | None  # None: one that no `platform_dependent` names
     uses: list[Use]  # of the leaves that are not loose, in order of evaluation
     loose: dict[int, str]  # leaf -> the primitive that uses it
 
@@ -142,6 +145,37 @@ def _untagged(values: Sequence[Value]) -> list[jax.Array]:
     return [x.value if isinstance(x, Tagged) else x for x in values]
 
 
+def _branches(eqn: JaxprEqn) -> list[tuple[tuple[str, ...] | None, ClosedJaxpr]]:
+    """Platforms and program of each branch of a `platform_dependent`.
+
+    The platforms of the default branch are None.
+    """
+    platforms = eqn.params.get("branches_platforms") or ()
+    programs = eqn.params["branches"] if platforms else ()
+    return list(zip(platforms, programs, strict=True))
+
+
+def _called(eqn: JaxprEqn, platform: str | None) -> ClosedJaxpr | None:
+    """The program that the equation runs on the platform, if it runs one."""
+    if eqn.primitive.name in CALLS:
+        return eqn.params["jaxpr"]
+    for platforms, branch in _branches(eqn):
+        if platforms is None or platform in platforms:
+            return branch
+    return None
+
+
+def _platforms(jaxpr: Jaxpr) -> set[str]:
+    """The platforms that a program has branches for."""
+    found: set[str] = set()
+    for eqn in jaxpr.eqns:
+        for platforms, branch in _branches(eqn):
+            found |= {*(platforms or ()), *_platforms(branch.jaxpr)}
+        if eqn.primitive.name in CALLS:
+            found |= _platforms(eqn.params["jaxpr"].jaxpr)
+    return found
+
+
 def _evaluate(
     jaxpr: Jaxpr,
     consts: Sequence[jax.Array],
@@ -149,6 +183,7 @@ def _evaluate(
     *,
     use: UseFn,
     matters: Sequence[bool],
+    platform: str | None,
 ) -> list[Value]:
     """Evaluate; `use` gives the outputs of an equation that uses tagged values.
 
@@ -166,9 +201,16 @@ def _evaluate(
         tagged = [x for x in values if isinstance(x, Tagged)]
         name = eqn.primitive.name
         flags = [v in sloped for v in eqn.outvars]
-        if tagged and name in CALLS:
-            inner = eqn.params["jaxpr"]
-            outs = _evaluate(inner.jaxpr, inner.consts, values, use=use, matters=flags)
+        inner = _called(eqn, platform) if tagged else None
+        if inner:
+            outs = _evaluate(
+                inner.jaxpr,
+                inner.consts,
+                values[-len(inner.in_avals) :],  # before them stands a branch's index
+                use=use,
+                matters=flags,
+                platform=platform,
+            )
         elif tagged and _is_step(eqn):
             (x,) = tagged
             (value,) = _bind(eqn, [x.value])
@@ -181,9 +223,34 @@ def _evaluate(
     return [read(v) for v in jaxpr.outvars]
 
 
-def trace(loss_fn: Callable[[T, E], jax.Array], params: T, transition: E) -> Trace:
-    """Trace the loss of one transition and find where the loss uses its parameters."""
+def by_platform(
+    compute: Callable[[Trace], R],
+    loss_fn: Callable[[T, E], jax.Array],
+    *,
+    params: T,
+    transition: E,
+) -> R:
+    """Apply `compute` to the loss of one transition, traced.
+
+    Where the loss has a `platform_dependent`, so has the result: each of its branches
+    follows the parameters through the loss's branch for the same platform.
+    """
     closed = jax.make_jaxpr(loss_fn)(params, transition)
+
+    def on(platform: str | None) -> R:
+        return compute(_trace(closed, params, transition, platform=platform))
+
+    platforms = sorted(_platforms(closed.jaxpr))
+    if not platforms:
+        return on(None)
+    branches = {platform: functools.partial(on, platform) for platform in platforms}
+    return jax.lax.platform_dependent(default=functools.partial(on, None), **branches)
+
+
+def _trace(
+    closed: ClosedJaxpr, params: object, transition: object, *, platform: str | None
+) -> Trace:
+    """Find where the loss of one transition uses its parameters."""
     num_leaves = len(jax.tree.leaves(params))
     uses: list[Use] = []
     loose: dict[int, str] = {}
@@ -204,13 +271,26 @@ def trace(loss_fn: Callable[[T, E], jax.Array], params: T, transition: E) -> Tra
         args: list[Value] = list(leaves)
         for i in range(num_leaves):
             args[i] = Tagged(value=leaves[i], leaf=i, steps=())
-        outs = _evaluate(closed.jaxpr, closed.consts, args, use=find, matters=[True])
+        outs = _evaluate(
+            closed.jaxpr,
+            closed.consts,
+            args,
+            use=find,
+            matters=[True],
+            platform=platform,
+        )
         loose.update({x.leaf: "the loss" for x in outs if isinstance(x, Tagged)})
         return _untagged(outs)
 
     jax.eval_shape(run, jax.tree.leaves((params, transition)))
     covered = [use for use in uses if use.leaf not in loose]
-    return Trace(closed.jaxpr, consts=closed.consts, uses=covered, loose=loose)
+    return Trace(
+        jaxpr=closed.jaxpr,
+        consts=closed.consts,
+        platform=platform,
+        uses=covered,
+        loose=loose,
+    )
 
 
 class Parts(NamedTuple):
@@ -243,7 +323,14 @@ def backward(
             for i, leaf in enumerate(leaves)
         ]
         args += jax.tree.leaves(transition)
-        outs = _evaluate(traced.jaxpr, traced.consts, args, use=perturb, matters=[True])
+        outs = _evaluate(
+            traced.jaxpr,
+            traced.consts,
+            args,
+            use=perturb,
+            matters=[True],
+            platform=traced.platform,
+        )
         (loss,) = _untagged(outs)
         return loss, others
 

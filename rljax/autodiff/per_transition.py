@@ -80,10 +80,11 @@ def per_transition_grad_norms(
     All parameters that enter by products of matrices, convolutions, scales, biases and
     look-ups are covered, whatever module does it: linen's Dense, DenseGeneral, Conv,
     LayerNorm, GroupNorm, RMSNorm, Embed and attention; vmapped, nested and repeated
-    ones. Parameters used in any other way, or inside `lax.scan`, `cond` and `remat`,
-    are not. The norm is 0, with derivative 0, where the gradient is exactly 0. Where
-    three uses of one weight or more cancel almost entirely, float32 leaves an error of
-    about 3e-4 of one use's norm; "vmap" does not.
+    ones, also inside `lax.platform_dependent`. Parameters used in any other way, or
+    inside `lax.scan`, `cond` and `remat`, are not. The norm is 0, with derivative 0,
+    where the gradient is exactly 0. Where three uses of one weight or more cancel
+    almost entirely, float32 leaves an error of about 3e-4 of one use's norm; "vmap"
+    does not.
 
     Args:
       loss_fn: `(params, transition) -> []`, the loss of one transition.
@@ -120,25 +121,32 @@ def per_transition_grad_norms(
     if chunk_size is not None and not (whole and chunk_size > 0):
         raise ValueError(f"chunk_size={chunk_size!r}, expected a positive int or None")
     params, batch, transition = _checked(loss_fn, params, batch)
-    if method == "vmap":
+    leaves = jax.tree.leaves(params)
 
-        def norm(transition: E) -> jax.Array:
-            grads = jax.grad(loss_fn)(params, transition)
-            return _root(_squared_norm(grads))
+    def each(norm: Callable[[E], jax.Array]) -> jax.Array:
+        if chunk_size is None:
+            return jax.vmap(norm)(batch)
+        return jax.lax.map(norm, batch, batch_size=chunk_size)
 
-    else:
-        traced = _factored.trace(loss_fn, params, transition)
+    def of_gradient(transition: E) -> jax.Array:
+        grads = jax.grad(loss_fn)(params, transition)
+        return _root(_squared_norm(grads))
+
+    def factored(traced: _factored.Trace) -> jax.Array:
         if method == "factored" and traced.loose:
             raise ValueError(f"method='factored' but {_uncovered(traced, params)}")
-        leaves = jax.tree.leaves(params)
 
         def norm(transition: E) -> jax.Array:
             _, parts = _factored.backward(traced, leaves, transition)
             return _norm(traced, leaves, parts)
 
-    if chunk_size is None:
-        return jax.vmap(norm)(batch)
-    return jax.lax.map(norm, batch, batch_size=chunk_size)
+        return each(norm)
+
+    if method == "vmap":
+        return each(of_gradient)
+    return _factored.by_platform(
+        factored, loss_fn, params=params, transition=transition
+    )
 
 
 def value_and_grad_with_norms(
@@ -351,29 +359,33 @@ def _one_pass(
 ) -> tuple[jax.Array, P, jax.Array]:
     """Losses, mean of the gradients weighted by `weigh(norms)`, and norms."""
     leaves, treedef = jax.tree.flatten(params)
-    traced = _factored.trace(loss_fn, params, transition)
 
-    def one(transition: E) -> tuple[jax.Array, _factored.Parts, jax.Array]:
-        loss, parts = _factored.backward(traced, leaves, transition)
-        return loss, parts, _norm(traced, leaves, parts)
+    def factored(traced: _factored.Trace) -> tuple[jax.Array, P, jax.Array]:
+        def one(transition: E) -> tuple[jax.Array, _factored.Parts, jax.Array]:
+            loss, parts = _factored.backward(traced, leaves, transition)
+            return loss, parts, _norm(traced, leaves, parts)
 
-    losses, parts, norms = jax.vmap(one)(batch)
-    weights = weigh(norms)
+        losses, parts, norms = jax.vmap(one)(batch)
+        weights = weigh(norms)
 
-    def weighted(x: jax.Array) -> jax.Array:
-        if weights is None:  # spares a copy of every layer's output gradients
-            return x
-        return x * weights.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        def weighted(x: jax.Array) -> jax.Array:
+            if weights is None:  # spares a copy of every layer's output gradients
+                return x
+            return x * weights.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
-    grads = [jnp.zeros_like(leaf) for leaf in leaves]
-    for i, x in parts.loose.items():
-        grads[i] = jnp.sum(weighted(x), axis=0)
-    uses = zip(traced.uses, parts.others, parts.deltas, strict=True)
-    for use, other, delta in uses:
-        i, delta = use.leaf, weighted(delta)
-        grads[i] += _factored.gradient(use, leaves[i], other=other, delta=delta)
-    grads = [grad / len(norms) for grad in grads]
-    return losses, jax.tree.unflatten(treedef, grads), norms
+        grads = [jnp.zeros_like(leaf) for leaf in leaves]
+        for i, x in parts.loose.items():
+            grads[i] = jnp.sum(weighted(x), axis=0)
+        uses = zip(traced.uses, parts.others, parts.deltas, strict=True)
+        for use, other, delta in uses:
+            i, delta = use.leaf, weighted(delta)
+            grads[i] += _factored.gradient(use, leaves[i], other=other, delta=delta)
+        grads = [grad / len(norms) for grad in grads]
+        return losses, jax.tree.unflatten(treedef, grads), norms
+
+    return _factored.by_platform(
+        factored, loss_fn, params=params, transition=transition
+    )
 
 
 def _norm(

@@ -227,8 +227,9 @@ def bootstrap_values(
     num_rows = length + 1 + len(row)
     size = sum(leaf[0].size for leaf in jax.tree.leaves(every))  # of a row
     at_once = max(1, _CACHED // size)  # rows
-    if at_once < num_rows and jax.default_backend() == "cpu":
-        found = jax.lax.map(critic, every, batch_size=at_once)
+    if at_once < num_rows:
+        pieces = functools.partial(jax.lax.map, critic, batch_size=at_once)
+        found = jax.lax.platform_dependent(every, cpu=pieces, default=critic)
     else:
         found = critic(every)
     at_ends = jnp.repeat(found[length + 1 :], rows, axis=0)

@@ -87,36 +87,48 @@ def valid_convolution(
     kernel: jax.Array,
     window_strides: Sequence[int] = (1, 1),
     padding: str | Sequence[tuple[int, int]] = "VALID",
+    dimension_numbers: Any = ("NHWC", "HWIO", "NHWC"),
     **options: Any,
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` for stride 1 without padding, quick on CPU.
 
     There XLA computes the gradient of a small kernel in plain loops, hundreds of times
     slower than one product of matrices with the image's patches; with many channels or
-    strides patches gain nothing.
+    strides patches gain nothing. Lowered for another platform it is a convolution.
 
     Args:
       images: `[B, height, width, channels]`.
       kernel: `[rows, columns, channels, features]`.
-      window_strides: for the other backends; 1 on CPU.
-      padding: likewise; none on CPU.
-      **options: likewise; none on CPU.
+      window_strides: for other platforms; 1 on CPU.
+      padding: for other platforms; none on CPU.
+      dimension_numbers: for other platforms; on CPU as by default.
+      **options: for other platforms; none on CPU.
 
     Returns:
       `[B, height - rows + 1, width - columns + 1, features]`.
     """
-    if jax.default_backend() != "cpu":
-        return jax.lax.conv_general_dilated(
-            images, kernel, window_strides, padding, **options
-        )
     rows, columns, _, features = kernel.shape
     height, width = images.shape[1] - rows + 1, images.shape[2] - columns + 1
-    patches = [
-        images[:, i : i + height, j : j + width]
-        for i in range(rows)
-        for j in range(columns)
-    ]
-    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, features)
+
+    def by_patches(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        patches = [
+            images[:, i : i + height, j : j + width]
+            for i in range(rows)
+            for j in range(columns)
+        ]
+        return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, features)
+
+    def whole(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            images,
+            kernel,
+            window_strides,
+            padding,
+            dimension_numbers=dimension_numbers,
+            **options,
+        )
+
+    return jax.lax.platform_dependent(images, kernel, cpu=by_patches, default=whole)
 
 
 class LayerNorm(nn.Module):
@@ -124,6 +136,7 @@ class LayerNorm(nn.Module):
 
     As in flax, but quick on CPU for few features, such as the channels of an image:
     there XLA takes several times as long for their sums as for one product of matrices.
+    Lowered for another platform it has sums.
     """
 
     @nn.compact
@@ -132,14 +145,24 @@ class LayerNorm(nn.Module):
         size = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (size,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (size,), jnp.float32)
-        by_product = size <= 32 and jax.default_backend() == "cpu"
+
+        def by_sum(x: jax.Array) -> jax.Array:
+            return x.mean(axis=-1, keepdims=True)
+
+        def by_sum_repeated(x: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(by_sum(x), x.shape)  # as the product's
+
+        def by_product(x: jax.Array) -> jax.Array:
+            average = jnp.full((size, size), 1.0 / size, x.dtype)
+            # Known to XLA as a constant, this gave wrong numbers in a vmapped loop.
+            return x @ jax.lax.optimization_barrier(average)
 
         def mean(x: jax.Array) -> jax.Array:
-            if by_product:
-                average = jnp.full((size, size), 1.0 / size, x.dtype)
-                # Known to XLA as a constant, this gave wrong numbers in a vmapped loop.
-                return x @ jax.lax.optimization_barrier(average)
-            return x.mean(axis=-1, keepdims=True)
+            if size > 32:
+                return by_sum(x)
+            return jax.lax.platform_dependent(
+                x, cpu=by_product, default=by_sum_repeated
+            )
 
         x = precise(x)
         x = x - mean(x)

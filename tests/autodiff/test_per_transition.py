@@ -562,8 +562,27 @@ def test_random_architectures(number, examples):
 
 def test_what_only_chooses_costs_nothing():
     loss_fn, params, obs = double_dqn()
-    uses = _factored.trace(loss_fn, params, obs[0]).uses
+    uses = _factored.by_platform(
+        lambda traced: traced.uses, loss_fn, params=params, transition=obs[0]
+    )
     assert sorted(use.leaf for use in uses) == [0, 1, 2, 3]  # of two dense layers
+
+
+def test_norms_take_the_branches_of_the_platform():
+    """A convolution is products of patches on CPU, for the norms of its kernel too."""
+    loss_fn, params, batch = minatar()
+
+    @jax.jit
+    def both(params, batch):
+        return (
+            per_transition_grad_norms(loss_fn, params, batch, method="factored"),
+            value_and_grad_with_norms(loss_fn, params, batch),
+        )
+
+    traced = both.trace(params, batch)
+    for platform in ("cpu", "cuda", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.convolution" in text) == (platform != "cpu")
 
 
 def test_factored_names_what_is_not_covered():
