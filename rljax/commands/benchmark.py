@@ -7,14 +7,15 @@
     rljax benchmark --suite pg
     rljax benchmark --suite autodiff
     rljax benchmark --suite meta
+    rljax benchmark --suite scale
     rljax benchmark --against HEAD --only ppo-4
 
 Every measurement is a fresh process (`benchmarks/*_worker.py`). What is compared takes
 turns, A B A B, so that a machine that drifts slows both; ratios are taken pair by
 pair. In the suites `speed`, `td` and `pg` all libraries do the same work with the same
 hyperparameters; the peers live in a virtual environment of their own, built on first
-use. Their works are in benchmarks/works.py, those of the suites `autodiff` and `meta`
-in files of these names beside it.
+use. Their works are in benchmarks/works.py, those of the suites `autodiff`, `meta` and
+`scale` in files of these names beside it.
 
 `--against REVISION` measures this tree, uncommitted changes included, and another git
 revision of it with the same worker scripts, interpreter and dependencies, and prints
@@ -41,6 +42,7 @@ from rljax.commands.benchmarks import (
     paired,
     report,
     revisions,
+    scale,
 )
 from rljax.commands.benchmarks.protocol import run_worker
 from rljax.commands.benchmarks.works import PG, RLJAX, SPEED, TD, Work
@@ -63,17 +65,19 @@ SUITES: dict[str, Any] = {
     "pg": PG,
     "autodiff": autodiff.WORKS,
     "meta": meta.WORKS,
+    "scale": scale.WORKS,
 }
+COMPARISONS = ("autodiff", "meta", "scale")  # suites of rljax beside itself
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
     """Measure rljax, one table and one CSV per call."""
 
-    suite: Literal["speed", "td", "pg", "autodiff", "meta"] = "speed"
+    suite: Literal["speed", "td", "pg", "autodiff", "meta", "scale"] = "speed"
     """Works to measure: training beside peers (td: with a replay or TD targets, pg:
-    policy gradients), gradients beside ordinary ones, or meta-gradients beside
-    updates."""
+    policy gradients), gradients beside ordinary ones, meta-gradients beside updates, or
+    one run over more devices."""
     only: tuple[str, ...] = ()
     """Names of works, as in --list; all of them unless given."""
     repeats: int = 5
@@ -411,14 +415,14 @@ def run(args: Args) -> None:
         ending = "".join(trees).replace("@", "-against-")
         out = args.out or pathlib.Path(f"runs/benchmark/{args.suite}{ending}.csv")
         folders.check_output(out, b"suite,work,")
-        if args.suite in ("autodiff", "meta"):
+        if args.suite in COMPARISONS:
             measurements = comparison_rows(args, works, trees)
             rows = report.write_csv(out, comparisons.Row, measurements)
         else:
             rows = report.write_csv(out, Row, training_rows(args, works, trees))
     if args.against:
         table = paired.format_table([figure for row in rows for figure in row.figures])
-    elif args.suite in ("autodiff", "meta"):
+    elif args.suite in COMPARISONS:
         table = comparisons.format_table(rows)
     else:
         table = format_table(rows)

@@ -19,7 +19,7 @@ import pytest
 
 from rljax import agents, envs
 from rljax.commands import benchmark
-from rljax.commands.benchmarks import protocol
+from rljax.commands.benchmarks import collectives, protocol, scale
 
 COMMANDS = pathlib.Path(benchmark.__file__).resolve().parent
 WORKERS, ROOT = COMMANDS / "benchmarks", COMMANDS.parents[1]
@@ -37,6 +37,7 @@ def load(path):
 
 worker = load(WORKERS / "autodiff_worker.py")
 meta_worker = load(WORKERS / "meta_worker.py")
+scale_worker = load(WORKERS / "scale_worker.py")
 autodiff, meta, report = benchmark.autodiff, benchmark.meta, benchmark.report
 comparisons, paired = benchmark.comparisons, benchmark.paired
 revisions = benchmark.revisions
@@ -585,6 +586,69 @@ def test_meta_worker_counts_results_as_memory():
         assert row.ratio == 1 and row.suite == "meta" and row.unit == unit
         values.append(row.what_value)
     assert values[1] - values[0] == pytest.approx(x.nbytes / 1e6)
+
+
+# The suite scale.
+
+
+PROGRAM = """
+HloModule split
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%inner (x: (f32[8], s32[])) -> (f32[8], s32[]) {
+  %all = (f32[8]{0}, s32[]) all-reduce(%a, %b), to_apply=%add
+  ROOT %all-reduce.7 = f32[2,3]{1,0} all-reduce(%c), channel_id=2, to_apply=%add
+}
+
+%outer (x: f32[8]) -> f32[8] {
+  %while.1 = (f32[8]{0}, s32[]) while(%x), condition=%c, body=%inner, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %greatest = bf16[4]{0} all-reduce(%y), to_apply=%max
+}
+
+%search (x: f32[8]) -> f32[8] {
+  ROOT %one = pred[] all-reduce(%y), to_apply=%or
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %while.2 = f32[8]{0} while(%x), condition=%c, body=%outer, backend_config={"known_trip_count":{"n":"10"}}
+  %while.3 = f32[8]{0} while(%x), condition=%c, body=%search
+  ROOT %fusion = f32[8]{0} fusion(%x), kind=kLoop, calls=%add
+}
+"""  # noqa: E501
+
+
+def test_exchanges_are_counted_as_often_as_their_loops_run():
+    found = collectives.exchanged(PROGRAM)
+    assert found.exchanges == 10 * (3 * 2 + 1) + 1
+    of_inner, of_outer = 8 * 4 + 4 + 2 * 3 * 4, 4 * 2
+    assert found.kilobytes * 1e3 == 10 * (3 * of_inner + of_outer) + 1
+
+
+def test_scale_worker_trains_on_as_many_devices_as_its_functions_say():
+    job = {"agent": "a2c", "seed": 0, "iterations": 2}
+    for work in scale.WORKS:
+        agents.get(work.agent)
+        for comparison in work.comparisons:
+            for name in (comparison.what, comparison.against):
+                assert 1 <= int(name.split()[0]) <= scale_worker.DEVICES
+    run, (start,) = scale_worker.find(job, "1 device")
+    assert jax.eval_shape(run, start)[1]["step"].shape == (1, 1, 1)
+    with pytest.raises(ValueError, match="data_parallel=8: there are"):
+        scale_worker.find(job, "8 devices")
+
+
+@pytest.mark.slow
+def test_scale_suite_counts_the_exchanges_of_an_update(tmp_path):
+    """One for each network's gradient, and those of the metrics, once a call."""
+    out = tmp_path / "scale.csv"
+    args = benchmark.Args(suite="scale", only=("exchanges-dqn",), repeats=1, out=out)
+    benchmark.run(args)
+    (row,) = csv.DictReader(out.read_text().splitlines())
+    assert float(row["ratio"]) == 1
+    assert 1 <= float(row["what_value"]) < 1.1
 
 
 # The suite td.

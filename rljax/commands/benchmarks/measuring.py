@@ -12,16 +12,22 @@ import jax
 from protocol import WITH_RESULTS, alternate, versions
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and its arguments
+Measure = Callable[[dict[str, Any], Call, Call], dict[str, float]]
 
 
-def compare(job: dict[str, Any], find: Callable[[str], Call]) -> dict[str, Any]:
+def compare(
+    job: dict[str, Any], find: Callable[[str], Call], measure: Measure | None = None
+) -> dict[str, Any]:
     """Makes all comparisons of a job.
 
     Args:
-      job: a `Work` of ./autodiff.py or ./meta.py.
+      job: a `Work` of ./autodiff.py, ./meta.py or ./scale.py.
       find: gives the function of that name, and what it is called with.
+      measure: gives the values of two calls and their ratio; None: their times or
+        their memory, as the job's unit says.
     """
-    measure = milliseconds if job["unit"] == "ms" else megabytes
+    if measure is None:
+        measure = milliseconds if job["unit"] == "ms" else megabytes
     found = [
         measure(job, find(pair["what"]), find(pair["against"]))
         for pair in job["comparisons"]

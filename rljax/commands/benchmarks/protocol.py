@@ -21,6 +21,7 @@ Job = dict[str, Any]  # see `job` in ../benchmark.py, and autodiff.Work
 Result = dict[str, Any]  # see `result`, and `run` in autodiff_worker.py
 
 WITH_RESULTS = "MB with results"  # the unit of memory that counts what is returned
+EXCHANGES, BYTES = "exchanges", "kB exchanged"  # units, between devices
 
 
 def run_worker(
