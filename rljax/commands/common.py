@@ -23,7 +23,7 @@ from rljax.commands.errors import one_line
 from rljax.commands.folders import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, write_text
 from rljax.config import check_range, unknown
 from rljax.meta import Parameter, Settings, conditioned, parse_parameter, tune, validate
-from rljax.running import sharding, train
+from rljax.running import hosts, sharding, train
 from rljax.running.checkpoint import latest, restore
 from rljax.running.evaluate import evaluate
 from rljax.running.logging import read_csv
@@ -253,7 +253,7 @@ def evaluate_run(
             agent, env, run.config, ts, key, episodes, explore=explore
         ).returns
 
-    return np.asarray(run.map_runs(returns)(states, run.keys()))
+    return hosts.to_host(run.map_runs(returns)(states, run.keys()))
 
 
 def summary(returns: np.ndarray) -> str:
