@@ -191,7 +191,8 @@ def check_finite(metrics: dict[str, np.ndarray], step: int, folder: Path) -> Non
 
 def on_host(metrics: dict[str, Any]) -> dict[str, np.ndarray]:
     """A chunk's metrics, `[S]` each, but for the step: NaN where no episode ended."""
-    arrays = {k: hosts.to_host(v)[:, 0] for k, v in metrics.items() if k != "step"}
+    metrics = {k: v for k, v in metrics.items() if k != "step"}
+    arrays = {k: v[:, 0] for k, v in hosts.to_host(metrics).items()}
     none = arrays["episodes"] == 0
     return arrays | {k: np.where(none, np.nan, arrays[k]) for k in PER_EPISODE}
 

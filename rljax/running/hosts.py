@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jax._src import distributed  # the store of texts has no public name
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 __all__ = [
     "agree",
@@ -292,16 +293,27 @@ def to_host(tree: T) -> T:
 
     Args:
       tree: arrays without typed keys, spread over devices of several processes or not.
+        All that are spread are for a moment on every device.
     """
-    return jax.tree.map(_to_host, tree)
+    leaves, structure = jax.tree.flatten(tree)
+    spread = [i for i, x in enumerate(leaves) if _is_spread(x)]
+    if spread:
+        shardings = [
+            NamedSharding(leaves[i].sharding.mesh, PartitionSpec()) for i in spread
+        ]
+        # One program, because one exchange takes as long as a small one.
+        whole = jax.jit(_same, out_shardings=shardings)([leaves[i] for i in spread])
+        for i, x in zip(spread, whole, strict=True):
+            leaves[i] = x.addressable_data(0)
+    return structure.unflatten(map(np.asarray, leaves))
 
 
-def _to_host(x: Any) -> np.ndarray:
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        if x.is_fully_replicated:
-            return np.asarray(x.addressable_data(0))
-        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-    return np.asarray(x)
+def _is_spread(x: Any) -> bool:
+    return isinstance(x, jax.Array) and not x.is_fully_addressable
+
+
+def _same(x: T) -> T:
+    return x
 
 
 @contextlib.contextmanager
