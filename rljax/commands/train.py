@@ -152,7 +152,7 @@ def run_folder(run: common.Run, options: Any) -> Iterator[Path]:
     claim = folders.claim(folder, resume=options.resume, free=not options.name)
     with contextlib.ExitStack() as stack:
         claimed = hosts.on_primary(lambda: str(stack.enter_context(claim)))
-        yield Path(hosts.agree(claimed))
+        yield Path(hosts.agree(claimed or ""))
 
 
 def write_rows(
@@ -212,7 +212,7 @@ def start_state(run: common.Run, folder: Path) -> tuple[int, Any]:
 
 
 def train_in_chunks(
-    run: common.Run, options: Any, folder: Path, sinks: list[Any]
+    run: common.Run, options: Any, folder: Path, sinks: list[Any], stop: "Interrupt"
 ) -> Any:
     """Run chunk by chunk, with metrics, checkpoints and signals between them."""
     agent, env = run.build()
@@ -224,8 +224,7 @@ def train_in_chunks(
         donate_argnums=0,
     )
     done, ts = start_state(run, folder)
-    stop, begin = Interrupt(), time.monotonic()
-    now = last_save = begin
+    now = last_save = begin = time.monotonic()
     total_steps = run.seeds * chunks.step(chunks.count)
     title = f"{common.short(run.agent)} {common.short(run.env)}"
     with Progress(total_steps, title) as progress, stop:
@@ -265,15 +264,19 @@ def mean_return(metrics: dict[str, np.ndarray]) -> float:
 class Interrupt:
     """Turns the first Ctrl-C or SIGTERM into a request to stop; a second one kills."""
 
-    asked = 0  # number of the signal that came
+    def __init__(self) -> None:
+        self.asked = 0  # number of the signal that came
+        self._previous: dict[int, Any] = {}  # handlers
 
     def __enter__(self) -> None:
-        signals = (signal.SIGINT, signal.SIGTERM)
-        self._previous = {s: signal.signal(s, self._ask) for s in signals}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if number not in self._previous:  # entered twice it is left once
+                self._previous[number] = signal.signal(number, self._ask)
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._previous = {}
 
     def _ask(self, number: int, _: object) -> None:
         self.asked = number
@@ -338,12 +341,17 @@ def main(argv: list[str], prog: str) -> None:
     """Train, evaluate, plot."""
     run, options = parse_command_line(argv, prog)
     hosts.on_primary(lambda: look(run))
+    stop = Interrupt()
     previous = signal.signal(signal.SIGTERM, end)
     try:
-        with run_folder(run, options) as folder:
+        # A process that ends before the first chunk would leave others waiting.
+        with (
+            stop if hosts.several() else contextlib.nullcontext(),
+            run_folder(run, options) as folder,
+        ):
             hosts.on_primary(lambda: common.write_run(folder, run))
             with open_sinks(run, options, folder) as sinks:
-                ts = train_in_chunks(run, options, folder, sinks)
+                ts = train_in_chunks(run, options, folder, sinks, stop)
             finish(run, options, folder, ts)
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -107,17 +107,27 @@ def save(folder: str | os.PathLike, step: int, state: Any, *, keep: int = 2) -> 
         _sync(folder)
         _prune(folder, step, keep)
 
-    try:
+    with _one_line(target):
         for _, leaf in flat:
             array = _to_host(leaf)  # in all processes: they exchange their parts
             if hosts.primary():
                 arrays.append(array)
-        hosts.on_primary(write)
+    try:
+        hosts.on_primary(_one_line(target)(write))
+    except hosts.PrimaryError as error:
+        raise CheckpointError(str(error)) from error
+    return target
+
+
+@contextlib.contextmanager
+def _one_line(target: Path) -> Iterator[None]:
+    """Names the checkpoint that cannot be written, and why."""
+    try:
+        yield
     except CheckpointError:
         raise
     except Exception as error:  # orbax raises all sorts
         raise CheckpointError(f"{target}: cannot write: {_line(error)}") from error
-    return target
 
 
 def latest(folder: str | os.PathLike) -> int | None:

@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 __all__ = [
+    "PrimaryError",
     "agree",
     "any_of",
     "cores",
@@ -48,6 +49,10 @@ LOST = 1  # exit code where another process has gone
 _BLOCK = 256  # bytes of a broadcast, the first four of them the length
 
 T = TypeVar("T")
+
+
+class PrimaryError(ValueError):
+    """Bad input, as process 0 has found it."""
 
 
 def initialize(asked: bool = False) -> bool:
@@ -92,10 +97,8 @@ def initialize(asked: bool = False) -> bool:
             )
     except Exception as error:  # of jax, and of what finds the processes
         if missing and isinstance(error, ValueError):
-            raise ValueError(
-                "--distributed: no Slurm, Open MPI, Cloud TPU or Kubernetes here; set "
-                + ", ".join(missing)
-            ) from error
+            found = "found no other processes by Slurm, Open MPI, TPU or Kubernetes"
+            raise ValueError(f"{found}; set {', '.join(missing)}") from error
         raise ValueError(f"--distributed: {error}") from error
     return True
 
@@ -106,7 +109,7 @@ def _place() -> tuple[str | None, int | None, int | None]:
     if address is not None and not re.fullmatch(r".+:[0-9]+", address):
         raise ValueError(f"{ADDRESS}={address}: must be host:port of process 0")
     number, index = _whole_number(NUMBER, low=1), _whole_number(INDEX, low=0)
-    if None not in (number, index) and index >= number:
+    if number is not None and index is not None and index >= number:
         raise ValueError(
             f"{INDEX}={index}: must be in [0, {number - 1}], {NUMBER} is {number}"
         )
@@ -224,8 +227,8 @@ def on_primary(function: Callable[[], T]) -> T | None:
       Its result in process 0, None in the others.
 
     Raises:
-      BaseException: in process 0 what the function raised, in the others the same in
-        words; exits are exits in all.
+      PrimaryError: in the others, where process 0 raised a ValueError; files and exits
+        raise OSError and SystemExit in all.
     """
     if not several():
         return function()
@@ -259,7 +262,7 @@ def _in_words(error: BaseException) -> dict[str, Any]:
 
 def _from_words(kind: str, values: list[Any]) -> BaseException:
     """Undo `_in_words`, as far as it goes."""
-    kinds = {"exit": SystemExit, "os": OSError, "value": ValueError}
+    kinds = {"exit": SystemExit, "os": OSError, "value": PrimaryError}
     return kinds.get(kind, RuntimeError)(*values)
 
 
@@ -288,7 +291,7 @@ def on_all(function: Callable[[], T]) -> T:
     return result  # pyright: ignore[reportReturnType]
 
 
-def to_host(tree: T) -> T:
+def to_host(tree: Any) -> Any:
     """Return arrays as numpy's, whole in every process.
 
     Args:
