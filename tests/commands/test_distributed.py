@@ -18,7 +18,7 @@ SHELL = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1], shell=Tru
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
 SMALL = "--config.num-envs 2 --config.rollout-length 8 --config.num-minibatches 2"
 SMALL += " --config.hidden-sizes 8 --seeds 2 --seed 3 --episodes 3"
-LONG = f"train ppo {SMALL} --steps 3200 --rows 200 --checkpoint-seconds 1 --name"
+LONG = f"train ppo {SMALL} --steps 1920 --rows 120 --checkpoint-seconds 1 --name"
 
 
 def rljax(line, **options):
@@ -86,7 +86,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(told):
     first, second = told[1]["stopped"]
     assert (first[0], second[0]) == (143, 143), (first, second)
     assert first[1] == ["stopped: --name two --resume goes on"] and second[1] == []
-    assert 0 < told[1]["step"] < 3200
+    assert 0 < told[1]["step"] < 1920
 
 
 def test_a_run_in_use_is_refused_in_all_processes_and_unharmed(told):
@@ -107,7 +107,7 @@ def test_a_run_that_was_stopped_and_killed_equals_one_in_a_single_process(told):
     runs, results = told
     assert [code for code, *_ in results["ended"]] == [0, 0], results["ended"]
     assert leaves(runs / "two") == leaves(runs / "one")
-    assert rows(runs / "two") == rows(runs / "one") and len(rows(runs / "one")) == 401
+    assert rows(runs / "two") == rows(runs / "one") and len(rows(runs / "one")) == 241
     for name in ("evaluation.json", "curve.png", "config.json"):
         pictures = [(runs / run / name).read_bytes() for run in ("one", "two")]
         assert pictures[0] == pictures[1], name
@@ -116,7 +116,7 @@ def test_a_run_that_was_stopped_and_killed_equals_one_in_a_single_process(told):
 def test_one_process_prints(told):
     first, second = told[1]["ended"]
     assert first[1] == [*told[1]["one"][0][1][:-1], "run folder: runs/two"]
-    assert "100% of 6.4k steps" in first[2]
+    assert "100% of 3.84k steps" in first[2]
     assert second[1:] == ([], "")
 
 
