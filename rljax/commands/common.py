@@ -23,7 +23,7 @@ from rljax.commands.errors import one_line
 from rljax.commands.folders import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, write_text
 from rljax.config import check_range, unknown
 from rljax.meta import Parameter, Settings, conditioned, parse_parameter, tune, validate
-from rljax.running import sharding, train
+from rljax.running import hosts, sharding, train
 from rljax.running.checkpoint import latest, restore
 from rljax.running.evaluate import evaluate
 from rljax.running.logging import read_csv
@@ -138,9 +138,8 @@ class Run:
         at_once = sharding.runs_at_once(self.shard().num_envs)
         return sharding.map_runs(function, at_once, agent.parts, self.mesh())
 
-    def of_seeds(self, array: Any) -> np.ndarray:
+    def of_seeds(self, array: np.ndarray) -> np.ndarray:
         """A result that is the same for all shards, `[S, ...]`."""
-        array = np.asarray(array)
         return array[:, 0] if self.is_split else array
 
     def first_state(self, states: TrainState) -> TrainState:
@@ -286,7 +285,8 @@ def evaluate_run(
             agent, env, run.shard(), ts, key, episodes, explore=explore
         ).returns
 
-    return run.of_seeds(run.map_runs(returns)(states, run.keys()))
+    found = hosts.to_host(run.map_runs(returns)(states, run.keys()))
+    return run.of_seeds(found)
 
 
 def summary(returns: np.ndarray) -> str:

@@ -15,6 +15,7 @@ from rljax.commands import common, folders
 from rljax.config import check_range
 from rljax.envs import pictures
 from rljax.envs.wrappers import unwrap
+from rljax.running import hosts
 from rljax.types import Agent, TrainState
 
 
@@ -30,6 +31,8 @@ class Options:
     """act as in training instead of greedily"""
     gif: Path | None = None
     """also draw one episode of the first seed"""
+    distributed: bool = False
+    """one of several processes of this command, which share the seeds"""
 
 
 def play(
@@ -90,8 +93,9 @@ def main(argv: list[str], prog: str) -> None:
     """Restore, play, report."""
     options = common.parse(Options, argv, __doc__ or "", prog)
     check_range(options, "episodes", low=1, high=common.INT32)
-    if options.gif:
-        folders.check_output(options.gif, b"GIF8")
+    gif = options.gif
+    if gif:
+        hosts.on_primary(lambda: folders.check_output(gif, b"GIF8"))
     run = common.read_run(options.run)
     states = common.restore_state(options.run, run)
     print(
@@ -99,5 +103,6 @@ def main(argv: list[str], prog: str) -> None:
             common.evaluate_run(run, states, options.episodes, options.explore)
         )
     )
-    if options.gif:
-        draw(options.gif, run, run.first_state(states))
+    if gif:
+        first = run.first_state(states)  # whole in every process
+        hosts.on_primary(lambda: draw(gif, run, first))

@@ -3,6 +3,7 @@
 Needs no jax itself, so that a list of the commands is there at once.
 """
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -20,11 +21,14 @@ class Command(NamedTuple):
 
     text: str  # the line about it
     starts_jax: bool = True  # in this process
+    on_hosts: bool = False  # runs in several processes with --distributed
 
 
 COMMANDS = {
-    "train": Command("train an agent; a run folder holds metrics and checkpoints"),
-    "evaluate": Command("play episodes with a trained run, draw one"),
+    "train": Command(
+        "train an agent; a run folder holds metrics and checkpoints", on_hosts=True
+    ),
+    "evaluate": Command("play episodes with a trained run, draw one", on_hosts=True),
     "plot": Command("compare the learning curves of runs in one picture"),
     "sweep": Command("vary hyperparameters in one program, rank the results"),
     "check-env": Command("try an environment and list its faults"),
@@ -69,10 +73,32 @@ def _run(name: str, argv: list[str], prog: str) -> None:
         near = difflib.get_close_matches(name.replace("_", "-"), COMMANDS, cutoff=0.5)
         known = ", ".join(near or COMMANDS)
         raise ValueError(f"unknown command {name!r}; did you mean: {known}?")
+    on_hosts, asked = COMMANDS[name].on_hosts, "--distributed" in argv
+    if asked and not on_hosts:
+        raise ValueError(f"--distributed: {name} runs in one process")
+    if on_hosts:
+        join_hosts(asked)
     if COMMANDS[name].starts_jax:
         set_up_devices()
     module = importlib.import_module(f"rljax.commands.{name.replace('-', '_')}")
-    module.main(argv, prog)
+    with printing(on_hosts):
+        module.main(argv, prog)
+
+
+def join_hosts(asked: bool) -> None:
+    """Find the other processes of this program, before anything starts jax."""
+    from rljax.running import hosts
+
+    hosts.initialize(asked)
+
+
+def printing(on_hosts: bool) -> contextlib.AbstractContextManager[None]:
+    """Let one process of several print; commands without others need no jax for it."""
+    if not on_hosts:
+        return contextlib.nullcontext()
+    from rljax.running import hosts
+
+    return hosts.session()
 
 
 @functools.cache
@@ -81,9 +107,9 @@ def set_up_devices() -> None:
 
     This comes before anything starts jax, and importing gymnax does.
     """
-    from rljax.running import sharding
+    from rljax.running import hosts, sharding
 
-    sharding.set_cpu_devices(len(os.sched_getaffinity(0)))
+    sharding.set_cpu_devices(hosts.cores())
 
 
 def overview(prog: str) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 import signal
 import sys
@@ -19,7 +20,7 @@ from rljax.commands import common, folders
 from rljax.commands.looking import look
 from rljax.config import check_range
 from rljax.meta import Settings
-from rljax.running import train
+from rljax.running import hosts, train
 from rljax.running.checkpoint import save
 from rljax.running.logging import CsvSink, Progress, Row, TensorBoardSink, WandbSink
 from rljax.running.plotting import learning_curve
@@ -68,6 +69,8 @@ def options_type(
         """also log to this Weights & Biases project"""
         allow_nan: bool = False
         """go on when a metric is NaN or infinite"""
+        distributed: bool = False
+        """one of several processes of this command, which share the seeds"""
         meta: tuple[str, ...] = stored.meta if stored else ()
         """floats of the config to tune online: NAME or NAME=KIND,LOW,HIGH with KIND
         bounded, log_horizon, state_dependent or contextual"""
@@ -142,13 +145,17 @@ def refuse_other_run(stored: common.Run, run: common.Run) -> None:
             )
 
 
-def run_folder(run: common.Run, options: Any) -> Any:
-    """Where the run lives, claimed for this process: see `folders.claim`."""
+@contextlib.contextmanager
+def run_folder(run: common.Run, options: Any) -> Iterator[Path]:
+    """Where the run lives, claimed by process 0: see `folders.claim`."""
     time_stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     parts = [common.in_file_names(name) for name in (run.agent, run.env)]
     name = "-".join([*parts, time_stamp])
     folder = options.out / (options.name or name)
-    return folders.claim(folder, resume=options.resume, free=not options.name)
+    claim = folders.claim(folder, resume=options.resume, free=not options.name)
+    with contextlib.ExitStack() as stack:
+        claimed = hosts.on_primary(lambda: str(stack.enter_context(claim)))
+        yield Path(hosts.agree(claimed or ""))
 
 
 def write_rows(
@@ -187,7 +194,9 @@ def check_finite(metrics: dict[str, np.ndarray], step: int, folder: Path) -> Non
 
 def on_host(run: common.Run, metrics: dict[str, Any]) -> dict[str, np.ndarray]:
     """A chunk's metrics, `[S]` each, but for the step: NaN where no episode ended."""
-    arrays = {k: run.of_seeds(v)[:, 0] for k, v in metrics.items() if k != "step"}
+    metrics = {k: v for k, v in metrics.items() if k != "step"}
+    metrics = hosts.to_host(metrics)
+    arrays = {k: run.of_seeds(v)[:, 0] for k, v in metrics.items()}
     none = arrays["episodes"] == 0
     return arrays | {k: np.where(none, np.nan, arrays[k]) for k in PER_EPISODE}
 
@@ -207,7 +216,7 @@ def start_state(run: common.Run, folder: Path) -> tuple[int, Any]:
 
 
 def train_in_chunks(
-    run: common.Run, options: Any, folder: Path, sinks: list[Any]
+    run: common.Run, options: Any, folder: Path, sinks: list[Any], stop: "Interrupt"
 ) -> Any:
     """Run chunk by chunk, with metrics, checkpoints and signals between them."""
     agent, env = run.build()
@@ -219,8 +228,7 @@ def train_in_chunks(
         donate_argnums=0,
     )
     done, ts = start_state(run, folder)
-    stop, begin = Interrupt(), time.monotonic()
-    now = last_save = begin
+    now = last_save = begin = time.monotonic()
     total_steps = run.seeds * chunks.step(chunks.count)
     title = f"{common.short(run.agent)} {common.short(run.env)}"
     with Progress(total_steps, title) as progress, stop:
@@ -230,19 +238,22 @@ def train_in_chunks(
             before, now = now, time.monotonic()
             rate = run.seeds * chunks.steps / (now - before)
             times: Row = {"seconds": now - begin, "steps_per_second": rate}
-            write_rows(sinks, run, step, metrics, times)
+            write = functools.partial(write_rows, sinks, run, step, metrics, times)
+            hosts.on_primary(write)
             if not options.allow_nan:
                 check_finite(metrics, step, folder)
             reward = float(metrics["reward"].mean())
             progress.update(run.seeds * step, mean_return(metrics), reward)
-            due = now - last_save > options.checkpoint_seconds
-            if due or stop.asked or i + 1 == chunks.count:
-                sinks[0].sync()  # no checkpoint is later than its rows
+            late = now - last_save > options.checkpoint_seconds
+            due, asked = hosts.greatest(late, stop.asked)
+            if due or asked or i + 1 == chunks.count:
+                # No checkpoint is later than its rows.
+                hosts.on_primary(lambda: sinks[0].sync())
                 save(folder / folders.CHECKPOINTS, step, ts)
                 last_save = now
-            if stop.asked and i + 1 < chunks.count:
+            if asked and i + 1 < chunks.count:
                 print(f"stopped: --name {folder.name} --resume goes on")
-                sys.exit(128 + stop.asked)
+                sys.exit(128 + asked)
     return ts
 
 
@@ -257,15 +268,19 @@ def mean_return(metrics: dict[str, np.ndarray]) -> float:
 class Interrupt:
     """Turns the first Ctrl-C or SIGTERM into a request to stop; a second one kills."""
 
-    asked = 0  # number of the signal that came
+    def __init__(self) -> None:
+        self.asked = 0  # number of the signal that came
+        self._previous: dict[int, Any] = {}  # handlers
 
     def __enter__(self) -> None:
-        signals = (signal.SIGINT, signal.SIGTERM)
-        self._previous = {s: signal.signal(s, self._ask) for s in signals}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if number not in self._previous:  # entered twice it is left once
+                self._previous[number] = signal.signal(number, self._ask)
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._previous = {}
 
     def _ask(self, number: int, _: object) -> None:
         self.asked = number
@@ -279,13 +294,7 @@ def end(number: int, _: object) -> None:
 
 def finish(run: common.Run, options: Any, folder: Path, ts: Any) -> None:
     """Evaluate the final policies, draw the curve, say where things are."""
-    table = common.read_metrics(folder, run)
-    ylabel, metric = common.score(table)
-    agent = common.short(run.agent)
-    title = f"{agent} on {common.short(run.env)}"
-    tuned = {name: {agent: common.curve(table, f"meta_{name}")} for name in run.tuned()}
-    curves, path = {agent: common.curve(table, metric)}, folder / folders.CURVE_FILE
-    learning_curve(curves, path, title=title, ylabel=ylabel, below=tuned)
+    hosts.on_primary(lambda: draw_curve(run, folder))
     if options.episodes:
         returns = common.evaluate_run(run, ts, options.episodes)
         result = {
@@ -293,38 +302,60 @@ def finish(run: common.Run, options: Any, folder: Path, ts: Any) -> None:
             "mean_return": float(returns.mean()),
             "mean_return_per_seed": returns.mean(axis=1).tolist(),
         }
-        text = json.dumps(result, indent=2) + "\n"
-        folders.write_text(folder / "evaluation.json", text)
+        text, path = json.dumps(result, indent=2) + "\n", folder / "evaluation.json"
+        hosts.on_primary(lambda: folders.write_text(path, text))
         print(common.summary(returns))
     print(f"run folder: {folder}")
 
 
+def draw_curve(run: common.Run, folder: Path) -> None:
+    """Draw what a run has written: its returns, and what it has tuned."""
+    table = common.read_metrics(folder, run)
+    ylabel, metric = common.score(table)
+    agent = common.short(run.agent)
+    title = f"{agent} on {common.short(run.env)}"
+    tuned = {name: {agent: common.curve(table, f"meta_{name}")} for name in run.tuned()}
+    curves, path = {agent: common.curve(table, metric)}, folder / folders.CURVE_FILE
+    learning_curve(curves, path, title=title, ylabel=ylabel, below=tuned)
+
+
 @contextlib.contextmanager
 def open_sinks(run: common.Run, options: Any, folder: Path) -> Iterator[list[Any]]:
-    """Where rows go; the file first."""
+    """Where rows go, in process 0; the file first."""
     resume_step = common.latest_step(folder) or 0 if options.resume else None
+    sinks: list[Any] = []
     with contextlib.ExitStack() as stack:
-        sinks: list[Any] = [CsvSink(folder / folders.METRICS_FILE, resume_step)]
-        stack.enter_context(sinks[0])
-        if options.tensorboard:
-            events = folder / folders.TENSORBOARD
-            sinks.append(stack.enter_context(TensorBoardSink(events, resume_step)))
-        if options.wandb:
-            sink = WandbSink(options.wandb, folder.name, run.to_json(), folder=folder)
-            sinks.append(stack.enter_context(sink))
+
+        def start() -> None:
+            sinks.append(CsvSink(folder / folders.METRICS_FILE, resume_step))
+            stack.enter_context(sinks[0])
+            if options.tensorboard:
+                events = folder / folders.TENSORBOARD
+                sinks.append(stack.enter_context(TensorBoardSink(events, resume_step)))
+            if options.wandb:
+                config = run.to_json()
+                sink = WandbSink(options.wandb, folder.name, config, folder=folder)
+                sinks.append(stack.enter_context(sink))
+
+        hosts.on_primary(start)
         yield sinks
 
 
 def main(argv: list[str], prog: str) -> None:
     """Train, evaluate, plot."""
     run, options = parse_command_line(argv, prog)
-    look(run)
+    hosts.on_primary(lambda: look(run))
+    stop = Interrupt()
     previous = signal.signal(signal.SIGTERM, end)
     try:
-        with run_folder(run, options) as folder:
-            common.write_run(folder, run)
+        # A process that ends before the first chunk would leave others waiting.
+        with (
+            stop if hosts.several() else contextlib.nullcontext(),
+            run_folder(run, options) as folder,
+        ):
+            hosts.on_primary(lambda: common.write_run(folder, run))
             with open_sinks(run, options, folder) as sinks:
-                ts = train_in_chunks(run, options, folder, sinks)
+                ts = train_in_chunks(run, options, folder, sinks, stop)
             finish(run, options, folder, ts)
     finally:
         signal.signal(signal.SIGTERM, previous)

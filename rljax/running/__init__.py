@@ -3,11 +3,12 @@
 checking    faults of an agent of one's own, in a line
 checkpoint  train states on disk, complete or not there
 evaluate    returns of whole episodes
+hosts       several processes that run one program
 logging     rows of metrics: CSV, console, TensorBoard, Weights & Biases
 parallel    what the shards of one run share
 plotting    learning curves
 rollout     steps of a policy in a batch of environments, and their simulation
-sharding    seeds over the devices of a process
+sharding    seeds over devices
 train       the one loop: `init`, `run`, `train`
 """
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # for editors; a test compares it with the folder
     from rljax.running import checking as checking
     from rljax.running import checkpoint as checkpoint
     from rljax.running import evaluate as evaluate
+    from rljax.running import hosts as hosts
     from rljax.running import logging as logging
     from rljax.running import parallel as parallel
     from rljax.running import plotting as plotting

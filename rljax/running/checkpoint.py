@@ -4,7 +4,8 @@
 leaf number) and `manifest.json`: path, shape, dtype and SHA-256 of every leaf, SHA-256
 of every file of orbax's and of itself. A step is written under a hidden name and
 renamed when it is complete, so a folder with a plain number is never half written.
-Nothing is pickled. One process writes a folder at a time.
+Nothing is pickled. One program writes a folder at a time; of its processes, where it
+has several, all call these functions, process 0 writes, and all read.
 """
 
 import contextlib
@@ -23,7 +24,8 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeGuard, TypeVa
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+
+from rljax.running import hosts
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
@@ -58,8 +60,7 @@ def save(folder: str | os.PathLike, step: int, state: Any, *, keep: int = 2) -> 
     """Writes `state` to `folder/<step>`, then removes the oldest steps before it.
 
     A kill at any moment leaves the steps that were complete, complete. Steps later
-    than this one are never removed. With several processes all of them call it (global
-    arrays are gathered) and process 0 writes.
+    than this one are never removed. It is complete on return, in every process.
 
     Args:
       folder: where the checkpoints of one run live; made if missing.
@@ -86,28 +87,47 @@ def save(folder: str | os.PathLike, step: int, state: Any, *, keep: int = 2) -> 
     if step < 0 or keep < 1:
         raise CheckpointError(f"{target}: {step=} must be >= 0 and {keep=} >= 1")
     flat = _flatten(target, state)
-    try:
-        arrays = [_to_host(leaf) for _, leaf in flat]
-        if jax.process_index() != 0:
-            return target
+    arrays = []
+
+    def write() -> None:
         leaves: list[_Entry] = [
             {**_describe(name, leaf), "sha256": _sha256(array)}
             for (name, leaf), array in zip(flat, arrays, strict=True)
         ]
         if os.path.lexists(target):
             _check_same(target, leaves)
-            return target
+            return
         folder.mkdir(parents=True, exist_ok=True)
-        _write(temporary, leaves, arrays)
-        os.rename(temporary, target)
+        try:
+            _write(temporary, leaves, arrays)
+            os.rename(temporary, target)
+        except Exception:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         _sync(folder)
         _prune(folder, step, keep)
+
+    with _one_line(target):
+        for _, leaf in flat:
+            array = _to_host(leaf)  # in all processes: they exchange their parts
+            if hosts.primary():
+                arrays.append(array)
+    try:
+        hosts.on_primary(_one_line(target)(write))
+    except hosts.PrimaryError as error:
+        raise CheckpointError(str(error)) from error
+    return target
+
+
+@contextlib.contextmanager
+def _one_line(target: Path) -> Iterator[None]:
+    """Names the checkpoint that cannot be written, and why."""
+    try:
+        yield
     except CheckpointError:
         raise
     except Exception as error:  # orbax raises all sorts
-        shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"{target}: cannot write: {_line(error)}") from error
-    return target
 
 
 def latest(folder: str | os.PathLike) -> int | None:
@@ -116,13 +136,14 @@ def latest(folder: str | os.PathLike) -> int | None:
     Args:
       folder: where the checkpoints of one run live; may be missing.
 
-    Returns: the step, or None where there is no checkpoint.
+    Returns: the step, or None where there is no checkpoint; in every process what
+      process 0 sees.
 
     Example:
       >>> latest("/nowhere") is None
       True
     """
-    return max(_steps(Path(folder)), default=None)
+    return hosts.agree(max(_steps(Path(folder)), default=None))
 
 
 def restore(folder: str | os.PathLike, like: T, step: int | None = None) -> T:
@@ -133,8 +154,8 @@ def restore(folder: str | os.PathLike, like: T, step: int | None = None) -> T:
       like: a pytree with the structure, shapes and dtypes expected: arrays, or the
         `jax.ShapeDtypeStruct`s of `jax.eval_shape`. Only leaves count: a container
         without any (an empty tuple, None) is taken from here. A leaf sharded over
-        several devices is put back on them, the others on the default device;
-        numpy leaves stay numpy.
+        several devices is put back on them, however many it was saved from, the
+        others whole on the default device of each process; numpy leaves stay numpy.
       step: which checkpoint; the latest if None.
 
     Returns: a pytree like `like`.
@@ -143,10 +164,25 @@ def restore(folder: str | os.PathLike, like: T, step: int | None = None) -> T:
       of this structure; then the first leaf that differs is named.
     """
     folder = Path(folder).absolute()
-    steps = _steps(folder)
-    if step is None and not steps:
+    step = latest(folder) if step is None else step
+    if step is None:
         raise CheckpointError(f"{folder}: no checkpoint here")
-    path = folder / str(steps[-1] if step is None else step)
+    path = folder / str(step)
+    flat = _flatten(path, like)
+    expected = [_describe(name, leaf) for name, leaf in flat]
+    saved, arrays = hosts.on_all(lambda: _read_like(path, expected))
+    restored = [
+        _to_device(path, entry, array=array, like=leaf)
+        for entry, array, (_, leaf) in zip(saved, arrays, flat, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), restored)
+
+
+def _read_like(
+    path: Path, expected: list[_Entry]
+) -> tuple[list[_Entry], list[np.ndarray]]:
+    """Reads one step whose leaves are as expected; others are named if it cannot."""
+    steps = _steps(path.parent)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such checkpoint, steps here: {steps}")
     try:
@@ -155,13 +191,8 @@ def restore(folder: str | os.PathLike, like: T, step: int | None = None) -> T:
         others = [other for other in steps if str(other) != path.name]
         hint = f"; other steps here: {others}" if others else ""
         raise CheckpointError(f"{error}{hint}") from error
-    flat = _flatten(path, like)
-    _check_leaves(path, saved, [_describe(name, leaf) for name, leaf in flat])
-    restored = [
-        _to_device(path, entry, array=array, like=leaf)
-        for entry, array, (_, leaf) in zip(saved, arrays, flat, strict=True)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(like), restored)
+    _check_leaves(path, saved, expected)
+    return saved, arrays
 
 
 def _steps(folder: Path) -> list[int]:
@@ -213,11 +244,7 @@ def _describe(name: str, leaf: SavedLeaf) -> _Entry:
 
 
 def _to_host(leaf: Any) -> np.ndarray:
-    if _is_key(leaf):
-        leaf = jax.random.key_data(leaf)
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    return np.asarray(leaf)
+    return hosts.to_host(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
 def _to_device(
@@ -232,10 +259,11 @@ def _to_device(
     if sharding is None:
         leaf = jnp.array(array)
         return leaf if impl is None else jax.random.wrap_key_data(leaf, impl=impl)
+    # Not `device_put`, which waits for ever where processes share an array.
     if impl is None:
-        return jax.device_put(array, sharding)
+        return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
-    def wrap() -> jax.Array:  # device_put takes no keys where hosts share an array
+    def wrap() -> jax.Array:
         return jax.random.wrap_key_data(jnp.asarray(array), impl=impl)
 
     return jax.jit(wrap, out_shardings=sharding)()

@@ -104,6 +104,8 @@ def test_usage_names_the_door(door, prog):
         (["train", "pppo"], 2, "", "error: unknown agent 'pppo'; did you mean: ppo"),
         (["train", "ppo", "--sed", "1"], 2, "", "error: unknown option '--sed'"),
         (["sweep", "ppo"], 2, "", "(see rljax sweep ppo --help)"),
+        (["plot", "--distributed"], 2, "", "--distributed: plot runs in one process"),
+        (["benchmark", "--distributed"], 2, "", "benchmark runs in one process"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, argv, code, out, err):
