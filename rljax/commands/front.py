@@ -30,7 +30,9 @@ COMMANDS = {
     ),
     "evaluate": Command("play episodes with a trained run, draw one", on_hosts=True),
     "plot": Command("compare the learning curves of runs in one picture"),
-    "sweep": Command("vary hyperparameters in one program, rank the results"),
+    "sweep": Command(
+        "vary hyperparameters in one program, rank the results", on_hosts=True
+    ),
     "check-env": Command("try an environment and list its faults"),
     "benchmark": Command("measure speed, beside peers or a revision", starts_jax=False),
     "gradient-variance": Command("measure how much priorities help a gradient"),

@@ -51,11 +51,15 @@ def check_legal(run: common.Run, env: BatchedEnv) -> None:
       ValueError: names the environment and the seed.
     """
 
-    def first(key: jax.Array) -> Masked:
+    def legal_at_first(key: jax.Array) -> jax.Array:
         _, env_key, _ = jax.random.split(key, 3)  # as `train.init` does
-        return env.reset(parallel.fold(env_key), run.shard().num_envs)[1]
+        obs: Masked = env.reset(parallel.fold(env_key), run.shard().num_envs)[1]
+        return obs.legal
 
-    legal = np.asarray(run.map_runs(lambda key: first(key).legal)(run.keys()))
+    # Not `run.map_runs`: one process of several looks.
+    over_shards = jax.vmap(legal_at_first, axis_name=parallel.AXIS)
+    of_seed = over_shards if run.is_split else legal_at_first
+    legal = np.asarray(jax.jit(jax.vmap(of_seed))(run.keys()))
     legal = legal.reshape(run.seeds, -1, legal.shape[-1])  # [S, N, A]
     stuck = ~legal.any(axis=-1)
     if stuck.any():

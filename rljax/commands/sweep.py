@@ -26,7 +26,7 @@ from rljax import agents, loading
 from rljax.commands import common, folders
 from rljax.commands.looking import look
 from rljax.config import as_arrays, check_range
-from rljax.running import sharding, train
+from rljax.running import hosts, sharding, train
 from rljax.running.evaluate import evaluate
 from rljax.running.logging import read_csv
 
@@ -58,6 +58,8 @@ def options_type(agent: str, env_name: str, env_params: dict[str, Any]) -> type:
         at_once: int | None = None
         """runs of one group, trained at once; by default as many as keep all devices
         busy and fit in their memory"""
+        distributed: bool = False
+        """one of several processes of this command, which share the runs"""
         config: type(defaults) = defaults  # pyright: ignore[reportInvalidTypeForm]
         """the agent's hyperparameters, the same for all runs"""
 
@@ -205,7 +207,8 @@ def fitting_program(sweep: Sweep, size: int) -> tuple[jax.stages.Compiled, int]:
     devices = len(jax.devices())
     while True:
         compiled = program(sweep, size)
-        needed, there = sharding.bytes_needed(compiled), sharding.bytes_of_a_device()
+        needed = sharding.bytes_needed(compiled)
+        there = hosts.agree(sharding.bytes_of_a_device())
         if size <= devices or needed <= there:
             return compiled, size
         runs_each = size // devices
@@ -222,7 +225,7 @@ def compute(
 
     def keep() -> None:
         if out:
-            sweep.write(out, results, sorted(results))
+            hosts.on_primary(lambda: sweep.write(out, results, sorted(results)))
         seconds = f"{time.monotonic() - begin:.1f} s"
         done = f"{len(results)} of {total} runs, {seconds}"
         print(f"{of}: {done}", file=sys.stderr, flush=True)
@@ -240,7 +243,7 @@ def compute(
     for start in range(0, len(left), size):
         group = left[start : start + size]
         padded = group + group[:1] * (size - len(group))  # one program for all groups
-        returns = np.asarray(mapped(*sweep.inputs(padded))).mean(axis=1)
+        returns = hosts.to_host(mapped(*sweep.inputs(padded))).mean(axis=1)
         results = results | dict(zip(group, returns, strict=False))
         keep()
     return results
@@ -258,7 +261,8 @@ def report(sweep: Sweep, results: dict[int, Any], out: Path | None) -> None:
         cells = [f"{value:14.6g}" for value in sweep.grid[i]]
         print(*cells, f"{row.mean():10.1f} {row.min():10.1f} {row.max():10.1f}")
     if out:
-        sweep.write(out, results, [i * seeds + j for i in order for j in range(seeds)])
+        ranked = [i * seeds + j for i in order for j in range(seeds)]
+        hosts.on_primary(lambda: sweep.write(out, results, ranked))
         print(f"all runs: {out}")
 
 
@@ -290,17 +294,27 @@ def parse_command_line(argv: list[str], prog: str) -> tuple[Sweep, Any]:
     return Sweep(run, names, grid, options.episodes), options
 
 
+def claimed(sweep: Sweep, out: Path, stack: contextlib.ExitStack) -> dict[int, Any]:
+    """Lock the file for as long as the stack is open; the results that it holds."""
+
+    def claim() -> list[tuple[int, float]]:
+        folders.check_output(out, ",".join(sweep.names).encode())
+        stack.enter_context(folders.lock(out.with_name(f".{out.name}.lock"), out))
+        return [(number, float(score)) for number, score in sweep.read(out).items()]
+
+    pairs = hosts.agree(hosts.on_primary(claim))
+    return {number: np.float32(score) for number, score in pairs or ()}
+
+
 def main(argv: list[str], prog: str) -> None:
     """One program for all groups of runs; then the table."""
     sweep, options = parse_command_line(argv, prog)
-    look(sweep.run)
+    hosts.on_primary(lambda: look(sweep.run))
     size = min(options.at_once, len(sweep)) if options.at_once else None
     begin, out, found = time.monotonic(), options.out, {}
     with contextlib.ExitStack() as stack:
         if out:
-            folders.check_output(out, ",".join(sweep.names).encode())
-            stack.enter_context(folders.lock(out.with_name(f".{out.name}.lock"), out))
-            found = sweep.read(out)
+            found = claimed(sweep, out, stack)
         results = compute(sweep, found, size, out)
         report(sweep, results, out)
     runs, config = len(sweep) - len(found), sweep.run.config

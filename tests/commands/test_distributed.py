@@ -120,6 +120,41 @@ def test_one_process_prints(told):
     assert second[1:] == ([], "")
 
 
+def test_a_run_split_over_processes_equals_one_over_devices(tmp_path):
+    line = f"train ppo {SMALL} --data-parallel 2 --steps 320 --rows 4 --name"
+    with rljax(f"{line} one", cwd=tmp_path, place=None, indices=(0,)) as processes:
+        assert ended(processes)[0][0] == 0
+    with rljax(f"{line} two", cwd=tmp_path) as processes:
+        results = ended(processes)
+    assert [code for code, *_ in results] == [0, 0], results
+    one, two = tmp_path / "runs" / "one", tmp_path / "runs" / "two"
+    assert leaves(two) == leaves(one) and rows(two) == rows(one)
+    for name in ("evaluation.json", "curve.png", "config.json"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_sweep_of_two_processes_equals_one_of_one(tmp_path):
+    """Also where a process is killed after the first group, and the sweep goes on."""
+    line = f"sweep ppo {SMALL} --vary gamma=0.5,0.9,0.99 --steps 3200 --at-once 2 --out"
+    with rljax(f"{line} one.csv", cwd=tmp_path, place=None, indices=(0,)) as processes:
+        ((code, out, err),) = ended(processes)
+    assert code == 0, err
+    with rljax(f"{line} two.csv", cwd=tmp_path) as processes:
+        two = tmp_path / "two.csv"
+        while not two.exists() or len(two.read_text().splitlines()) < 3:
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.02)
+        send(processes[1], signal.SIGKILL)
+        assert 0 not in [code for code, *_ in ended(processes)]
+    assert 3 <= len(two.read_text().splitlines()) < 7
+    with rljax(f"{line} two.csv", cwd=tmp_path) as processes:
+        first, second = ended(processes)
+    assert (first[0], second[0]) == (0, 0), (first, second)
+    assert two.read_text() == (tmp_path / "one.csv").read_text()
+    assert first[1][:-2] == out[:-2] and second[1] == []
+
+
 @pytest.mark.parametrize(
     ("line", "place", "variables", "words"),
     [
