@@ -9,6 +9,7 @@ the same command goes on where it was stopped.
 import contextlib
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -225,7 +226,8 @@ def compute(
 
     def keep() -> None:
         if out:
-            hosts.on_primary(lambda: sweep.write(out, results, sorted(results)))
+            order = sorted(results)
+            hosts.on_primary(functools.partial(sweep.write, out, results, order))
         seconds = f"{time.monotonic() - begin:.1f} s"
         done = f"{len(results)} of {total} runs, {seconds}"
         print(f"{of}: {done}", file=sys.stderr, flush=True)
@@ -262,7 +264,7 @@ def report(sweep: Sweep, results: dict[int, Any], out: Path | None) -> None:
         print(*cells, f"{row.mean():10.1f} {row.min():10.1f} {row.max():10.1f}")
     if out:
         ranked = [i * seeds + j for i in order for j in range(seeds)]
-        hosts.on_primary(lambda: sweep.write(out, results, ranked))
+        hosts.on_primary(functools.partial(sweep.write, out, results, ranked))
         print(f"all runs: {out}")
 
 

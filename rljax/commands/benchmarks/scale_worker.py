@@ -42,7 +42,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     def of_programs(job: dict[str, Any], *calls: Any) -> dict[str, float]:
         import jax
 
-        texts = [jax.jit(f).lower(*args).compile().as_text() for f, args in calls]
+        programs = [jax.jit(f).lower(*args).compile() for f, args in calls]
+        texts = [program.as_text() or "" for program in programs]
         what, against = (exchanged(x)[place] / job["iterations"] for x in texts)
         return {"ratio": what / against, "what_value": what, "against_value": against}
 
