@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 import rljax
 from rljax import agents, envs, meta
-from rljax.running import train
+from rljax.running import parallel, train
 
 from ..agent_case import CONTINUOUS_ONLY, N, T, small
 
@@ -27,6 +28,22 @@ def over_seeds(run):
     return jax.jit(jax.vmap(run)).trace(jax.random.split(jax.random.key(0), 2))
 
 
+def split(run):
+    """Over two devices of a mesh that needs none."""
+
+    def shard(key):
+        return jax.tree.map(lambda x: x[None], run(key[0]))
+
+    spread = jax.shard_map(
+        shard,
+        mesh=AbstractMesh((2,), (parallel.AXIS,), (AxisType.Auto,)),
+        in_specs=PartitionSpec(parallel.AXIS),
+        out_specs=PartitionSpec(parallel.AXIS),
+        check_vma=False,
+    )
+    return jax.jit(spread).trace(jax.random.split(jax.random.key(0), 2))
+
+
 class Way(NamedTuple):
     """A way to train the agents, some of them in fast tests."""
 
@@ -40,8 +57,10 @@ DISTINCT = {"apg", "awr", "iqn", "mpo", "r2d2", "sac", "td3", "trpo", "vmpo"}
 WAYS = {
     "alone": Way(alone, tuned=False, fast=DISTINCT),
     "seeds": Way(over_seeds, tuned=False, fast={"ppo"}),
+    "split": Way(split, tuned=False, fast={"ppo"}),
     "tuned": Way(alone, tuned=True, fast={"dqn"}),
     "tuned seeds": Way(over_seeds, tuned=True, fast=set()),
+    "tuned split": Way(split, tuned=True, fast=set()),
 }
 ROWS = [
     pytest.param(name, way, marks=() if name in WAYS[way].fast else pytest.mark.slow)
@@ -86,11 +105,12 @@ def assert_for_accelerators(text):
 
 @pytest.mark.parametrize(("name", "way"), ROWS)
 def test_an_agent_is_lowered_for_accelerators(name, way):
-    """The slow ones add the other agents, and every one over seeds, tuned and both."""
+    """The slow ones add the other agents, and every one in every way."""
     env_name = "Pendulum-v1" if name in CONTINUOUS_ONLY else "CartPole-v1"
     traced = WAYS[way].trace(training(name, env_name, WAYS[way].tuned))
     text = traced.lower(lowering_platforms=ACCELERATORS).as_text()
     assert_for_accelerators(text)
+    assert ("stablehlo.all_reduce" in text) == ("split" in way)
 
 
 @pytest.mark.parametrize(
