@@ -74,6 +74,24 @@ def folder(scripts, tmp_path_factory):
     return path
 
 
+ASKED_ELSEWHERE = """
+from unittest import mock
+from rljax.running import hosts
+answers = iter([(0, 0), (0, 15)])  # the second chunk: SIGTERM came to another process
+with mock.patch.object(hosts, "greatest", lambda due, asked: next(answers)):
+    code = run("{line}")
+"""
+
+
+def test_a_signal_to_another_process_stops_this_one(scripts, tmp_path):
+    line = f"train {PPO} --steps 320 --episodes 0 --rows 4 --name two"
+    stopped = scripts.code(tmp_path, ASKED_ELSEWHERE.format(line=line))
+    assert stopped["code"] == 143, stopped["err"]
+    assert stopped["out"] == "stopped: --name two --resume goes on\n"
+    steps = (tmp_path / "runs" / "two" / "checkpoints").iterdir()
+    assert [path.name for path in steps] == ["160"]
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_a_run_split_over_devices_goes_on_bit_for_bit(scripts, tmp_path):
     """And metrics, counts and evaluation are those of a run of so many steps."""

@@ -82,6 +82,7 @@ def told(tmp_path_factory):
     return path / "runs", results
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_at_one_step(told):
     first, second = told[1]["stopped"]
     assert (first[0], second[0]) == (143, 143), (first, second)
@@ -89,6 +90,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(told):
     assert 0 < told[1]["step"] < 1920
 
 
+@pytest.mark.slow
 def test_a_run_in_use_is_refused_in_all_processes_and_unharmed(told):
     for code, out, err in told[1]["refused"]:
         assert code == 2 and out == []
@@ -96,6 +98,7 @@ def test_a_run_in_use_is_refused_in_all_processes_and_unharmed(told):
     assert told[1]["unharmed"]
 
 
+@pytest.mark.slow
 def test_where_one_process_is_killed_all_end_at_once(told):
     (code, _, err), (killed, *_) = told[1]["killed"]
     assert killed in (-9, 137)  # as `timeout` tells it
@@ -103,6 +106,7 @@ def test_where_one_process_is_killed_all_end_at_once(told):
     assert "another process has ended" in err or "another task died" in err
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_and_killed_equals_one_in_a_single_process(told):
     runs, results = told
     assert [code for code, *_ in results["ended"]] == [0, 0], results["ended"]
@@ -113,6 +117,7 @@ def test_a_run_that_was_stopped_and_killed_equals_one_in_a_single_process(told):
         assert pictures[0] == pictures[1], name
 
 
+@pytest.mark.slow
 def test_one_process_prints(told):
     first, second = told[1]["ended"]
     assert first[1] == [*told[1]["one"][0][1][:-1], "run folder: runs/two"]
