@@ -92,6 +92,16 @@ def test_a_signal_to_another_process_stops_this_one(scripts, tmp_path):
     assert [path.name for path in steps] == ["160"]
 
 
+SAME_ON_BOTH = """
+import pathlib, jax
+from rljax.commands import common
+folder = pathlib.Path("runs/part")
+states = common.restore_state(folder, common.read_run(folder))
+assert all((x[:, 0] == x[:, 1]).all() for x in jax.tree.leaves(states.agent))
+assert (states.obs[:, 0] != states.obs[:, 1]).any()
+"""
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_a_run_split_over_devices_goes_on_bit_for_bit(scripts, tmp_path):
     """And metrics, counts and evaluation are those of a run of so many steps."""
@@ -115,6 +125,8 @@ def test_a_run_split_over_devices_goes_on_bit_for_bit(scripts, tmp_path):
     kept = [json.loads((run / "evaluation.json").read_text()) for run in (whole, part)]
     assert kept[0] == kept[1] and len(kept[0]["mean_return_per_seed"]) == 2
     assert f"mean return {kept[0]['mean_return']:.1f}" in evaluated["out"]
+    same = scripts.code(tmp_path, SAME_ON_BOTH)
+    assert same["code"] == 0, same["err"]
 
 
 @pytest.fixture(scope="session")
