@@ -10,6 +10,18 @@ from jax.typing import ArrayLike
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
+# A function of its own is traced and batched once where it is called again.
+@functools.partial(jax.jit, static_argnums=2)
+def _four_rounds(
+    x0: jax.Array, x1: jax.Array, rotations: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    for rotation in rotations:
+        x0 = x0 + x1
+        x1 = (x1 << jnp.uint32(rotation)) | (x1 >> jnp.uint32(32 - rotation))
+        x1 = x0 ^ x1
+    return x0, x1
+
+
 def _threefry2x32(
     key: jax.Array, x0: jax.Array, x1: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -17,10 +29,7 @@ def _threefry2x32(
     keys = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(0x1BD11BDA))
     x0, x1 = x0 + keys[0], x1 + keys[1]
     for group in range(5):
-        for rotation in _ROTATIONS[group % 2]:
-            x0 = x0 + x1
-            x1 = (x1 << jnp.uint32(rotation)) | (x1 >> jnp.uint32(32 - rotation))
-            x1 = x0 ^ x1
+        x0, x1 = _four_rounds(x0, x1, _ROTATIONS[group % 2])
         x0 = x0 + keys[(group + 1) % 3]
         x1 = x1 + keys[(group + 2) % 3] + jnp.uint32(group + 1)
     return x0, x1

@@ -83,7 +83,7 @@ def test_numbers_of_64_bits_equal_jax(x64):
 def test_bits_are_unrolled_on_cpu_and_jax_own_elsewhere():
     traced = jax.jit(lambda key: jax.random.bits(prng.fusible(key), (4,))).trace(key())
     on_cpu = traced.lower(lowering_platforms=("cpu",)).as_text()
-    assert on_cpu.count("shift_left") == 20 and "stablehlo.while" not in on_cpu
+    assert "shift_left" in on_cpu and "stablehlo.while" not in on_cpu
     for platform in ("cuda", "tpu"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert "call @threefry2x32" in text
