@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rljax.contracts import RunConfig
@@ -211,15 +212,13 @@ def _spread(run: Callable[..., T], mesh: Mesh, at_once: int) -> Callable[[Args],
     split = parallel.AXIS in mesh.axis_names
     axes = (_RUNS, parallel.AXIS) if split else (_RUNS,)
 
-    def one(args: Args) -> T:
-        if not split:
-            return run(*args)
-        _check_shards(args)
-        result = run(*jax.tree.map(lambda x: x[0], args))
-        return jax.tree.map(lambda x: x[None], result)
-
     def one_device(args: Args) -> T:
-        return _grouped(one, args, at_once if _on_cpu(mesh) else _length(args))
+        group = at_once if _on_cpu(mesh) else _length(args)
+        if not split:
+            return _grouped(run, args, group)
+        _check_shards(args)
+        results = _grouped(run, _without_axis(args, 1), group)
+        return _with_axis(results, 1)
 
     return jax.shard_map(
         one_device,
@@ -230,12 +229,15 @@ def _spread(run: Callable[..., T], mesh: Mesh, at_once: int) -> Callable[[Args],
     )
 
 
-def _grouped(one: Callable[[Args], T], args: Args, at_once: int) -> T:
+def _grouped(run: Callable[..., T], args: Args, at_once: int) -> T:
     """Map a function over the leading axis, so many of its places vmapped."""
+
+    def one(args: Args) -> T:
+        return run(*args)
+
     runs = _length(args)
     if runs == 1:
-        result = one(jax.tree.map(lambda x: x[0], args))
-        return jax.tree.map(lambda x: x[None], result)
+        return _with_axis(one(_without_axis(args, 0)), 0)
     group = _largest_divisor(runs, at_once)
     if group == runs:
         return jax.vmap(one)(args)
@@ -334,13 +336,38 @@ def _on_cpu(mesh: Mesh | None) -> bool:
 
 
 def _check_shards(args: Args) -> None:
-    """Raise unless arguments of a run have one place for a shard."""
+    """Raise unless arguments of a device have one place for a shard."""
     for leaf in jax.tree.leaves(args):
-        if leaf.shape[:1] != (1,):
+        if leaf.shape[1:2] != (1,):
             raise ValueError(
                 "map_runs: arguments need axes [runs, shards], as many shards as the "
-                f"mesh has; each shard has {leaf.shape}"
+                f"mesh has; each device has {leaf.shape}"
             )
+
+
+def _without_axis(tree: T, axis: int) -> T:
+    """Arrays without an axis of length 1."""
+    return jax.tree.map(lambda x: _in_order(x.squeeze(axis)), tree)
+
+
+def _with_axis(tree: T, axis: int) -> T:
+    """Arrays with one more axis of length 1."""
+
+    def expanded(x: jax.Array) -> jax.Array:
+        return _in_order(jnp.expand_dims(_in_order(x), axis))
+
+    return jax.tree.map(expanded, tree)
+
+
+def _in_order(x: jax.Array) -> jax.Array:
+    """The array with its axes in memory as they are written.
+
+    Left to choose where an axis of length 1 goes, such as that of one environment, XLA
+    may choose differently in a loop and outside, and copy a whole replay twice.
+    """
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return x
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
 
 
 def _words(tree: Any) -> jax.Array:

@@ -47,6 +47,25 @@ def test_map_runs_equals_a_loop(arguments, one_by_one, num_runs, at_once):
         np.testing.assert_array_equal(keys[i], jax.random.key_data(single["key"]))
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_a_replay_of_one_environment_is_not_copied(split):
+    """Not even once in a program that changes it in place."""
+
+    def run(replay, start):
+        def step(replay, i):
+            replay = replay.at[i % len(replay)].set(start)
+            return replay, replay[(i + 3) % len(replay), 0].sum()
+
+        return jax.lax.scan(step, replay, jnp.arange(10))
+
+    mesh = sharding.split_mesh(1, 1) if split else None
+    axes = (1, 1) if split else (1,)
+    replay, start = jnp.zeros((*axes, 10_000, 1, 4)), jnp.zeros(axes)
+    mapped = jax.jit(sharding.map_runs(run, mesh=mesh), donate_argnums=0)
+    memory = mapped.lower(replay, start).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < replay.nbytes / 10
+
+
 EIGHT_DEVICES = """
 import json, jax, numpy as np
 from rljax import sharding
