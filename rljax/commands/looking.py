@@ -5,14 +5,15 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rljax import agents, envs, loading
 from rljax.commands import common
 from rljax.contracts import BatchedEnv
-from rljax.running import parallel
+from rljax.running import hosts, parallel
 from rljax.running.checking import check_agent
-from rljax.types import Masked
+from rljax.types import AgentState, Masked, TrainState
 
 
 def look(run: common.Run) -> None:
@@ -42,6 +43,43 @@ def own_networks(config: Any) -> list[str]:
         for name, value in named.items()
         if isinstance(value, str) and loading.is_reference(value)
     ]
+
+
+class Shards:
+    """Looks whether the devices of a split run keep the same networks.
+
+    Agents of one's own alone need it: they take gradients in ways of their own.
+    """
+
+    def __init__(self, run: common.Run, states: TrainState) -> None:
+        self._agent = common.short(run.agent)
+        looks = run.is_split and agents.is_own(run.agent)
+        self._same = _alike(states.agent) if looks else set()
+
+    def look(self, states: TrainState) -> None:
+        """Say, once, what was the same in all shards and is no longer."""
+        if self._same:
+            differing = sorted(self._same - _alike(states.agent))
+            self._same = set()
+            if differing:
+                print(
+                    f"note: {self._agent}: State{differing[0]} differs between the "
+                    "devices of a run; average gradients by rljax.running.parallel."
+                    "mean, or it is each device's own data",
+                    file=sys.stderr,
+                )
+
+
+def _alike(state: AgentState) -> set[str]:
+    """The arrays `[S, D, ...]` that are the same in all shards, but for a replay."""
+    arrays = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    }
+    same = jax.jit(lambda tree: {k: (x == x[:, :1]).all() for k, x in tree.items()})
+    found = hosts.to_host(same(arrays))
+    return {name for name in arrays if found[name] and not name.startswith(".replay")}
 
 
 def check_legal(run: common.Run, env: BatchedEnv) -> None:

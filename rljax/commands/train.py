@@ -17,7 +17,7 @@ import numpy as np
 
 from rljax import agents, loading
 from rljax.commands import common, folders
-from rljax.commands.looking import look
+from rljax.commands.looking import Shards, look
 from rljax.config import check_range
 from rljax.meta import Settings
 from rljax.running import hosts, train
@@ -228,12 +228,14 @@ def train_in_chunks(
         donate_argnums=0,
     )
     done, ts = start_state(run, folder)
+    shards = Shards(run, ts)
     now = last_save = begin = time.monotonic()
     total_steps = run.seeds * chunks.step(chunks.count)
     title = f"{common.short(run.agent)} {common.short(run.env)}"
     with Progress(total_steps, title) as progress, stop:
         for i in range(done, chunks.count):
             ts, metrics = chunk(ts)
+            shards.look(ts)
             metrics, step = on_host(run, metrics), chunks.step(i + 1)
             before, now = now, time.monotonic()
             rate = run.seeds * chunks.steps / (now - before)

@@ -107,6 +107,20 @@ def test_a_file_that_has_changed_is_told(rljax, folder, tmp_path):
     assert again["code"] == 2 and "a.csv: holds another sweep" in again["err"]
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_networks_that_differ_between_devices_are_told(rljax, folder, tmp_path):
+    alone = FILES["actor_critic.py"].replace("grads = parallel.mean(grads)", "pass")
+    (tmp_path / "alone.py").write_text(alone)
+    line = f"--env {folder}/corridor.py:Corridor --steps 512 --rows 2 --episodes 0"
+    line += " --data-parallel 2"
+    averaged = rljax(tmp_path, f"train {folder}/actor_critic.py {line}")
+    assert averaged["code"] == 0 and "note" not in averaged["err"], averaged["err"]
+    told = rljax(tmp_path, f"train alone.py {line}")
+    note = "note: alone.py: State.opt_state[0].mu['params']"
+    assert told["code"] == 0 and told["err"].count("note") == 1
+    assert note in told["err"], told["err"]
+
+
 def test_default_names_are_names_of_files(rljax, folder, tmp_path):
     short = f"--env {folder}/corridor.py:Corridor --steps 256 --rows 1 --episodes 0"
     done = rljax(tmp_path, f"train {folder}/actor_critic.py {short}")
