@@ -5,7 +5,7 @@ checkpoint  train states on disk, complete or not there
 evaluate    returns of whole episodes
 hosts       several processes that run one program
 logging     rows of metrics: CSV, console, TensorBoard, Weights & Biases
-parallel    what the shards of one run share
+parallel    collectives over the shards of one run
 plotting    learning curves
 rollout     steps of a policy in a batch of environments, and their simulation
 sharding    seeds over devices

@@ -1,4 +1,4 @@
-"""What the shards of one run share: collectives over the axis `AXIS`.
+"""Collectives over the shards of one run, along the axis `AXIS`.
 
 A run is split by binding the axis, with `jax.shard_map` over a mesh or with
 `jax.vmap(axis_name=AXIS)`. Every shard plays a part of the environments, keeps a part

@@ -2,6 +2,11 @@
 
 import dataclasses
 import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
 from unittest import mock
 
 import chex
@@ -21,6 +26,7 @@ from rljax.running.rollout import unroll
 
 from ..agent_case import CONTINUOUS_ONLY, N, T, learned, small
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 # What shards have each of their own, anywhere in an agent's state.
 OWN = {"replay", "past", "rollouts", "keys"}
 FUNCTIONS = (parallel.mean, parallel.total, parallel.greatest, parallel.fold)
@@ -301,6 +307,58 @@ def test_one_shard_is_the_plain_run_bit_for_bit(case):
     expected = plain(jax.jit(function)(key))
     found = jax.tree.map(lambda x: x[0, 0], (train_state, metrics))
     chex.assert_trees_all_equal(found, expected)
+
+
+ON_TWO_DEVICES = """
+import functools, json, traceback
+from rljax.running import sharding
+
+sharding.set_cpu_devices(2)
+import chex, jax, jax.numpy as jnp
+from tests.running import test_parallel as tests
+
+def check(case):
+    function = functools.partial(tests.trained, case)
+    keys = jnp.broadcast_to(jax.random.key(0), (1, 2))
+    mapped = sharding.map_runs(function, mesh=sharding.split_mesh(1, 2))
+    found = tests.plain(mapped(keys))
+    expected = tests.plain(jax.jit(jax.vmap(tests.split(function)))(keys))
+    for path, leaf in jax.tree_util.tree_flatten_with_path(found[0].agent)[0]:
+        assert tests.is_own(path) or (leaf[:, 0] == leaf[:, 1]).all(), path
+    state = found[0].agent, expected[0].agent
+    chex.assert_trees_all_close(*map(tests.learned, state), rtol=1e-2, atol=1e-3)
+
+results = {}
+for case in tests.CASES:
+    try:
+        results[case] = check(case)
+    except Exception:
+        results[case] = traceback.format_exc()
+    jax.clear_caches()
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def two_devices():
+    """For each case None, or what differs between two devices and one."""
+    result = subprocess.run(
+        [sys.executable, "-c", ON_TWO_DEVICES],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("case", CASES)
+def test_two_devices_learn_as_two_shards_on_one(two_devices, case):
+    """All agents, tuned ones too; ppo's fast test is in test_sharding.py."""
+    assert two_devices[case] is None, two_devices[case]
 
 
 def lowered(case):

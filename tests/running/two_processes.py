@@ -20,11 +20,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from rljax.running import checkpoint, hosts, sharding
 
-hosts.initialize(asked=True)
-CORES = hosts.cores()
-sharding.set_cpu_devices(1)
-INDEX = jax.process_index()
-
 
 def error_of(function):
     """The kind and text of what a function raises, or its result."""
@@ -57,21 +52,26 @@ def data(state):
 
 
 def agreeing():
-    long = f"process {INDEX}: " + 300 * "é"
+    long = f"process {jax.process_index()}: " + 300 * "é"
     return {
-        "cores": CORES,
-        "agree": hosts.agree({"index": INDEX, "none": None, "list": [0.5, "a"]}),
+        "agree": hosts.agree(
+            {"index": jax.process_index(), "none": None, "list": [0.5, "a"]}
+        ),
         "long": hosts.agree(long),
-        "greatest": hosts.greatest(INDEX, 5 - INDEX),
-        "any_of": [hosts.any_of(INDEX == 1), hosts.any_of(False)],
+        "greatest": hosts.greatest(jax.process_index(), 5 - jax.process_index()),
+        "any_of": [hosts.any_of(jax.process_index() == 1), hosts.any_of(False)],
     }
 
 
 def errors():
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "here.csv")
-    broken = raising(ValueError("only in process 1")) if INDEX else lambda: "fine"
+    broken = (
+        raising(ValueError("only in process 1"))
+        if jax.process_index()
+        else lambda: "fine"
+    )
     return {
-        "on_primary": hosts.on_primary(lambda: f"from {INDEX}"),
+        "on_primary": hosts.on_primary(lambda: f"from {jax.process_index()}"),
         "os": error_of(lambda: hosts.on_primary(raising(full))),
         "value": error_of(lambda: hosts.on_primary(raising(ValueError("bad")))),
         "exit": error_of(lambda: hosts.on_primary(raising(SystemExit(143)))),
@@ -109,7 +109,7 @@ def checkpoints(folder):
     found["damaged"] = error_of(lambda: checkpoint.restore(folder, state))
     found["exists"] = error_of(lambda: checkpoint.save(folder, 8, state))
     read = checkpoint._read
-    if INDEX:
+    if jax.process_index():
         checkpoint._steps = lambda folder: []  # a file system that is late
         no_disk = raising(checkpoint.CheckpointError("no disk"))
         checkpoint._read = lambda path: no_disk()
@@ -141,9 +141,12 @@ def claims(folder):
 
 
 def main(folder):
+    hosts.initialize(asked=True)
+    cores = hosts.cores()  # before jax starts
+    sharding.set_cpu_devices(1)
     with hosts.session():
         print("one line of process 0")
-        found = agreeing() | errors() | arrays()
+        found = {"cores": cores} | agreeing() | errors() | arrays()
         found |= {"checkpoints": checkpoints(folder / "checkpoints")}
         found |= {"claims": claims(folder)}
     print(json.dumps(found))

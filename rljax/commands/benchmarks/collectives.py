@@ -1,4 +1,4 @@
-"""What a compiled program exchanges between devices, read from its text."""
+"""Exchanges between devices, read from the text of a compiled program."""
 
 import math
 import re
