@@ -150,9 +150,9 @@ def test_shards_search_for_one_step():
     params = on_policy.actor(env.spec, config).init(
         jax.random.key(0), env.spec.zeros(1)
     )
-    obs = jax.random.normal(jax.random.key(1), (16, *env.spec.obs_shape))
+    obs = jax.random.normal(jax.random.key(1), (2, 16, *env.spec.obs_shape))
 
-    def searched(advantage):
+    def searched(advantage, obs):
         batch = on_policy.Minibatch(
             obs=obs,
             action=jnp.zeros(16, int),
@@ -166,9 +166,10 @@ def test_shards_search_for_one_step():
             env.spec, config, params, step=step, batch=batch, max_kl=1.0
         )
 
-    gains = jax.jit(split(searched))(jnp.array([3.0, -1.0]))
+    gains = jax.jit(split(searched))(jnp.array([3.0, -1.0]), obs)
     assert gains.accepted.all() and gains.tries.tolist() == [1, 1]
-    losses = jax.jit(split(searched))(jnp.array([1.0, -3.0]))
+    assert gains.kl[0] == gains.kl[1] > 0
+    losses = jax.jit(split(searched))(jnp.array([1.0, -3.0]), obs)
     assert not losses.accepted.any()
 
 
