@@ -172,7 +172,7 @@ def group_size(runs: int, num_envs: int) -> int:
       num_envs: environments of each.
     """
     devices, least = len(jax.devices()), 256 * len(jax.devices())
-    if jax.default_backend() == "cpu":
+    if jax.devices()[0].platform == "cpu":
         least = max(8, devices * sharding.runs_at_once(num_envs))
     size = -(-runs // max(1, runs // least))
     return size if size <= devices else -(-size // devices) * devices

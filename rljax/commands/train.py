@@ -25,8 +25,6 @@ from rljax.running.checkpoint import save
 from rljax.running.logging import CsvSink, Progress, Row, TensorBoardSink, WandbSink
 from rljax.running.plotting import learning_curve
 
-PER_EPISODE = ("episode_return", "episode_length")  # metrics that need one
-
 
 def options_type(
     agent: str, env_name: str, env_params: dict[str, Any], stored: common.Run | None
@@ -176,7 +174,7 @@ def write_rows(
 def check_finite(metrics: dict[str, np.ndarray], step: int, folder: Path) -> None:
     """Raise if a metric is NaN or infinite, naming where and what is safe."""
     for name, values in metrics.items():
-        no_episode = name in PER_EPISODE
+        no_episode = name in train.PER_EPISODE
         good = np.isfinite(values) | (no_episode & (metrics["episodes"] == 0))
         if not good.all():
             seed = int(np.argmin(good))
@@ -198,7 +196,7 @@ def on_host(run: common.Run, metrics: dict[str, Any]) -> dict[str, np.ndarray]:
     metrics = hosts.to_host(metrics)
     arrays = {k: run.of_seeds(v)[:, 0] for k, v in metrics.items()}
     none = arrays["episodes"] == 0
-    return arrays | {k: np.where(none, np.nan, arrays[k]) for k in PER_EPISODE}
+    return arrays | {k: np.where(none, np.nan, arrays[k]) for k in train.PER_EPISODE}
 
 
 def start_state(run: common.Run, folder: Path) -> tuple[int, Any]:

@@ -8,7 +8,7 @@ logging     rows of metrics: CSV, console, TensorBoard, Weights & Biases
 parallel    collectives over the shards of one run
 plotting    learning curves
 rollout     steps of a policy in a batch of environments, and their simulation
-sharding    seeds over devices
+sharding    runs over devices, and the shards of a run
 train       the one loop: `init`, `run`, `train`
 """
 

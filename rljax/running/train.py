@@ -14,7 +14,7 @@ from rljax.running import parallel
 from rljax.running.rollout import unroll
 from rljax.types import Agent, Metrics, Rollout, TrainState
 
-_PER_EPISODE = ("episode_return", "episode_length")  # metrics that need one
+PER_EPISODE = ("episode_return", "episode_length")  # metrics that need one
 _MAX_ROWS = 1000  # of metrics that `train` returns, however long it runs
 
 
@@ -117,7 +117,7 @@ def run(
       `reward`, the mean of a step, as the environment gives it; `episodes` finished;
       `episode_return` and `episode_length`, averaged over them, 0 where there were
       none: weigh rows by `episodes`; `step`, environment steps so far, at most
-      2^31 - 1.
+      2^31 - 1. Of a split run they are those of all shards: see `parallel`.
 
     Raises:
       ValueError: `log_every` does not divide `iterations`; a config field or a function
@@ -201,7 +201,7 @@ def _sum_where(mask: jax.Array, x: jax.Array) -> jax.Array:
 
 def _of_all_shards(total: Metrics) -> Metrics:
     """Means over the shards of a run; sums of what counts or sums episodes."""
-    episodes = {name: total[name] for name in ("episodes", *_PER_EPISODE)}
+    episodes = {name: total[name] for name in ("episodes", *PER_EPISODE)}
     return parallel.mean(total) | parallel.total(episodes)
 
 
@@ -210,7 +210,7 @@ def _averages(total: Metrics, iterations: int) -> Metrics:
     episodes = total["episodes"]
     means = {name: value / iterations for name, value in total.items()}
     safe = jnp.maximum(episodes, 1.0)
-    means |= {name: total[name] / safe for name in _PER_EPISODE}
+    means |= {name: total[name] / safe for name in PER_EPISODE}
     return means | {"episodes": episodes}
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import types
+from unittest import mock
 
 import chex
 import jax
@@ -625,6 +626,21 @@ def test_exchanges_are_counted_as_often_as_their_loops_run():
     assert found.exchanges == 10 * (3 * 2 + 1) + 1
     of_inner, of_outer = 8 * 4 + 4 + 2 * 3 * 4, 4 * 2
     assert found.kilobytes * 1e3 == 10 * (3 * of_inner + of_outer) + 1
+
+
+def test_exchanges_and_bytes_are_those_of_an_iteration():
+    """Of a program of two iterations."""
+    values = []
+    for unit in (protocol.EXCHANGES, protocol.BYTES):
+        work = scale.Work("w", "", "a2c", (Comparison("a", "a"),), 2, unit)
+        job = dataclasses.asdict(work)
+        with mock.patch.object(jax.stages.Compiled, "as_text", lambda _: PROGRAM):
+            found = meta_worker.compare(job, lambda name: (jnp.sin, (1.0,)))
+        (row,) = comparisons.make_rows(work, 0, found)
+        assert row.ratio == 1 and row.suite == "scale" and row.unit == unit
+        values.append(row.what_value)
+    whole = collectives.exchanged(PROGRAM)
+    assert values == [whole.exchanges / 2, whole.kilobytes / 2]
 
 
 def test_scale_worker_trains_on_as_many_devices_as_its_functions_say():

@@ -14,10 +14,9 @@ import rljax
 from rljax import agents, envs, meta
 from rljax.running import parallel, train
 
-from ..agent_case import CONTINUOUS_ONLY, N, T, small
+from ..agent_case import CONTINUOUS_ONLY, NOT_TUNED, N, T, small
 
 ACCELERATORS = ("cuda", "tpu")
-NOT_TUNED = ("apg", "awr", "mpo", "ppo_rnn", "r2d2", "sac", "td3")
 
 
 def alone(run):
@@ -134,6 +133,4 @@ def test_only_the_host_asks_for_the_backend():
     asking = [path for path in files if "default_backend(" in path.read_text()]
     assert {"/".join(path.parts[-2:]) for path in asking} <= {
         "benchmarks/flashbax_replay_worker.py",
-        "commands/sweep.py",
-        "running/sharding.py",
     }

@@ -24,7 +24,7 @@ from rljax.meta import Settings, meta_step, parse_parameter, tune
 from rljax.running import parallel, sharding, train
 from rljax.running.rollout import unroll
 
-from ..agent_case import CONTINUOUS_ONLY, N, T, learned, small
+from ..agent_case import CONTINUOUS_ONLY, NOT_TUNED, N, T, learned, small
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # What shards have each of their own, anywhere in an agent's state.
@@ -226,7 +226,6 @@ CASES = {name: functools.partial(case_of, name) for name in agents.names()} | {
         case_of, "a2c", tuned=["gamma"], settings=BOOTSTRAPPED
     ),
 }
-NOT_TUNED = ("apg", "awr", "mpo", "ppo_rnn", "r2d2", "sac", "td3")
 CASES |= {
     f"{name} tuned": functools.partial(case_of, name, tuned=["gamma"])
     for name in agents.names()

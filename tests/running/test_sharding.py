@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -14,6 +13,8 @@ import pytest
 
 from rljax.running import sharding
 from rljax.running.checkpoint import restore
+
+from ..processes import ended, started
 
 PROGRAM = pathlib.Path(__file__).with_name("two_devices.py")
 
@@ -147,11 +148,10 @@ def test_every_process_has_a_share_of_few_runs(eight_devices):
 
 
 PROCESS = """
-import json, sys, jax, numpy as np
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-from rljax import sharding
+import json, jax
+from rljax.running import hosts, sharding
 
+hosts.initialize()
 results = []
 for runs in (1, 2, 3):
     keys = jax.random.split(jax.random.key(0), 3)[:runs]
@@ -163,26 +163,14 @@ print(json.dumps(results))
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_runs():
+def test_two_processes_share_the_runs(tmp_path):
     """Adds the processes: what each has of the results are those runs alone."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    environ = os.environ | {"JAX_PLATFORMS": "cpu"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, address, str(i)],
-            env=environ,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    with started("-c", PROCESS, cwd=tmp_path) as processes:
+        outputs = [out for _, out, _ in ended(processes)]
     keys = jax.random.split(jax.random.key(0), 3)
     alone = [jax.jit(lambda key: jax.random.normal(key, (3,)))(key) for key in keys]
     for output in outputs:
-        for runs, shards in json.loads(output.splitlines()[-1]):
+        for runs, shards in json.loads(output[-1]):
             assert shards
             for start, rows in shards:
                 expected = alone[start : min(start + len(rows), runs)]

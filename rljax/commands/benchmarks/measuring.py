@@ -1,4 +1,4 @@
-"""Comparisons of jitted functions by workers: time and temporary memory.
+"""Comparisons of jitted functions by workers: time, temporary memory, exchanges.
 
 Both are timed in one process, in turns, and each call is waited for, so that no two
 overlap; on an accelerator that counts the launch of a call too.
@@ -9,25 +9,21 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from protocol import WITH_RESULTS, alternate, versions
+from collectives import exchanged
+from protocol import BYTES, EXCHANGES, WITH_RESULTS, alternate, versions
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and its arguments
-Measure = Callable[[dict[str, Any], Call, Call], dict[str, float]]
 
 
-def compare(
-    job: dict[str, Any], find: Callable[[str], Call], measure: Measure | None = None
-) -> dict[str, Any]:
+def compare(job: dict[str, Any], find: Callable[[str], Call]) -> dict[str, Any]:
     """Makes all comparisons of a job.
 
     Args:
       job: a `Work` of ./autodiff.py, ./meta.py or ./scale.py.
       find: gives the function of that name, and what it is called with.
-      measure: gives the values of two calls and their ratio; None: their times or
-        their memory, as the job's unit says.
     """
-    if measure is None:
-        measure = milliseconds if job["unit"] == "ms" else megabytes
+    others = {"ms": milliseconds, EXCHANGES: exchanges, BYTES: exchanges}
+    measure = others.get(job["unit"], megabytes)
     found = [
         measure(job, find(pair["what"]), find(pair["against"]))
         for pair in job["comparisons"]
@@ -64,4 +60,17 @@ def megabytes(job: dict[str, Any], what: Call, against: Call) -> dict[str, float
         return (analysis.temp_size_in_bytes + results) / 1e6
 
     a, b = memory(what), memory(against)
+    return {"ratio": a / b, "what_value": a, "against_value": b}
+
+
+def exchanges(job: dict[str, Any], what: Call, against: Call) -> dict[str, float]:
+    """Returns how often devices exchange in an iteration, or how many kilobytes."""
+
+    def of_iteration(call: Call) -> float:
+        text = jax.jit(call[0]).lower(*call[1]).compile().as_text() or ""
+        found = exchanged(text)
+        number = found.kilobytes if job["unit"] == BYTES else found.exchanges
+        return number / job["iterations"]
+
+    a, b = of_iteration(what), of_iteration(against)
     return {"ratio": a / b, "what_value": a, "against_value": b}
