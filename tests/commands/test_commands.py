@@ -639,7 +639,7 @@ assert jax.random.key_data(common.key(3)).tolist() == keys[0]
 class Fake(common.Run):
     def build(self): return None, None
     def map_runs(self, function):
-        names = ("reward", "episodes", *train.PER_EPISODE)
+        names = ("reward", "episodes", "episode_return", "episode_length")
         zeros = {name: jnp.zeros((2, 1)) for name in names}
         step = jnp.full((2, 1), 2**31 - 1)
         return lambda ts: (ts + 1.0, zeros | {"step": step})
