@@ -1,0 +1,8 @@
+"""Learned update rules: targets for an agent's outputs, from what it lived through.
+
+types  the parts of a rule, and the data that it reads
+"""
+
+from rljax.meta.rules.types import Outputs, Rule, RuleState, Targets, Trajectory
+
+__all__ = ["Outputs", "Rule", "RuleState", "Targets", "Trajectory"]
