@@ -103,6 +103,8 @@ def make(spec: Spec) -> Agent:
         observe=lambda config, state, rollout: state,
         update=functools.partial(update, spec),
         simulates=True,
+        value=functools.partial(value, spec),
+        repeat=functools.partial(repeat, spec),
     )
 
 
@@ -129,6 +131,18 @@ def policy(
     """Actions `[N, *shape]` that standard normal noise `[N, D]` makes."""
     action = distributions.squashed(actor(spec, config).apply(params, obs), noise)
     return action.reshape(-1, *box(spec).shape)
+
+
+def repeat(
+    spec: Spec, config: Config, state: State, obs: Obs, noise: jax.Array
+) -> jax.Array:
+    """The actions `[N, *shape]` that the noise of `act` leads to."""
+    return policy(spec, config, state.actor, obs=obs, noise=noise)
+
+
+def value(spec: Spec, config: Config, state: State, obs: Obs) -> jax.Array:
+    """Values `[...]` of observations `[..., *shape]`."""
+    return critic(spec, config).apply(state.critic, obs)
 
 
 def horizon_return(

@@ -91,6 +91,8 @@ def make(spec: Spec) -> Agent:
         act=functools.partial(on_policy.act, spec),
         observe=actor_critic.observe,
         update=functools.partial(update, spec),
+        policy=functools.partial(on_policy.policy, spec),
+        value=functools.partial(on_policy.value, spec),
     )
 
 

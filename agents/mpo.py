@@ -124,12 +124,14 @@ def make(spec: Spec) -> Agent:
       ValueError: several choices at once, or continuous actions without a bound.
     """
     actor_critic.check_action("mpo", spec)
-    return actor_critic.make(
+    agent = actor_critic.make(
         spec,
         functools.partial(init, spec),
         functools.partial(learn, spec),
         times=lambda config: config.num_updates,
+        size=lambda config: 1,
     )
+    return agent._replace(policy_gradient="likelihood")
 
 
 def critic(spec: Spec, config: Config) -> Network:

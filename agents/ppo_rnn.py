@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
+import distrax
 import jax
 import jax.numpy as jnp
 import optax
@@ -27,6 +28,7 @@ from rljax.types import (
     Obs,
     OptState,
     Params,
+    Recalled,
     Rollout,
     Spec,
     Torso,
@@ -125,6 +127,9 @@ def make(spec: Spec) -> Agent:
         observe=lambda config, state, rollout: state,
         update=functools.partial(update, spec),
         parts=2,
+        policy=functools.partial(policy, spec),
+        value=functools.partial(value, spec),
+        recurrent=True,
     )
 
 
@@ -138,6 +143,24 @@ def nets(spec: Spec, config: Config) -> Pair:
         ),
         critic=network(body=networks.body(spec, config), head=networks.ValueHead()),
     )
+
+
+def policy(
+    spec: Spec, config: Config, state: State, seen: Recalled
+) -> distrax.Distribution:
+    """The policy at observations in a row, of batch shape `[T, N]`."""
+    found, _ = nets(spec, config).actor.apply(
+        state.actor, seen.obs, seen.start, seen.memory.actor, method="unroll"
+    )
+    return found
+
+
+def value(spec: Spec, config: Config, state: State, seen: Recalled) -> jax.Array:
+    """Values of observations in a row, `[T, N]`."""
+    found, _ = nets(spec, config).critic.apply(
+        state.critic, seen.obs, seen.start, seen.memory.critic, method="unroll"
+    )
+    return found
 
 
 def memory(config: Config, num_envs: int) -> Pair:

@@ -134,6 +134,7 @@ def make(spec: Spec) -> Agent:
         functools.partial(init, spec),
         functools.partial(learn, spec),
         times=lambda config: config.num_updates,
+        size=lambda config: 2,
     )
 
 

@@ -91,7 +91,8 @@ class Run:
         validate(tuned, self.config)
         if settings.condition:
             spec = conditioned(spec, len(tuned))
-        return tune(agents.make(self.agent, spec), spec, tuned, settings), env
+        agent = agents.make(self.agent, spec)
+        return tune(agent, spec, tuned, settings, env=env), env
 
     def tuned(self) -> dict[str, Parameter]:
         """The tuned fields, and how each hangs on the raw numbers."""
