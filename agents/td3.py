@@ -66,10 +66,10 @@ class Config:
     Noise is in units of half the width of the actions' bounds.
     """
 
-    learning_rate: float = 1e-3  # of Adam, for actor and critics
-    gamma: float = 0.99  # discount, cut at termination
+    learning_rate: float = cfg.rate(1e-3)  # of Adam, for actor and critics
+    gamma: float = cfg.discount(0.99)  # discount, cut at termination
     max_grad_norm: float = 1e3  # where each network's gradient is clipped
-    target_rate: float = 0.005  # how far targets move to the networks they follow
+    target_rate: float = cfg.rate(0.005, high=1.0)  # how far targets move
     target_noise: float = 0.2  # on the target's actions
     target_noise_clip: float = 0.5  # greatest size of it
     noise_start: float = 1.0  # of exploration, at first

@@ -9,13 +9,13 @@ import optax
 from rljax.contracts import TunedConfig
 from rljax.learners import optimizers
 from rljax.meta.conditioning import configured
+from rljax.meta.critics import critic_config
 from rljax.meta.diagnostics import check_paths, cosine, saturated_fraction
 from rljax.meta.gradients import (
     bootstrapped_meta_gradient,
     evolution_gradient,
     meta_gradient,
 )
-from rljax.meta.critics import critic_config
 from rljax.meta.parameters import Raw
 from rljax.meta.recorded import with_env, with_replay, without_replay
 from rljax.meta.types import OuterData, TuneState, Tuning

@@ -6,7 +6,7 @@ climbs one would find where that one errs.
 """
 
 import functools
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -54,139 +54,193 @@ class ActorBatch(NamedTuple):
     chosen: Chosen | tuple[()]  # of continuous actions that learn by their likelihood
 
 
+class _Scored(NamedTuple):
+    """An agent, and what its score depends on."""
+
+    agent: Agent
+    spec: Spec
+    settings: Settings
+
+    @property
+    def is_discrete(self) -> bool:
+        return isinstance(self.spec.action, Discrete)
+
+    @property
+    def by_likelihood(self) -> bool:
+        return self.agent.policy_gradient == "likelihood" and not self.is_discrete
+
+    def policy(self, config: TunedConfig, state: AgentState, obs: Obs) -> Policy:
+        assert self.agent.policy is not None  # `objectives.choose` looked
+        return self.agent.policy(config, state, obs)
+
+    def critic_config(self, config: TunedConfig) -> CriticConfig:
+        return critic_config(self.settings, config)
+
+    def values(
+        self, config: TunedConfig, params: Params, obs: Obs, *action: jax.Array
+    ) -> jax.Array:
+        """Values `[2, B]` of actions, or `[2, B, A]` of all discrete ones."""
+        network = _critics(self.spec, self.critic_config(config))
+        return critics.applied(network, params, obs, *action)
+
+    def value(
+        self,
+        config: TunedConfig,
+        params: Params,
+        obs: Obs,
+        *,
+        policy: Policy,
+        key: jax.Array,
+    ) -> jax.Array:
+        """The lesser values `[B]` of a policy: the mean, or of one action drawn."""
+        if self.is_discrete:
+            every = self.values(config, params, obs).min(axis=0)
+            return jnp.sum(policy.probs * every, axis=-1)
+        return self.values(config, params, obs, policy.sample(seed=key)).min(axis=0)
+
+
 def objective(agent: Agent, spec: Spec, settings: Settings) -> Objective:
     """Score the policy by the outer critic's values of the actions it would take.
 
     Of discrete actions the mean over the policy is exact. Continuous ones are scored as
     the policy learns them: along the slope of the values, through actions whose noise
-    is fixed; or by the likelihood of drawn actions.
+    is fixed; or by the likelihood of drawn actions. The error of the agent's own
+    critics at the outer discount is added: one update moves the policy along the
+    critics that the update found, so that what the discount does to the critics
+    reaches the policy only with the next one.
     """
-    policy = agent.policy
-    assert policy is not None  # `objectives.choose` looked
-    network = functools.partial(_critics, spec)
-    by_likelihood = agent.policy_gradient == "likelihood" and not _is_discrete(spec)
-
-    def values(params: Params, config: TunedConfig, obs: Obs, *action: Any) -> Any:
-        """The lesser values `[B]`, or `[B, A]` of all discrete actions."""
-        own = critic_config(settings, config)
-        return critics.applied(network(own), params, obs, *action).min(axis=0)
-
-    def value(
-        params: Params, config: TunedConfig, obs: Obs, *, chosen: Policy, key: jax.Array
-    ) -> jax.Array:
-        """Values `[B]` of a policy: the mean, or of one action drawn."""
-        if _is_discrete(spec):
-            return jnp.sum(chosen.probs * values(params, config, obs), axis=-1)
-        return values(params, config, obs, chosen.sample(seed=key))
-
-    def init(config: TunedConfig, key: jax.Array) -> OuterCritic:
-        own = critic_config(settings, config)
-        inputs = actor_critic.example(spec)
-        return critics.init(own, network(own), key, *inputs, has_target=True)
-
-    def prepare(
-        config: TunedConfig,
-        state: HoldsReplay,
-        critic: OuterCritic,
-        *,
-        rollout: Rollout,
-        key: jax.Array,
-    ) -> ActorBatch:
-        del rollout  # the replay holds it already
-        size = cast(ReplayConfig, config).batch_size  # `tuning.init` looked
-        draw_key, next_key, key = jax.random.split(key, 3)
-        seen = replay.sample(state.replay, draw_key, batch_size=size).windows
-        v_t = value(
-            critic.target_params,
-            config,
-            seen.next_obs,
-            chosen=policy(config, state, seen.next_obs),
-            key=next_key,
-        )
-        discount = settings.outer_gamma * (1.0 - seen.terminated)
-        action = seen.action if _is_discrete(spec) else seen.action.reshape(size, -1)
-        chosen: Any = ()
-        if by_likelihood:
-            now = policy(config, state, seen.obs)
-            drawn = now.sample(seed=key, sample_shape=_SAMPLES)
-            over_samples = jax.vmap(
-                functools.partial(values, critic.params, config, seen.obs)
-            )
-            q = over_samples(drawn)
-            chosen = Chosen(
-                action=drawn, log_prob=now.log_prob(drawn), advantage=q - q.mean(axis=0)
-            )
-        batch = ActorBatch(
-            obs=seen.obs,
-            action=action,
-            target=seen.reward[:, 0] + discount * v_t,
-            critic=critic.params,
-            key=jax.random.clone(key),
-            chosen=chosen,
-        )
-        return jax.lax.stop_gradient(batch)
-
-    def loss(config: TunedConfig, state: AgentState, data: ActorBatch) -> jax.Array:
-        now = policy(config, state, data.obs)
-        if isinstance(data.chosen, Chosen):
-            drawn = data.chosen
-            ratio = jnp.exp(now.log_prob(drawn.action) - drawn.log_prob)
-            score = jnp.mean(ratio * drawn.advantage)
-        else:
-            key = jax.random.clone(data.key)
-            score = value(data.critic, config, data.obs, chosen=now, key=key).mean()
-        if agent.action_values is None or not settings.outer_value_cost:
-            return -score
-        q = agent.action_values(config, state, data.obs, data.action)
-        return settings.outer_value_cost * optax.l2_loss(q - data.target).mean() - score
-
-    def distance(
-        config: TunedConfig, target: AgentState, state: AgentState, *, data: ActorBatch
-    ) -> jax.Array:
-        old, new = (policy(config, x, data.obs) for x in (target, state))
-        if _is_discrete(spec):
-            return divergence(old, new)
-        goal, reached = (x.sample(seed=jax.random.clone(data.key)) for x in (old, new))
-        return optax.l2_loss(reached, goal).mean()
-
-    def update(
-        config: TunedConfig,
-        critic: OuterCritic,
-        data: ActorBatch,
-        *,
-        progress: jax.Array,
-        key: jax.Array,
-    ) -> tuple[OuterCritic, Metrics]:
-        own = critic_config(settings, config)
-
-        def errors(params: Params, batch: ActorBatch) -> jax.Array:
-            apply = functools.partial(critics.applied, network(own), params, batch.obs)
-            if _is_discrete(spec):
-                each = jax.vmap(losses.batched_index, (0, None))
-                return each(apply(), batch.action) - batch.target
-            return apply(batch.action) - batch.target
-
-        # Batches of the replay are not gone over several times.
-        once = own._replace(num_minibatches=0)
-        new, metrics = critics.fit(
-            settings,
-            once,
-            critic,
-            examples=data,
-            errors=errors,
-            progress=progress,
-            key=key,
-        )
-        return critics.follow(own, new), metrics
-
+    scored = _Scored(agent=agent, spec=spec, settings=settings)
     return Objective(
-        init=init, prepare=prepare, loss=loss, distance=distance, update=update
+        init=functools.partial(_init, scored),
+        prepare=functools.partial(_prepare, scored),
+        loss=functools.partial(_loss, scored),
+        distance=functools.partial(_distance, scored),
+        update=functools.partial(_update, scored),
     )
+
+
+def _init(scored: _Scored, config: TunedConfig, key: jax.Array) -> OuterCritic:
+    own = scored.critic_config(config)
+    inputs = actor_critic.example(scored.spec)
+    network = _critics(scored.spec, own)
+    return critics.init(own, network, key, *inputs, has_target=True)
+
+
+def _prepare(
+    scored: _Scored,
+    config: TunedConfig,
+    state: HoldsReplay,
+    critic: OuterCritic,
+    *,
+    rollout: Rollout,
+    key: jax.Array,
+) -> ActorBatch:
+    del rollout  # the replay holds it already
+    size = cast(ReplayConfig, config).batch_size  # `tuning.init` looked
+    draw_key, next_key, key = jax.random.split(key, 3)
+    seen = replay.sample(state.replay, draw_key, batch_size=size).windows
+    v_t = scored.value(
+        config,
+        critic.target_params,
+        seen.next_obs,
+        policy=scored.policy(config, state, seen.next_obs),
+        key=next_key,
+    )
+    discount = scored.settings.outer_gamma * (1.0 - seen.terminated)
+    drawn = ()
+    if scored.by_likelihood:
+        policy = scored.policy(config, state, seen.obs)
+        drawn = _draw(scored, config, critic, obs=seen.obs, policy=policy, key=key)
+    batch = ActorBatch(
+        obs=seen.obs,
+        action=seen.action if scored.is_discrete else seen.action.reshape(size, -1),
+        target=seen.reward[:, 0] + discount * v_t,
+        critic=critic.params,
+        key=jax.random.clone(key),
+        chosen=drawn,
+    )
+    return jax.lax.stop_gradient(batch)
+
+
+def _draw(
+    scored: _Scored,
+    config: TunedConfig,
+    critic: OuterCritic,
+    *,
+    obs: Obs,
+    policy: Policy,
+    key: jax.Array,
+) -> Chosen:
+    drawn = policy.sample(seed=key, sample_shape=_SAMPLES)
+    values = functools.partial(scored.values, config, critic.params, obs)
+    q = jax.vmap(values)(drawn).min(axis=1)
+    return Chosen(
+        action=drawn, log_prob=policy.log_prob(drawn), advantage=q - q.mean(axis=0)
+    )
+
+
+def _loss(
+    scored: _Scored, config: TunedConfig, state: AgentState, data: ActorBatch
+) -> jax.Array:
+    policy = scored.policy(config, state, data.obs)
+    if isinstance(data.chosen, Chosen):
+        ratio = jnp.exp(policy.log_prob(data.chosen.action) - data.chosen.log_prob)
+        score = jnp.mean(ratio * data.chosen.advantage)
+    else:
+        key = jax.random.clone(data.key)
+        values = scored.value(config, data.critic, data.obs, policy=policy, key=key)
+        score = values.mean()
+    action_values, cost = scored.agent.action_values, scored.settings.outer_value_cost
+    if action_values is None or not cost:
+        return -score
+    q = action_values(config, state, data.obs, data.action)
+    return cost * optax.l2_loss(q - data.target).mean() - score
+
+
+def _distance(
+    scored: _Scored,
+    config: TunedConfig,
+    target: AgentState,
+    state: AgentState,
+    *,
+    data: ActorBatch,
+) -> jax.Array:
+    old, new = (scored.policy(config, x, data.obs) for x in (target, state))
+    if scored.is_discrete:
+        return divergence(old, new)
+    goal, reached = (x.sample(seed=jax.random.clone(data.key)) for x in (old, new))
+    return optax.l2_loss(reached, goal).mean()
+
+
+def _update(
+    scored: _Scored,
+    config: TunedConfig,
+    critic: OuterCritic,
+    data: ActorBatch,
+    *,
+    progress: jax.Array,
+    key: jax.Array,
+) -> tuple[OuterCritic, Metrics]:
+    own = scored.critic_config(config)
+
+    def errors(params: Params, batch: ActorBatch) -> jax.Array:
+        if scored.is_discrete:
+            every = scored.values(config, params, batch.obs)
+            chosen = jax.vmap(losses.batched_index, (0, None))(every, batch.action)
+            return chosen - batch.target
+        return scored.values(config, params, batch.obs, batch.action) - batch.target
+
+    new, metrics = critics.fit(
+        scored.settings,
+        own._replace(num_minibatches=0),  # one step for each batch of the replay
+        critic,
+        examples=data,
+        errors=errors,
+        progress=progress,
+        key=key,
+    )
+    return critics.follow(own, new), metrics
 
 
 def _critics(spec: Spec, config: CriticConfig) -> Network:
     return actor_critic.critics(spec, config, 2)
-
-
-def _is_discrete(spec: Spec) -> bool:
-    return isinstance(spec.action, Discrete)

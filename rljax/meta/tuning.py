@@ -65,19 +65,21 @@ def tune(
     `total_steps`. Its state may be any tree. The numbers of the outer critic come from
     the settings, else from the config where it has such fields, else from
     `objectives.CriticConfig`; with `num_minibatches` and `num_epochs` in the config the
-    critic goes over a rollout as often as the agent. Beside the actions of a `policy`,
-    `act` returns the logarithm of their probability, `[N]`. A state with a field
-    `replay` must be a named tuple, and the field a `replay.Replay`: action values are
-    then scored on `batch_size` of the replay's transitions.
+    critic goes over a rollout as often as the agent. `objectives.choose` has what
+    scores which agent. Beside the actions of a `policy` that learns from rollouts, `act`
+    returns the logarithm of their probability, `[N]`. A state with a field `replay`
+    must be a named tuple, and the field a `replay.Replay`: what action values score, or
+    are scored by, is `batch_size` of the replay's transitions, or sequences of `burn_in`
+    and `sequence_length` steps where the agent is recurrent.
 
     Args:
       agent: its `update` is differentiable in the tuned fields, and it shows what is
-        to be scored: its `policy` (by advantages), else its `q_values` (by TD errors),
-        else its `value`.
+        to be scored: its `policy`, else its `q_values`, else its `value`.
       spec: of the environment; with `settings.condition` as returned by `conditioned`,
         and the agent is made for that spec.
       tuned: names of config fields, and how each hangs on the raw numbers.
       settings: of the tuning.
+      env: of an agent that runs its environments again; of others not needed.
 
     Returns:
       An agent for the same config, which gives the tuned fields' first values. Its
@@ -162,7 +164,8 @@ def validate(tuned: Mapping[str, Parameter], config: TunedConfig) -> None:
         start = getattr(config, name)
         if start is None:
             raise ValueError(f"{name}=None: must be a number to be tuned")
-        cfg.check_range(config, name, low=scale.low, high=scale.high)
+        low = 0.0 if isinstance(scale, parameters.Logarithmic) else scale.low
+        cfg.check_range(config, name, low=low, high=scale.high)
 
 
 def _check_config(config: TunedConfig) -> None:

@@ -26,7 +26,7 @@ from rljax.types import (
     TrainState,
 )
 
-from .test_tuning import KEYS, at, gamma_at, is_float, key_of, numbers, run_updates
+from .test_tuning import KEYS, at, gamma_at, key_of, numbers, run_updates
 
 T, N = 6, 3
 GAMMA = LogHorizon(0.0, 0.999)
@@ -263,9 +263,8 @@ def one_by_one(net, params, obs, starts, memory, fresh):
     """Outputs and memories of steps in a row, in a Python loop."""
     outputs, memories = [], []
     for x, start in zip(obs, starts, strict=True):
-        memory = jax.tree.map(
-            lambda old, new: jnp.where(start[:, None], new, old), memory, fresh
-        )
+        reset = functools.partial(jnp.where, start[:, None])
+        memory = jax.tree.map(reset, fresh, memory)
         out, memory = net.apply(params, x, memory)
         outputs.append(out)
         memories.append(memory)

@@ -18,6 +18,7 @@ from rljax.learners import on_policy
 from rljax.meta import (
     Bounded,
     Contextual,
+    Logarithmic,
     LogHorizon,
     Settings,
     StateDependent,
@@ -679,7 +680,10 @@ def test_observations_of_every_kind_are_conditioned(obs):
         ("gamma=state_dependent", StateDependent(LogHorizon(0.0, 0.9999))),
         ("gamma=state_dependent,0,1", StateDependent(Bounded(0.0, 1.0))),
         ("lambda_", Bounded(0.0, 1.0)),
-        ("learning_rate", Bounded(0.01 * 2e-3, 1.0)),  # 0 is not allowed
+        ("learning_rate", Logarithmic(1e-5, 1e-1)),  # as the config declares
+        ("learning_rate=log,1e-4,1e-2", Logarithmic(1e-4, 1e-2)),
+        ("entropy_cost=log", Logarithmic(1e-5, 1.0)),
+        ("adam_epsilon", Bounded(0.01 * 1e-5, 1.0)),  # 0 is not allowed
         ("max_grad_norm", Bounded(0.01 * 2.0, 10.0 * 2.0)),
         ("entropy_cost=contextual,0,2", Contextual(Bounded(0.0, 2.0))),
         ("entropy_cost=contextual", Contextual(Bounded(0.0, 1.0))),
