@@ -14,8 +14,9 @@ The numbers of the rule as published, Disco103, are in the repository
 google-deepmind/disco_rl under CC-BY 4.0: `load` reads them.
 """
 
+import functools
 import math
-import zipfile
+import os
 from typing import NamedTuple
 
 import jax
@@ -154,15 +155,26 @@ def load(path: str) -> dict[str, np.ndarray]:
         and what is wrong.
     """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
-            if not isinstance(found, np.lib.npyio.NpzFile):
-                raise ValueError("it holds one array, not several by name")
-            arrays = {name: found[name] for name in found.files}
+        stat = os.stat(path)
+        return _load(path, stat.st_mtime_ns, stat.st_size)
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{path}: is no .npz file, or damaged: {error}") from error
+        raise ValueError(f"{path!r}: {error.strerror or error}") from error
+
+
+@functools.lru_cache(maxsize=4)
+def _load(path: str, time: int, size: int) -> dict[str, np.ndarray]:
+    """Read a file once for each time that it was written."""
+    del time, size
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found.files}
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds, by where the damage is
+        raise ValueError(f"{path!r}: is no .npz file, or damaged: {error}") from error
     _check(path, arrays)
+    for array in arrays.values():
+        array.flags.writeable = False  # all callers share them
     return arrays
 
 
@@ -171,21 +183,21 @@ def _check(path: str, arrays: dict[str, np.ndarray]) -> None:
     missing = sorted(SHAPES.keys() - arrays.keys())
     if missing:
         raise ValueError(
-            f"{path}: {len(missing)} of {len(SHAPES)} arrays of the rule are missing: "
+            f"{path!r}: {len(missing)} of {len(SHAPES)} arrays of the rule are missing: "
             f"{', '.join(missing)}"
         )
     foreign = sorted(arrays.keys() - SHAPES.keys())
     if foreign:
-        raise ValueError(f"{path}: arrays that the rule lacks: {', '.join(foreign)}")
+        raise ValueError(f"{path!r}: arrays that the rule lacks: {', '.join(foreign)}")
     for name, shape in SHAPES.items():
         array = arrays[name]
         if array.shape != shape or array.dtype != np.float32:
             raise ValueError(
-                f"{path}: {name} is {array.dtype}{list(array.shape)}, expected "
+                f"{path!r}: {name} is {array.dtype}{list(array.shape)}, expected "
                 f"float32{list(shape)}"
             )
         if not np.isfinite(array).all():
-            raise ValueError(f"{path}: {name} has numbers that are not finite")
+            raise ValueError(f"{path!r}: {name} has numbers that are not finite")
 
 
 def init(key: jax.Array) -> Params:
@@ -386,7 +398,7 @@ def memorize(params: Params, read: Inputs, trajectory: Trajectory) -> Inputs:
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         gates, ended = now
         hidden, cell = (jnp.where(ended[:, None], 0.0, x) for x in carry)
-        hidden, cell = _gated(gates + hidden @ of_hidden, cell)
+        hidden, cell = gated(gates + hidden @ of_hidden, cell)
         return (hidden, cell), hidden
 
     gates = read.steps @ of_inputs + params[f"{name}/b"]
@@ -432,7 +444,7 @@ def remember(
     gates = _dense(
         params, _RNN + "lstm/linear", jnp.concatenate([x, state.hidden], axis=-1)
     )
-    return _gated(gates, state.cell)
+    return gated(gates, state.cell)
 
 
 def mean_value(logits: jax.Array) -> jax.Array:
@@ -517,8 +529,11 @@ def _block(params: Params, name: str, x: jax.Array) -> jax.Array:
     return jax.nn.relu(_dense(params, name, jnp.concatenate([x, mean], axis=-1)))
 
 
-def _gated(gates: jax.Array, cell: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The new hidden and cell of an LSTM, whose gates are not in flax's order."""
+def gated(gates: jax.Array, cell: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The new hidden and cell `[..., L]` of an LSTM, of gates `[..., 4 L]`.
+
+    The gates' order is not flax's: input, new, forget, output.
+    """
     i, g, f, o = jnp.split(gates, 4, axis=-1)
     cell = jax.nn.sigmoid(f + 1) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
     return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
