@@ -183,9 +183,7 @@ def act(
     return by_rule.act(policy(spec, config, state, obs), memory, key, explore)
 
 
-def policy(
-    spec: Spec, config: Config, state: State, obs: Obs
-) -> distrax.Categorical:
+def policy(spec: Spec, config: Config, state: State, obs: Obs) -> distrax.Categorical:
     """The policy at observations `[..., *shape]`."""
     outputs = network(spec, config).apply(state.params, obs)
     return distrax.Categorical(outputs["logits"])
@@ -217,8 +215,7 @@ def update(
         _, drawn, _ = replay.sample_sequences(
             state.replay, key, batch_size=num, length=config.rollout_length
         )
-        join = lambda *x: jnp.concatenate(x, axis=1)
-        batch = jax.tree.map(join, batch, drawn)
+        batch = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), batch, drawn)
     return by_rule.learn(
         network(spec, config).apply,
         config,

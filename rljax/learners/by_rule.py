@@ -5,7 +5,7 @@ trajectories. The network's outputs are a dict; its policy is `logits` `[..., A]
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import distrax
 import jax
@@ -14,14 +14,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax.contracts import (
-    AnnealConfig,
-    DiscountConfig,
-    Network,
-    NetworkConfig,
-    RunConfig,
-    TargetRateConfig,
-)
+from rljax.contracts import Network, RuleConfig, RuleLearnerState
 from rljax.learners import optimizers
 from rljax.meta.rules.types import Outputs, Rule, RuleState, Trajectory
 from rljax.networks import distributions, torsos
@@ -41,17 +34,6 @@ from rljax.types import (
 Apply = Callable[[Params, Obs], Outputs]  # of a network
 
 
-class RuleConfig(
-    RunConfig, AnnealConfig, NetworkConfig, DiscountConfig, TargetRateConfig, Protocol
-):
-    """Of agents that learn by a rule."""
-
-    @property
-    def learning_rate(self) -> float: ...  # of Adam
-    @property
-    def max_update(self) -> float: ...  # of each number, in learning rates
-
-
 class LearnerState(NamedTuple):
     """Network, optimiser, counts, and what the rule keeps."""
 
@@ -62,23 +44,7 @@ class LearnerState(NamedTuple):
     step: jax.Array  # [] int32, rollouts learned from
 
 
-class HasLearner(Protocol):
-    """A state with the fields of `LearnerState`; more may be."""
-
-    @property
-    def params(self) -> Params: ...
-    @property
-    def target_params(self) -> Params: ...
-    @property
-    def opt_state(self) -> OptState: ...
-    @property
-    def rule_state(self) -> RuleState: ...
-    @property
-    def step(self) -> jax.Array: ...
-    def _replace(self, **changes: Any) -> Any: ...
-
-
-S = TypeVar("S", bound=HasLearner)
+S = TypeVar("S", bound=RuleLearnerState)
 
 
 def validate(config: RuleConfig) -> None:
@@ -229,9 +195,7 @@ def learn(
     follows = jax.tree.leaves(target)
     new_state = state._replace(
         params=unravel(optax.tree.add_scale(flat, -rate, direction)),
-        target_params=optax.incremental_update(
-            state.params, target, config.target_rate
-        )
+        target_params=optax.incremental_update(state.params, target, config.target_rate)
         if follows
         else (),
         opt_state=opt_state,

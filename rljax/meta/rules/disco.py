@@ -58,7 +58,9 @@ def _shapes() -> dict[str, tuple[int, ...]]:
         _RNN + "lstm/linear": (16 + 128, 4 * 128),
         _RNN + "mlp_2/~/linear_0": (29, 16),
     }
-    layers |= {f"{p}{name}": x for p in ("lstm/", _RNN) for name, x in of_inputs.items()}
+    layers |= {
+        f"{p}{name}": x for p in ("lstm/", _RNN) for name, x in of_inputs.items()
+    }
     weights = {f"{name}/w": shape for name, shape in layers.items()}
     return weights | {f"{name}/b": shape[-1:] for name, shape in layers.items()}
 
@@ -183,7 +185,7 @@ def _check(path: str, arrays: dict[str, np.ndarray]) -> None:
     missing = sorted(SHAPES.keys() - arrays.keys())
     if missing:
         raise ValueError(
-            f"{path!r}: {len(missing)} of {len(SHAPES)} arrays of the rule are missing: "
+            f"{path!r}: {len(missing)} of the rule's {len(SHAPES)} arrays are missing: "
             f"{', '.join(missing)}"
         )
     foreign = sorted(arrays.keys() - SHAPES.keys())
@@ -334,7 +336,9 @@ def _retrace(
     return targets
 
 
-def inputs(params: Params, prefix: str, trajectory: Trajectory, found: Values) -> Inputs:
+def inputs(
+    params: Params, prefix: str, trajectory: Trajectory, found: Values
+) -> Inputs:
     """Read a trajectory with one of the two sets of numbers, named by a prefix."""
     outputs, target_outputs = _stopped(trajectory)
     action, length = trajectory.action, len(trajectory.action)
@@ -381,7 +385,11 @@ def inputs(params: Params, prefix: str, trajectory: Trajectory, found: Values) -
         *of_z(z),
         *of_z(target_z),
     ]
-    steps = [jnp.stack(of_steps, axis=-1), actions.mean(axis=2), chosen(actions, action)]
+    steps = [
+        jnp.stack(of_steps, axis=-1),
+        actions.mean(axis=2),
+        chosen(actions, action),
+    ]
     return Inputs(steps=jnp.concatenate(steps, axis=-1), actions=actions)
 
 
