@@ -95,6 +95,17 @@ class State(NamedTuple):
     replay: replay.Replay  # with the logits of the policy that acted as memory
 
 
+def near_zero(key: Key, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    """Biases of the action value's logits: first values are near 0.
+
+    Random logits over so wide bins are values of 100, and the rule's running moments
+    take hundreds of updates to forget the first errors.
+    """
+    del key
+    bins = jnp.arange(shape[0], dtype=dtype) - disco.LIMIT
+    return -jnp.abs(bins) / 10
+
+
 class Network(nn.Module):
     """Observations to the outputs that the rule reads."""
 
@@ -119,7 +130,8 @@ class Network(nn.Module):
         sizes = {"z": disco.Y, "aux_pi": num_actions, "q": 2 * disco.LIMIT + 1}
         for name, size in sizes.items():
             h = nn.relu(nn.Dense(self.action_size, dtype=dtype)(each))
-            outputs[name] = precise(nn.Dense(size, name=name, dtype=dtype)(h))
+            starts = dict(kernel_init=small, bias_init=near_zero) if name == "q" else {}
+            outputs[name] = precise(nn.Dense(size, dtype=dtype, name=name, **starts)(h))
         return outputs
 
     def of_actions(self, x: jax.Array, dtype: str | None) -> jax.Array:
@@ -150,9 +162,7 @@ def make(spec: Spec) -> Agent:
 def network(spec: Spec, config: Config) -> Network:
     """The agent's network."""
     body, num_actions = networks.body(spec, config), q_learner.num_actions(spec)
-    return Network(
-        body=body, num_actions=num_actions, action_size=config.action_size
-    )
+    return Network(body=body, num_actions=num_actions, action_size=config.action_size)
 
 
 def init(spec: Spec, config: Config, key: Key) -> State:
