@@ -479,7 +479,7 @@ def test_metrics_of_a_long_run_are_at_most_a_thousand_rows():
 
 @pytest.mark.parametrize("name", agents.names())
 def test_other_values_of_the_floats_do_not_trace_again(name):
-    config = agents.get(name).Config()
+    config = agents.get(name).Config(**required(name))
     assert traces_of_three_configs(scripted(counting), counter(), config) == [1, 1, 2]
 
 

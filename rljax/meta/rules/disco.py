@@ -77,7 +77,7 @@ class Moments(NamedTuple):
 
 
 class State(NamedTuple):
-    """What the rule keeps of one agent's lifetime."""
+    """The rule's memory of one agent's lifetime."""
 
     advantage: Moments
     td_error: Moments  # of action values; shown, not used
@@ -101,7 +101,7 @@ class Values(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What one of the rule's two readers makes of a trajectory."""
+    """A trajectory as one of the rule's two readers sees it."""
 
     steps: jax.Array  # [T, B, 27]
     actions: jax.Array  # [T, B, A, 2]
