@@ -380,7 +380,7 @@ BAD_VALUES = {
     "policy_delay": (0, True),
     "hidden_sizes": ((0,), (64, -1), (8.0,)),
     "action_size": (0, 8.0),
-    "weights": ("", "no/such.npz"),
+    "weights": ("", "no/such.npz", None),
     "activation": ("swosh", None),
 }
 

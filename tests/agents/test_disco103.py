@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rljax import agents, envs
+from rljax.commands.common import Run
 from rljax.learners import by_rule
 from rljax.meta.rules import disco
 from rljax.running import checkpoint, train
@@ -125,6 +126,13 @@ def test_disco103_says_where_the_weights_are():
         "pending patent application",
     ):
         assert words in message
+
+
+def test_disco103_run_knows_the_weights_by_their_content():
+    """So that a run that goes on with others says so."""
+    config = disco103.Config(weights=rule_weights())
+    run = Run("disco103", "CartPole-v1", {}, seeds=1, seed=0, rows=1, config=config)
+    assert list(run.sources()) == [rule_weights()]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from rljax.running.rollout import unroll
 from rljax.types import Agent, TrainState
 
 from .. import probe_envs
-from ..agent_case import CONTINUOUS_ONLY, fast_for, learned
+from ..agent_case import CONTINUOUS_ONLY, fast_for, learned, required
 
 pytestmark = pytest.mark.usefixtures("strict_keys")
 
