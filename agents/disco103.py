@@ -160,7 +160,8 @@ class Network(nn.Module):
         cell = nn.Dense(size, dtype=dtype)(x)
         hidden = nn.Dense(4 * size, dtype=dtype)(jnp.tanh(cell))
         init = nn.initializers.truncated_normal((self.num_actions + size) ** -0.5)
-        of_action = self.param("action", init, (self.num_actions, 4 * size))
+        shape = (self.num_actions, 4 * size)
+        of_action = self.param("action", init, shape, jnp.float32)
         gates = hidden[..., None, :] + of_action
         return disco.gated(gates, cell[..., None, :])[0]
 
