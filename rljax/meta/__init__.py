@@ -15,7 +15,7 @@ objectives    outer losses, each with a critic of the outer discount
 of_actors     scores of policies by action values
 of_rollouts   scores along the newest rollout
 of_sequences  scores of agents with a memory
-of_simulations scores of agents that run their environments again
+of_simulated  scores of agents that run their environments again
 of_values     scores of action values
 parameters    tuned values as functions of raw numbers
 recorded      states of agents without their replays

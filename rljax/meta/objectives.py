@@ -4,7 +4,7 @@ Each score is one that the agent itself climbs or descends, so that it has a slo
 what the agent learns: see `choose`.
 """
 
-from rljax.meta import of_actors, of_rollouts, of_sequences, of_simulations, of_values
+from rljax.meta import of_actors, of_rollouts, of_sequences, of_simulated, of_values
 from rljax.meta.types import Objective, Settings
 from rljax.types import Agent, Spec
 
@@ -34,7 +34,7 @@ def choose(agent: Agent, spec: Spec, settings: Settings) -> Objective:
             "from rollouts without memory"
         )
     if agent.simulates:
-        return of_simulations.objective(agent, spec, settings)
+        return of_simulated.objective(agent, spec, settings)
     if agent.recurrent and agent.policy is not None:
         return of_sequences.of_policy(agent, spec, settings)
     if agent.recurrent and agent.q_values is not None:
