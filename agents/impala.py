@@ -82,6 +82,17 @@ class State(NamedTuple):
     behaviour: Params  # an older copy of the actor, which acts
 
 
+class Trace(NamedTuple):
+    """Arguments of V-trace, `[T]` of one environment."""
+
+    v_tm1: jax.Array
+    v_t: jax.Array
+    r_t: jax.Array
+    discount_t: jax.Array
+    rho_tm1: jax.Array
+    lambda_: jax.Array
+
+
 def make(spec: Spec) -> Agent:
     """Make the agent for environments of `spec`."""
     agent = on_policy.make(spec, functools.partial(update, spec))
@@ -140,8 +151,11 @@ def prepare(
         clip_pg_rho_threshold=config.clip_pg_rho,
         stop="none",
     )
-    over_envs = jax.vmap(vtrace, in_axes=1, out_axes=1)
-    out = over_envs(
+
+    def of_one(steps: Trace) -> losses.VTraceOutput:
+        return vtrace(**steps._asdict())
+
+    steps = Trace(
         v_tm1=v_tm1,
         v_t=v_t,
         r_t=rollout.reward,
@@ -149,6 +163,7 @@ def prepare(
         rho_tm1=rho,
         lambda_=lambda_,
     )
+    out = jax.vmap(of_one, in_axes=1, out_axes=1)(steps)
     batch = Minibatch(
         obs=rollout.obs,
         action=rollout.action,

@@ -242,7 +242,7 @@ def _default_bounds(name: str, config: TunedConfig) -> tuple[float, float]:
 
 def scale(parameter: Parameter) -> Scale:
     """The scale on which the parameter's values lie."""
-    if isinstance(parameter, Bounded | LogHorizon):
+    if isinstance(parameter, Scale):
         return parameter
     return parameter.scale
 

@@ -65,12 +65,12 @@ def tune(
     `total_steps`. Its state may be any tree. The numbers of the outer critic come from
     the settings, else from the config where it has such fields, else from
     `objectives.CriticConfig`; with `num_minibatches` and `num_epochs` in the config the
-    critic goes over a rollout as often as the agent. `objectives.choose` has what
-    scores which agent. Beside the actions of a `policy` that learns from rollouts, `act`
-    returns the logarithm of their probability, `[N]`. A state with a field `replay`
-    must be a named tuple, and the field a `replay.Replay`: what action values score, or
-    are scored by, is `batch_size` of the replay's transitions, or sequences of `burn_in`
-    and `sequence_length` steps where the agent is recurrent.
+    critic goes over a rollout as often as the agent. `objectives.choose` says what
+    scores which agent. Beside the actions of a `policy` that learns from rollouts,
+    `act` returns the logarithm of their probability, `[N]`. A state with a field
+    `replay` must be a named tuple, and the field a `replay.Replay`: scores by action
+    values are then of `batch_size` of the replay's transitions, or of its sequences of
+    `burn_in` and `sequence_length` steps where the agent is recurrent.
 
     Args:
       agent: its `update` is differentiable in the tuned fields, and it shows what is
