@@ -75,6 +75,8 @@ class Run:
     config: Any  # the agent's Config
     meta: tuple[str, ...] = ()  # config floats to tune: `parse_parameters`
     meta_settings: Settings = Settings()
+    meta_reward: bool = False  # learn a reward of the agent's own
+    meta_target: bool = False  # learn its targets
     data_parallel: int = 1  # devices that each run is split over
 
     def build(self) -> tuple[Agent, Any]:
@@ -92,18 +94,25 @@ class Run:
         self.mesh()
         check_numbers(self.meta_settings)
         env = envs.make(self.env, **self.env_params)
-        if not self.meta:
+        if not (self.meta or self.learned):
             return agents.make(self.agent, env.spec), env
         tuned, settings, spec = self.tuned(), self.meta_settings, env.spec
         validate(tuned, self.config)
         if settings.condition:
             spec = conditioned(spec, len(tuned))
         agent = agents.make(self.agent, spec)
-        return tune(agent, spec, tuned, settings, env=env), env
+        learned = self.learned
+        return tune(agent, spec, tuned, settings, learned=learned, env=env), env
 
     def tuned(self) -> dict[str, Parameter]:
         """The tuned fields, and how each hangs on the raw numbers."""
         return parse_parameters(self.meta, self.config)
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The networks that are learned: of `shaping.LEARNED`."""
+        asked = {"reward": self.meta_reward, "target": self.meta_target}
+        return tuple(name for name, wanted in asked.items() if wanted)
 
     def shard(self) -> Any:
         """The config of one of the devices that a run is split over."""

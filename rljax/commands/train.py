@@ -73,6 +73,10 @@ def options_type(
         """floats of the config to tune online: NAME or NAME=KIND,LOW,HIGH with KIND
         bounded, log, log_horizon, state_dependent or contextual; `all`: every one that
         declares a range"""
+        meta_reward: bool = stored.meta_reward if stored else False
+        """learn a reward of observation and action, which is added to the agent's"""
+        meta_target: bool = stored.meta_target if stored else False
+        """learn the return that the agent regresses and climbs"""
         meta_settings: Settings = stored.meta_settings if stored else Settings()
         """of the tuning"""
         config: type(defaults) = defaults  # pyright: ignore[reportInvalidTypeForm]
@@ -118,6 +122,8 @@ def parse_command_line(argv: list[str], prog: str) -> tuple[common.Run, Any]:
         config=config,
         meta=options.meta,
         meta_settings=options.meta_settings,
+        meta_reward=options.meta_reward,
+        meta_target=options.meta_target,
         data_parallel=options.data_parallel,
     )
     if stored:
@@ -315,7 +321,8 @@ def draw_curve(run: common.Run, folder: Path) -> None:
     ylabel, metric = common.score(table)
     agent = common.short(run.agent)
     title = f"{agent} on {common.short(run.env)}"
-    tuned = {name: {agent: common.curve(table, f"meta_{name}")} for name in run.tuned()}
+    names = (*run.tuned(), *run.learned)
+    tuned = {name: {agent: common.curve(table, f"meta_{name}")} for name in names}
     curves, path = {agent: common.curve(table, metric)}, folder / folders.CURVE_FILE
     learning_curve(curves, path, title=title, ylabel=ylabel, below=tuned)
 

@@ -20,6 +20,7 @@ of_values     scores of action values
 parameters    tuned values as functions of raw numbers
 recorded      states of agents without their replays
 rules         learned update rules
+shaping       learned rewards and targets
 tuning        an agent that tunes floats of its own config
 types         settings, states and functions of the tuning
 unrolling     K updates as one function

@@ -8,6 +8,7 @@ import optax
 
 from rljax.contracts import TunedConfig
 from rljax.learners import optimizers
+from rljax.meta import shaping
 from rljax.meta.conditioning import configured
 from rljax.meta.critics import critic_config
 from rljax.meta.diagnostics import check_paths, cosine, saturated_fraction
@@ -21,7 +22,7 @@ from rljax.meta.recorded import with_env, with_replay, without_replay
 from rljax.meta.types import OuterData, TuneState, Tuning
 from rljax.meta.unrolling import unroll
 from rljax.running import parallel
-from rljax.types import AgentState, Metrics, OptState, Rollout
+from rljax.types import AgentState, Leaf, Metrics, OptState, Rollout
 
 OPTIMIZER = optax.scale_by_adam()
 _FEW = 4  # raw numbers, up to which forward mode costs less than reverse mode
@@ -51,6 +52,9 @@ def move(
     def distance(target: AgentState, agent: AgentState) -> jax.Array:
         return objective.distance(config, target, agent, data=data)
 
+    def penalty(raw: dict[str, Raw]) -> jax.Array:
+        return _penalty(tuning, config, state, raw=raw, rollout=rollout)
+
     def score(raw: dict[str, Raw]) -> jax.Array:
         return outer(replayed(raw))
 
@@ -69,15 +73,18 @@ def move(
         )
     else:
         loss, gradient = meta_gradient(replayed, outer, state.raw, mode=mode)
+    if "target" in state.raw:
+        gradient = jax.tree.map(jnp.add, gradient, jax.grad(penalty)(state.raw))
     loss, gradient = parallel.mean((loss, gradient))
     ready = state.window.count >= len(state.window.keys)
     loss, gradient = jax.tree.map(lambda x: jnp.where(ready, x, 0.0), (loss, gradient))
     updates, opt_state = OPTIMIZER.update(gradient, state.opt_state)
-    progress = optimizers.progress(config, state.window.count)
-    own = critic_config(settings, config)
-    rate = optimizers.annealed(own, progress, settings.learning_rate)
-    raw = optax.tree.add_scale(state.raw, -rate, updates)
-    metrics = {"meta_loss": loss} | _gradient_metrics(gradient)
+    rates = _rates(tuning, config, state)
+    raw = {
+        name: optax.tree.add_scale(numbers, -rates[name], updates[name])
+        for name, numbers in state.raw.items()
+    }
+    metrics = {"meta_loss": loss} | _gradient_metrics(tuning, gradient)
     start = jax.tree.map(lambda x: x[0], state.window.states)
     metrics["saturated_clips"] = saturated_fraction(start, state.agent)
     if settings.evolution_pairs:
@@ -90,6 +97,21 @@ def move(
         estimate = parallel.mean(estimate)
         metrics["evolution_cosine"] = cosine(gradient, estimate)
     return raw, opt_state, metrics
+
+
+def _rates(tuning: Tuning, config: TunedConfig, state: TuneState) -> dict[str, Leaf]:
+    """Learning rates of the raw numbers, by name."""
+    settings = tuning.settings
+    progress = optimizers.progress(config, state.window.count)
+    own = critic_config(settings, config)
+    return {
+        name: optimizers.annealed(
+            own,
+            progress,
+            settings.learned_rate if name in tuning.learned else settings.learning_rate,
+        )
+        for name in state.raw
+    }
 
 
 def _replay(
@@ -123,7 +145,10 @@ def _replay(
         rollout = with_env(rollout, newest)
         agent = with_replay(agent, state.agent)
         key = jax.random.wrap_key_data(key, impl=impl)
-        new, metrics = tuning.agent.update(changed, agent, rollout, key)
+        given, _ = shaped(
+            tuning, config=changed, state=agent, raw=there, rollout=rollout
+        )
+        new, metrics = tuning.agent.update(changed, agent, given, key)
         return without_replay(new), metrics
 
     start = jax.tree.map(lambda x: x[0], window.states)
@@ -140,9 +165,57 @@ def _replay(
     return end
 
 
-def _gradient_metrics(gradient: dict[str, Raw]) -> Metrics:
+def shaped(
+    tuning: Tuning,
+    *,
+    config: TunedConfig,
+    state: AgentState,
+    raw: dict[str, Raw],
+    rollout: Rollout,
+) -> tuple[Rollout, Metrics]:
+    """The rollout that the agent learns from: `shaping.shaped`."""
+    if not tuning.learned:
+        return rollout, {}
+    return shaping.shaped(
+        tuning.agent,
+        tuning.spec,
+        tuning.settings,
+        config=config,
+        state=state,
+        raw=raw,
+        rollout=rollout,
+    )
+
+
+def _penalty(
+    tuning: Tuning,
+    config: TunedConfig,
+    state: TuneState,
+    *,
+    raw: dict[str, Raw],
+    rollout: Rollout,
+) -> jax.Array:
+    """What learned targets pay for not following from each other on the newest rollout.
+
+    In `raw` alone, with the agent as it is.
+    """
+    cost = shaping.inconsistency(
+        tuning.agent,
+        tuning.settings,
+        config=config,
+        state=state.agent,
+        raw=raw,
+        rollout=rollout,
+    )
+    return tuning.settings.target_consistency * cost
+
+
+def _gradient_metrics(tuning: Tuning, gradient: dict[str, Raw]) -> Metrics:
     metrics = {}
     for name, leaves in gradient.items():
+        if name in tuning.learned:
+            metrics[f"meta_{name}_gradient_norm"] = optax.tree.norm(leaves)
+            continue
         number = leaves["start"] if isinstance(leaves, dict) else leaves
         metrics |= {
             f"meta_{name}_gradient": number,

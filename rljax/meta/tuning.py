@@ -12,9 +12,9 @@ from rljax import config as cfg
 from rljax import contracts
 from rljax.contracts import BatchedEnv, TunedConfig
 from rljax.learners import optimizers
-from rljax.meta import objectives, parameters
+from rljax.meta import objectives, parameters, shaping
 from rljax.meta.conditioning import configured, plain_spec, seen, seen_rollout
-from rljax.meta.meta_step import OPTIMIZER, move
+from rljax.meta.meta_step import OPTIMIZER, move, shaped
 from rljax.meta.parameters import Parameter
 from rljax.meta.recorded import (
     check_replay,
@@ -47,6 +47,7 @@ def tune(
     tuned: Mapping[str, Parameter],
     settings: Settings | None = None,
     *,
+    learned: tuple[str, ...] = (),
     env: BatchedEnv | None = None,
 ) -> Agent:
     r"""Wrap an agent so that it tunes floats of its config while it learns.
@@ -79,14 +80,21 @@ def tune(
         and the agent is made for that spec.
       tuned: names of config fields, and how each hangs on the raw numbers.
       settings: of the tuning.
+      learned: networks to learn beside, or in place of, tuned floats: "reward", a
+        bounded function of observation and action that is added to the agent's reward;
+        "target", a bounded function of what follows each step, the return that the
+        agent's value regresses and its policy climbs. Of agents with a policy that
+        learn from fresh rollouts.
       env: of an agent that runs its environments again; of others not needed.
 
     Returns:
       An agent for the same config, which gives the tuned fields' first values. Its
       metrics also have, for every tuned NAME, `meta_NAME`, its mean value,
       `meta_NAME_gradient`, `..._gradient_norm` and `..._gradient_sign` of the raw
-      number; `meta_loss`; `saturated_clips`, the share of the replayed steps whose
-      gradient was clipped; and `evolution_cosine` with `settings.evolution_pairs`.
+      number; of learned networks `meta_reward` and `meta_target`, the mean output, and
+      its `..._gradient_norm`; `meta_loss`; `saturated_clips`, the share of the replayed
+      steps whose gradient was clipped; and `evolution_cosine` with
+      `settings.evolution_pairs`.
 
     Raises:
       ValueError: nothing to tune, settings out of range, an agent that cannot be
@@ -111,8 +119,9 @@ def tune(
     """
     settings = Settings() if settings is None else settings
     settings.validate()
-    if not tuned:
+    if not (tuned or learned):
         raise ValueError("tuned: names no field")
+    shaping.check(agent, learned)
     if agent.simulates and env is None:
         raise ValueError("env=None: this agent runs its environments again")
     if agent.simulates and settings.condition:
@@ -128,6 +137,7 @@ def tune(
         settings=settings,
         objective=objective,
         env=env,
+        learned=learned,
     )
     return agent._replace(
         init=functools.partial(init, tuning),
@@ -222,9 +232,14 @@ def init(tuning: Tuning, config: TunedConfig, key: jax.Array) -> TuneState:
             strict=True,
         )
     }
+    raw_key = jax.random.fold_in(jax.random.clone(raw_key), len(tuning.tuned))
+    for name in tuning.learned:
+        raw_key, key = jax.random.split(raw_key)
+        raw[name] = shaping.init(agent, tuning.spec, settings, name=name, key=key)
     state = agent.init(config, agent_key)
     _check_agent(tuning, config, state)
-    length = max(map(parameters.context_length, tuning.tuned.values()))
+    shaping.check_state(tuning.learned, state)
+    length = max(map(parameters.context_length, tuning.tuned.values()), default=0)
     context = jnp.zeros(length, jnp.float32)
     size = settings.num_updates + max(settings.num_target_updates - 1, 0)
 
@@ -294,7 +309,10 @@ def update(
     new_config = configured(
         tuning, config, raw, context=state.context, obs=rollout.next_obs
     )
-    learned, more = agent.update(new_config, state.agent, rollout, agent_key)
+    given, said = shaped(
+        tuning, config=new_config, state=state.agent, raw=raw, rollout=rollout
+    )
+    learned, more = agent.update(new_config, state.agent, given, agent_key)
     progress = optimizers.progress(config, state.window.count)
     critic, critic_metrics = objective.update(
         config, state.critic, data, progress=progress, key=critic_key
@@ -320,7 +338,7 @@ def update(
             count=count,
         ),
     )
-    return new_state, metrics | more | critic_metrics
+    return new_state, metrics | more | critic_metrics | said
 
 
 def _newer(recorded: T, newest: T) -> T:

@@ -51,15 +51,24 @@ class Settings:
     remat: bool = False  # reverse mode in memory that grows with sqrt(K)
     condition: bool = False  # show the tuned values to the networks: `conditioned`
     evolution_pairs: int = 0  # of an estimate to compare the meta-gradient with
+    # Of a learned reward or target.
+    learned_rate: float = 1e-3  # of its network's Adam
+    learned_hidden_sizes: tuple[int, ...] = (64,)
+    reward_scale: float = 0.1  # greatest size of a learned reward
+    reward_extrinsic: float = 1.0  # weight of the environment's reward beside it
+    target_bound: float = 100.0  # greatest size of a learned target
+    target_consistency: float = 0.1  # weight of each target's distance from the next
 
     def __post_init__(self) -> None:
-        if isinstance(self.critic_hidden_sizes, list):  # as JSON has them
-            sizes = tuple(self.critic_hidden_sizes)
-            object.__setattr__(self, "critic_hidden_sizes", sizes)
+        for name in ("critic_hidden_sizes", "learned_hidden_sizes"):
+            sizes = getattr(self, name)
+            if isinstance(sizes, list):  # as JSON has them
+                object.__setattr__(self, name, tuple(sizes))
 
     def validate(self) -> None:
         """Raise ValueError naming a field out of range, its value and the range."""
         positive = ["learning_rate", "target_rate", "outer_critic_rate"]
+        positive += ["learned_rate", "reward_scale", "target_bound"]
         if self.critic_learning_rate is not None:
             positive.append("critic_learning_rate")
         if self.critic_max_grad_norm is not None:
@@ -78,6 +87,10 @@ class Settings:
             torsos.check(self, "critic_torso")
         cfg.check_range(self, "outer_gamma", "outer_lambda", low=0.0, high=1.0)
         cfg.check_range(self, "outer_value_cost", "outer_entropy_cost", low=0.0)
+        cfg.check_range(self, "reward_extrinsic", "target_consistency", low=0.0)
+        cfg.check_sizes(self, "learned_hidden_sizes")
+        if not self.learned_hidden_sizes:
+            raise ValueError("learned_hidden_sizes=(): must have a size")
         cfg.check_choice(self, "outer_critic", ("own", "inner"))
         cfg.check_choice(self, "mode", ("auto", *MODES))
         cfg.check_count(self, "num_updates")
@@ -214,3 +227,4 @@ class Tuning(NamedTuple):
     settings: Settings
     objective: Objective
     env: BatchedEnv | None  # of agents that run their environments again
+    learned: tuple[str, ...]  # of `shaping.LEARNED`
