@@ -1,0 +1,172 @@
+"""Learned Policy Gradient: a recurrent network that reads a trajectory backwards.
+
+Oh et al. (2020), https://arxiv.org/abs/2007.08794; sizes after Jackson et al. (2023),
+https://arxiv.org/abs/2310.02782, smaller by default.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from rljax import config as cfg
+from rljax.meta.rules.types import Outputs, Rule, RuleState, Targets, Trajectory
+from rljax.types import Params
+
+_INPUTS = 5  # of each step
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Sizes of the rule's network, and constants of the agent's loss."""
+
+    y_cost: float = 0.5  # weight of the prediction's loss
+    bound: float = 3.0  # of the policy's target, either way
+    y_size: int = cfg.static(8)  # categories of the prediction
+    memory_size: int = cfg.static(48)  # features of the recurrent network
+    hidden_size: int = cfg.static(16)  # of the network that reads predictions
+
+    def validate(self) -> None:
+        """Raise ValueError naming a field out of range, its value and the range."""
+        cfg.check_range(self, "y_cost", low=0.0)
+        cfg.check_range(self, "bound", low=0.0, open_low=True)
+        cfg.check_count(self, "y_size", "memory_size", "hidden_size", high=2**14)
+
+
+def make(settings: Settings | None = None) -> Rule:
+    r"""Make the rule.
+
+    For each step, backwards in time, the network reads
+
+    .. math:: x_t = [r_t, \gamma_t, \pi(a_t | s_t), \varphi(y(s_t)),
+              \varphi(y(s_{t+1}))]
+
+    and puts out a number :math:`\hat\pi_t` in (-bound, bound) and the logits
+    :math:`\hat y_t` of a categorical distribution. The agent's loss is
+
+    .. math:: -\hat\pi_t \log \pi_\theta(a_t | s_t)
+              + \alpha_y \text{KL}(y_\theta(s_t) \| \hat y_t)
+
+    with the prediction first: DiscoRL has the target first. What the prediction y means
+    is learned. Numbers of actions and observations do not enter, so that the rule
+    works for agents of any.
+
+    At the end of an episode the network starts anew, and :math:`\varphi(y(s_{t+1}))` is
+    0. A time limit differs from a termination by :math:`\gamma_t` alone: the value
+    beyond the limit is not seen.
+
+    The rule reads `outputs["logits"]` `[T + 1, B, A]` and `outputs["y"]`
+    `[T + 1, B, Y]`, and keeps no state. Nothing is stopped.
+
+    Args:
+      settings: the defaults unless given.
+    """
+    settings = Settings() if settings is None else settings
+    return Rule(
+        init=functools.partial(init, settings),
+        start=tuple,
+        targets=functools.partial(targets, settings),
+        loss=functools.partial(loss, settings),
+    )
+
+
+def init(settings: Settings, key: jax.Array) -> Params:
+    """Fresh numbers; the targets are small at first."""
+    keys = jax.random.split(key, 6)
+    y, hidden, memory = settings.y_size, settings.hidden_size, settings.memory_size
+    return {
+        "read_0": _dense(keys[0], y, hidden),
+        "read_1": _dense(keys[1], hidden, 1),
+        "input": _dense(keys[2], _INPUTS, 3 * memory),
+        "memory": _dense(keys[3], memory, 3 * memory),
+        "pi_hat": _dense(keys[4], memory, 1, scale=0.1),
+        "y_hat": _dense(keys[5], memory, y, scale=0.1),
+    }
+
+
+def targets(
+    settings: Settings, params: Params, state: RuleState, trajectory: Trajectory
+) -> tuple[Targets, RuleState]:
+    """Targets `{"pi_hat": [T, B], "y_hat": [T, B, Y]}`, the latter as logits."""
+    inputs = features(params, trajectory)
+    memory = backwards(params, inputs, trajectory.ended)
+    raw = _apply(params["pi_hat"], memory)[..., 0]
+    bound = settings.bound
+    pi_hat = bound * jnp.tanh(raw / bound)
+    return {"pi_hat": pi_hat, "y_hat": _apply(params["y_hat"], memory)}, state
+
+
+def features(params: Params, trajectory: Trajectory) -> jax.Array:
+    """The inputs `[T, B, 5]` of the recurrent network."""
+    outputs = trajectory.outputs
+    length = len(trajectory.action)
+    log_pi = _chosen(outputs["logits"][:length], trajectory.action)
+    hidden = jax.nn.relu(_apply(params["read_0"], jax.nn.softmax(outputs["y"])))
+    read = _apply(params["read_1"], hidden)[..., 0]  # [T + 1, B]
+    following = jnp.where(trajectory.ended, 0.0, read[1:])
+    columns = (
+        trajectory.reward,
+        trajectory.discount,
+        jnp.exp(log_pi),
+        read[:-1],
+        following,
+    )
+    return jnp.stack(columns, axis=-1)
+
+
+def backwards(params: Params, inputs: jax.Array, ended: jax.Array) -> jax.Array:
+    """Memory `[T, B, M]` of a gated recurrent unit that runs from the last step.
+
+    Cho et al. (2014), https://arxiv.org/abs/1406.1078.
+
+    Args:
+      params: the rule's.
+      inputs: `[T, B, I]`.
+      ended: `[T, B]` bool; there nothing of later steps gets through.
+    """
+    from_inputs = _apply(params["input"], inputs)
+    size = from_inputs.shape[-1] // 3
+
+    def step(
+        memory: jax.Array, row: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        x, ended = row
+        memory = jnp.where(ended[:, None], 0.0, memory)
+        h = _apply(params["memory"], memory)
+        gates = jax.nn.sigmoid(x[:, : 2 * size] + h[:, : 2 * size])
+        keep, reset = gates[:, :size], gates[:, size:]
+        new = jnp.tanh(x[:, 2 * size :] + reset * h[:, 2 * size :])
+        memory = keep * memory + (1.0 - keep) * new
+        return memory, memory
+
+    start = jnp.zeros_like(from_inputs[0, :, :size])
+    return jax.lax.scan(step, start, (from_inputs, ended), reverse=True)[1]
+
+
+def loss(
+    settings: Settings, outputs: Outputs, targets: Targets, trajectory: Trajectory
+) -> jax.Array:
+    """Losses `[T, B]` of the agent's outputs `[T or T + 1, B, ...]`."""
+    length = len(trajectory.action)
+    logits, y = outputs["logits"][:length], outputs["y"][:length]
+    log_y, log_y_hat = jax.nn.log_softmax(y), jax.nn.log_softmax(targets["y_hat"])
+    kl = jnp.sum(jnp.exp(log_y) * (log_y - log_y_hat), axis=-1)
+    policy = -targets["pi_hat"] * _chosen(logits, trajectory.action)
+    return policy + settings.y_cost * kl
+
+
+def _chosen(logits: jax.Array, action: jax.Array) -> jax.Array:
+    """Log-probabilities `[...]` of actions `[...]`."""
+    log_pi = jax.nn.log_softmax(logits)
+    return jnp.take_along_axis(log_pi, action[..., None], axis=-1)[..., 0]
+
+
+def _dense(key: jax.Array, inputs: int, outputs: int, scale: float = 1.0) -> Params:
+    drawn = jax.nn.initializers.variance_scaling(scale**2, "fan_in", "normal")
+    return {"w": drawn(key, (inputs, outputs)), "b": jnp.zeros(outputs)}
+
+
+def _apply(layer: Params, x: jax.Array) -> jax.Array:
+    return x @ layer["w"] + layer["b"]
