@@ -3,6 +3,13 @@
 types  the parts of a rule, and the data that it reads
 """
 
-from rljax.meta.rules.types import Outputs, Rule, RuleState, Targets, Trajectory
+from rljax.meta.rules.types import (
+    Outputs,
+    Rule,
+    RuleState,
+    Targets,
+    Trajectory,
+    successors,
+)
 
-__all__ = ["Outputs", "Rule", "RuleState", "Targets", "Trajectory"]
+__all__ = ["Outputs", "Rule", "RuleState", "Targets", "Trajectory", "successors"]

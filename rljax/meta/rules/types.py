@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from rljax.types import Params
 
@@ -12,7 +13,11 @@ RuleState = Any  # tree of arrays, what a rule keeps of one agent's lifetime; ()
 
 
 class Trajectory(NamedTuple):
-    """T steps of B environments, time-major; what has T + 1 rows tells what follows."""
+    """T steps of B environments, time-major; what has T + 1 rows tells what follows.
+
+    Outputs may have more rows: of true successors that the time limit cut off, which
+    `following` then names. `successors` finds what each step led to.
+    """
 
     outputs: Outputs  # [T + 1, B, ...] of the agent's network, as data
     target_outputs: Outputs  # likewise of an older copy; () for rules without one
@@ -22,6 +27,24 @@ class Trajectory(NamedTuple):
     discount: jax.Array  # [T, B] of what follows, 0 where the episode terminated
     ended: jax.Array  # [T, B] bool, the next row belongs to another episode
     weight: jax.Array  # [T, B] of each step in the loss
+    # [T, B] int32, the row of the outputs that a step led to; None: the next one
+    following: jax.Array | None = None
+
+
+def successors(x: jax.Array, trajectory: Trajectory) -> jax.Array:
+    """Numbers of the row that each step led to.
+
+    Args:
+      x: `[R, B, ...]`, of the rows of a trajectory's outputs.
+      trajectory: of T < R steps.
+
+    Returns:
+      `[T, B, ...]`; after a termination of the next episode's first row.
+    """
+    length = len(trajectory.action)
+    if trajectory.following is None:
+        return x[1 : length + 1]
+    return x[trajectory.following, jnp.arange(x.shape[1])]
 
 
 class InitRuleFn(Protocol):
