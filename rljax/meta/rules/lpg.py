@@ -11,7 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from rljax import config as cfg
-from rljax.meta.rules.types import Outputs, Rule, RuleState, Targets, Trajectory
+from rljax.meta.rules.types import (
+    Outputs,
+    Rule,
+    RuleState,
+    Targets,
+    Trajectory,
+    successors,
+)
 from rljax.types import Params
 
 _INPUTS = 5  # of each step
@@ -53,12 +60,12 @@ def make(settings: Settings | None = None) -> Rule:
     is learned. Numbers of actions and observations do not enter, so that the rule
     works for agents of any.
 
-    At the end of an episode the network starts anew, and :math:`\varphi(y(s_{t+1}))` is
-    0. A time limit differs from a termination by :math:`\gamma_t` alone: the value
-    beyond the limit is not seen.
+    At the end of an episode the network starts anew. After a termination
+    :math:`\varphi(y(s_{t+1}))` is 0; after a time limit the prediction is that of the
+    true successor, or 0 where a trajectory does not have it.
 
-    The rule reads `outputs["logits"]` `[T + 1, B, A]` and `outputs["y"]`
-    `[T + 1, B, Y]`, and keeps no state. Nothing is stopped.
+    The rule reads `outputs["logits"]` `[T, B, A]` and `outputs["y"]` `[R, B, Y]`, of
+    the rows of a trajectory, and keeps no state. Nothing is stopped.
 
     Args:
       settings: the defaults unless given.
@@ -104,14 +111,16 @@ def features(params: Params, trajectory: Trajectory) -> jax.Array:
     length = len(trajectory.action)
     log_pi = _chosen(outputs["logits"][:length], trajectory.action)
     hidden = jax.nn.relu(_apply(params["read_0"], jax.nn.softmax(outputs["y"])))
-    read = _apply(params["read_1"], hidden)[..., 0]  # [T + 1, B]
-    following = jnp.where(trajectory.ended, 0.0, read[1:])
+    read = _apply(params["read_1"], hidden)[..., 0]  # [R, B]
+    seen = trajectory.discount > 0
+    if trajectory.following is None:
+        seen &= ~trajectory.ended
     columns = (
         trajectory.reward,
         trajectory.discount,
         jnp.exp(log_pi),
-        read[:-1],
-        following,
+        read[:length],
+        jnp.where(seen, successors(read, trajectory), 0.0),
     )
     return jnp.stack(columns, axis=-1)
 
@@ -148,7 +157,7 @@ def backwards(params: Params, inputs: jax.Array, ended: jax.Array) -> jax.Array:
 def loss(
     settings: Settings, outputs: Outputs, targets: Targets, trajectory: Trajectory
 ) -> jax.Array:
-    """Losses `[T, B]` of the agent's outputs `[T or T + 1, B, ...]`."""
+    """Losses `[T, B]` of the agent's outputs, whose first T rows count."""
     length = len(trajectory.action)
     logits, y = outputs["logits"][:length], outputs["y"][:length]
     log_y, log_y_hat = jax.nn.log_softmax(y), jax.nn.log_softmax(targets["y_hat"])

@@ -6,15 +6,21 @@ import jax
 import jax.numpy as jnp
 
 from rljax.meta.rules import lpg
-from rljax.meta.rules.types import Outputs, Rule, RuleState, Targets, Trajectory
+from rljax.meta.rules.types import (
+    Outputs,
+    Rule,
+    RuleState,
+    Targets,
+    Trajectory,
+    successors,
+)
 from rljax.types import Params
 
 
 def make(settings: lpg.Settings | None = None) -> Rule:
     """Make the rule, for agents with the outputs that `lpg` reads.
 
-    The first entry of `y` predicts the return. Where an episode was cut, its value is
-    taken for that of the successor, which a trajectory does not show.
+    The first entry of `y` predicts the return.
 
     Args:
       settings: `y_cost` weighs the critic's loss, `bound` holds the advantages.
@@ -33,11 +39,11 @@ def targets(
 ) -> tuple[Targets, RuleState]:
     """The advantage `pi_hat` and the value's target `y_hat`, both `[T, B]`."""
     value = trajectory.outputs["y"][..., 0]
-    following = jnp.where(trajectory.ended, value[:-1], value[1:])
+    following = successors(value, trajectory)
     target = trajectory.reward + trajectory.discount * following
-    bound = settings.bound
+    value, bound = value[: len(target)], settings.bound
     return {
-        "pi_hat": jnp.clip(target - value[:-1], -bound, bound),
+        "pi_hat": jnp.clip(target - value, -bound, bound),
         "y_hat": target,
     }, state
 
