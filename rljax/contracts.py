@@ -278,6 +278,17 @@ class DualsConfig(Protocol):
     def multiplier(self) -> float: ...  # weight of each divergence
 
 
+class RuleConfig(
+    RunConfig, AnnealConfig, NetworkConfig, DiscountConfig, TargetRateConfig, Protocol
+):
+    """Of agents that learn by a learned update rule."""
+
+    @property
+    def learning_rate(self) -> float: ...  # of Adam
+    @property
+    def max_update(self) -> float: ...  # of each parameter in a step, before the rate
+
+
 def fields(config: type) -> list[str]:
     """The names that a config's protocol asks for, sorted.
 
@@ -354,6 +365,22 @@ class ActorCriticState(HasActor, HasCritic, Protocol):
     def actor_opt(self) -> OptState: ...
     @property
     def critic_opt(self) -> OptState: ...
+    @property
+    def step(self) -> jax.Array: ...  # [] int32, rollouts learned from
+    def _replace(self, **changes: Any) -> Any: ...
+
+
+class RuleLearnerState(Protocol):
+    """Of agents that learn by a learned update rule; more fields may be."""
+
+    @property
+    def params(self) -> Params: ...
+    @property
+    def target_params(self) -> Params: ...  # an older copy; () if the rule reads none
+    @property
+    def opt_state(self) -> OptState: ...
+    @property
+    def rule_state(self) -> Any: ...  # what the rule keeps
     @property
     def step(self) -> jax.Array: ...  # [] int32, rollouts learned from
     def _replace(self, **changes: Any) -> Any: ...

@@ -1,6 +1,7 @@
 """Mechanics that agents share: losses, targets and the order of updates stay theirs.
 
 actor_critic     an actor and critics from a replay
+by_rule          outputs towards the targets of a learned update rule
 duals            dual variables of bounds on divergences
 exploration      noise that is added to actions or to a prior
 fresh_q_learner  action values from fresh rollouts
@@ -16,6 +17,7 @@ from rljax._deferred import submodule
 
 if TYPE_CHECKING:  # for editors; a test compares it with the folder
     from rljax.learners import actor_critic as actor_critic
+    from rljax.learners import by_rule as by_rule
     from rljax.learners import duals as duals
     from rljax.learners import exploration as exploration
     from rljax.learners import fresh_q_learner as fresh_q_learner

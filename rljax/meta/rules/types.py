@@ -9,7 +9,7 @@ from rljax.types import Params
 
 Outputs = Any  # tree of [..., ...], what an agent's network puts out, by name
 Targets = Any  # tree of [T, B, ...], what a rule wants of them
-RuleState = Any  # tree of arrays, what a rule keeps of one agent's lifetime; () if nothing
+RuleState = Any  # tree of arrays, what a rule keeps of an agent's lifetime, or ()
 
 
 class Trajectory(NamedTuple):
