@@ -22,6 +22,7 @@ from rljax.meta.rules.types import (
 from rljax.types import Params
 
 _INPUTS = 5  # of each step
+_GATES = ("keep", "reset", "new")  # of the recurrent unit
 
 
 @jax.tree_util.register_dataclass
@@ -32,7 +33,7 @@ class Settings:
     y_cost: float = 0.5  # weight of the prediction's loss
     bound: float = 3.0  # of the policy's target, either way
     y_size: int = cfg.static(8)  # categories of the prediction
-    memory_size: int = cfg.static(48)  # features of the recurrent network
+    memory_size: int = cfg.static(32)  # features of the recurrent network
     hidden_size: int = cfg.static(16)  # of the network that reads predictions
 
     def validate(self) -> None:
@@ -82,12 +83,16 @@ def make(settings: Settings | None = None) -> Rule:
 def init(settings: Settings, key: jax.Array) -> Params:
     """Fresh numbers; the targets are small at first."""
     keys = jax.random.split(key, 6)
+    of_inputs, of_memory = (
+        dict(zip(_GATES, jax.random.split(key, len(_GATES)), strict=True))
+        for key in keys[2:4]
+    )
     y, hidden, memory = settings.y_size, settings.hidden_size, settings.memory_size
     return {
         "read_0": _dense(keys[0], y, hidden),
         "read_1": _dense(keys[1], hidden, 1),
-        "input": _dense(keys[2], _INPUTS, 3 * memory),
-        "memory": _dense(keys[3], memory, 3 * memory),
+        "input": {gate: _dense(k, _INPUTS, memory) for gate, k in of_inputs.items()},
+        "memory": {gate: _dense(k, memory, memory) for gate, k in of_memory.items()},
         "pi_hat": _dense(keys[4], memory, 1, scale=0.1),
         "y_hat": _dense(keys[5], memory, y, scale=0.1),
     }
@@ -135,23 +140,23 @@ def backwards(params: Params, inputs: jax.Array, ended: jax.Array) -> jax.Array:
       inputs: `[T, B, I]`.
       ended: `[T, B]` bool; there nothing of later steps gets through.
     """
-    from_inputs = _apply(params["input"], inputs)
-    size = from_inputs.shape[-1] // 3
+    # Three products each, not slices of one: on CPU a third of the time.
+    xs = [_apply(params["input"][gate], inputs) for gate in _GATES]
+    going_on = 1.0 - ended[..., None]
 
     def step(
-        memory: jax.Array, row: tuple[jax.Array, jax.Array]
+        memory: jax.Array, row: tuple[list[jax.Array], jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
-        x, ended = row
-        memory = jnp.where(ended[:, None], 0.0, memory)
-        h = _apply(params["memory"], memory)
-        gates = jax.nn.sigmoid(x[:, : 2 * size] + h[:, : 2 * size])
-        keep, reset = gates[:, :size], gates[:, size:]
-        new = jnp.tanh(x[:, 2 * size :] + reset * h[:, 2 * size :])
-        memory = keep * memory + (1.0 - keep) * new
+        x, going_on = row
+        memory = memory * going_on
+        h = [_apply(params["memory"][gate], memory) for gate in _GATES]
+        keep, reset = jax.nn.sigmoid(x[0] + h[0]), jax.nn.sigmoid(x[1] + h[1])
+        new = _tanh(x[2] + reset * h[2])
+        memory = new + keep * (memory - new)
         return memory, memory
 
-    start = jnp.zeros_like(from_inputs[0, :, :size])
-    return jax.lax.scan(step, start, (from_inputs, ended), reverse=True)[1]
+    start = jnp.zeros_like(xs[0][0])
+    return jax.lax.scan(step, start, (xs, going_on), reverse=True)[1]
 
 
 def loss(
@@ -164,6 +169,11 @@ def loss(
     kl = jnp.sum(jnp.exp(log_y) * (log_y - log_y_hat), axis=-1)
     policy = -targets["pi_hat"] * _chosen(logits, trajectory.action)
     return policy + settings.y_cost * kl
+
+
+def _tanh(x: jax.Array) -> jax.Array:
+    """The hyperbolic tangent, on CPU in a sixth of the time of XLA's."""
+    return 2.0 * jax.nn.sigmoid(2.0 * x) - 1.0
 
 
 def _chosen(logits: jax.Array, action: jax.Array) -> jax.Array:
