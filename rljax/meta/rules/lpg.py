@@ -6,9 +6,13 @@ https://arxiv.org/abs/2310.02782, smaller by default.
 
 import dataclasses
 import functools
+import json
+import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rljax import config as cfg
 from rljax.meta.rules.types import (
@@ -21,6 +25,8 @@ from rljax.meta.rules.types import (
 )
 from rljax.types import Params
 
+FILE = "rule.npz"  # in a run folder
+_SETTINGS = "settings"  # name of the array that holds them, as JSON
 _INPUTS = 5  # of each step
 _GATES = ("keep", "reset", "new")  # of the recurrent unit
 
@@ -108,6 +114,95 @@ def targets(
     bound = settings.bound
     pi_hat = bound * jnp.tanh(raw / bound)
     return {"pi_hat": pi_hat, "y_hat": _apply(params["y_hat"], memory)}, state
+
+
+def save(path: str | os.PathLike, settings: Settings, params: Params) -> None:
+    """Write a rule to a file of arrays, `.npz`, whole or not at all.
+
+    Args:
+      path: of the file.
+      settings: of the rule.
+      params: its numbers.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    path = Path(path)
+    arrays = {name: np.asarray(leaf, np.float32) for name, leaf in _named(params)}
+    arrays[_SETTINGS] = np.array(json.dumps(dataclasses.asdict(settings)))
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike) -> tuple[Settings, Params]:
+    """Read a rule that `save` wrote, and check all of it.
+
+    Args:
+      path: of the file, or of the run folder that holds it as `rule.npz`.
+
+    Returns:
+      The settings, and the numbers as numpy arrays; the same ones for as long as the
+      file stays.
+
+    Raises:
+      ValueError: no such file, a damaged one, or another rule's; names the path and
+        what is wrong.
+    """
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    try:
+        stat = path.stat()
+        return _load(path, stat.st_mtime_ns, stat.st_size)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from error
+
+
+@functools.lru_cache(maxsize=4)
+def _load(path: Path, time: int, size: int) -> tuple[Settings, Params]:
+    """Read a file once for each time that it was written."""
+    del time, size
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found.files}
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds, by where the damage is
+        raise ValueError(f"{path}: no file of arrays, or damaged: {error}") from error
+    try:
+        settings = Settings(**json.loads(str(arrays.pop(_SETTINGS)[()])))
+        settings.validate()
+    except (KeyError, TypeError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path}: no settings of this rule: {reason}") from error
+    like = jax.eval_shape(functools.partial(init, settings), jax.random.key(0))
+    expected = dict(_named(like))
+    if different := sorted(expected.keys() ^ arrays.keys()):
+        raise ValueError(f"{path}: another rule: missing or more: {different[0]}")
+    for name, leaf in expected.items():
+        array = arrays[name]
+        if array.shape != leaf.shape or array.dtype != np.float32:
+            have = f"{array.dtype}{list(array.shape)}"
+            raise ValueError(
+                f"{path}: {name} is {have}, expected float32{list(leaf.shape)}"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(f"{path}: {name} has numbers that are not finite")
+        array.flags.writeable = False  # all callers share them
+    leaves = [arrays[name] for name in expected]
+    return settings, jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _named(params: Params) -> list[tuple[str, jax.Array]]:
+    """Leaves by their paths: `memory/keep/w`."""
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree.leaves_with_path(params)
+    ]
 
 
 def features(params: Params, trajectory: Trajectory) -> jax.Array:

@@ -134,7 +134,8 @@ class Lifetime(NamedTuple):
     critic: jax.Array  # [S] values of states at the outer discount
     env: EnvState
     obs: Obs  # [N, ...]
-    left: jax.Array  # [] int32, updates until the agent's end
+    age: jax.Array  # [] int32, updates so far
+    end: jax.Array  # [] int32, age at which the life is over
     task: jax.Array  # [] typed key, that draws the task
     key: jax.Array  # [] typed key
 
@@ -147,24 +148,28 @@ class MetaState(NamedTuple):
     lifetimes: Lifetime
 
 
+def act(
+    network: Table,
+    config: AgentConfig,
+    life: Lifetime,
+    memory: Memory,
+    obs: Obs,
+    key: jax.Array,
+    explore: bool,
+) -> tuple[jax.Array, Memory, jax.Array]:
+    """Sample the policy, with its logits; or take its mode."""
+    logits = network.apply(life.params, obs)["logits"]
+    if not explore:
+        return logits.argmax(axis=-1), memory, logits
+    return jax.random.categorical(key, logits), memory, logits
+
+
 def play(
     parts: Parts, config: Config, env: BatchedEnv, life: Lifetime, key: jax.Array
 ) -> tuple[Lifetime, Rollout]:
     """Act for a rollout `[T, N, ...]`, whose `extras` are the policy's logits."""
-
-    def act(
-        config: AgentConfig,
-        params: Params,
-        memory: Memory,
-        obs: Obs,
-        key: jax.Array,
-        explore: bool,
-    ) -> tuple[jax.Array, Memory, jax.Array]:
-        logits = parts.network.apply(params, obs)["logits"]
-        return jax.random.categorical(key, logits), memory, logits
-
     start = TrainState(
-        agent=jax.lax.stop_gradient(life.params),
+        agent=jax.lax.stop_gradient(life),
         env=life.env,
         obs=life.obs,
         memory=(),
@@ -172,7 +177,7 @@ def play(
         step=jnp.zeros((), jnp.int32),
     )
     end, played, _ = rollout.unroll(
-        act,
+        functools.partial(act, parts.network),
         env,
         config,
         start,
@@ -222,7 +227,7 @@ def learn(
         params=params,
         rule=rule_state,
         critic=value_step(config, life.critic, played)[0],
-        left=life.left - 1,
+        age=life.age + 1,
     )
     squared = {name: jnp.mean(x**2) for name, x in targets.items()}
     return life, {f"{name}_squared": x for name, x in squared.items()}
@@ -306,12 +311,27 @@ def lifetime_loss(
     return loss, (life._replace(critic=critic, key=key), metrics)
 
 
+def live(
+    parts: Parts, config: Config, rule_params: Params, life: Lifetime, updates: int
+) -> tuple[Lifetime, jax.Array]:
+    """Let an agent learn by a rule; mean rewards `[updates]` on the way."""
+    env = parts.draw_task(life.task)
+
+    def update(life: Lifetime, _: None) -> tuple[Lifetime, jax.Array]:
+        key, play_key = jax.random.split(life.key)
+        life, played = play(parts, config, env, life, play_key)
+        life, _ = learn(parts, config, rule_params, life, played)
+        return life._replace(key=key), played.reward.mean()
+
+    return jax.lax.scan(update, life, None, updates)
+
+
 def renewed(parts: Parts, config: Config, life: Lifetime) -> Lifetime:
     """The same agent, or a fresh one with another task where its life is over."""
     key, task, env_key, next_key = jax.random.split(life.key, 4)
     fresh = born(parts, config, task=task, env_key=env_key, key=next_key)
     return jax.tree.map(
-        lambda x, y: where(life.left <= 0, x, y), fresh, life._replace(key=key)
+        lambda x, y: where(life.age >= life.end, x, y), fresh, life._replace(key=key)
     )
 
 
@@ -333,7 +353,8 @@ def born(
         critic=jnp.zeros(parts.network.num_states),
         env=env_state,
         obs=obs,
-        left=jnp.asarray(config.lifetime, jnp.int32),
+        age=jnp.zeros((), jnp.int32),
+        end=jnp.asarray(config.lifetime, jnp.int32),
         task=task,
         key=key,
     )
@@ -357,7 +378,7 @@ def init(parts: Parts, config: Config, key: jax.Array) -> MetaState:
         task, env_key, life_key = jax.random.split(jax.random.fold_in(key, index), 3)
         made = born(parts, config, task=task, env_key=env_key, key=life_key)
         share = (index + 1) * config.lifetime // (number * shards)
-        return made._replace(left=share.astype(jnp.int32))
+        return made._replace(end=share.astype(jnp.int32))
 
     return MetaState(
         params=params,
@@ -379,8 +400,8 @@ def run(
 
     Returns:
       The new state, and metrics `[iterations]`, means over the lifetimes;
-      `late_reward` is the mean reward of agents in the last quarter of their lives, 0
-      where there is none.
+      `late_reward` is the mean reward of the `late` agents in the last quarter of
+      their lives, 0 where there is none.
     """
     config = cfg.as_arrays(config)
 
@@ -397,11 +418,13 @@ def run(
         params, opt_state, (lifetimes, metrics) = on_policy.adam_step(
             config, rate, loss, params=state.params, opt_state=state.opt_state
         )
-        late = lifetimes.left < config.lifetime // 4
-        sums = parallel.total((jnp.sum(late * metrics["reward"]), jnp.sum(late)))
+        old = lifetimes.age > config.lifetime - config.lifetime // 4
+        sums = parallel.total((jnp.sum(old * metrics["reward"]), jnp.sum(old)))
         metrics = parallel.mean(jax.tree.map(jnp.mean, metrics))
         metrics["late_reward"] = sums[0] / jnp.maximum(sums[1], 1)
-        return MetaState(params, opt_state, lifetimes), metrics
+        metrics["late"] = sums[1].astype(jnp.float32)
+        new = MetaState(params=params, opt_state=opt_state, lifetimes=lifetimes)
+        return new, metrics
 
     state = _with_keys(prng.fusible, state)
     state, metrics = jax.lax.scan(step, state, None, iterations)
