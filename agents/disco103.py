@@ -17,7 +17,7 @@ from rljax import networks, replay
 from rljax.learners import by_rule, q_learner
 from rljax.meta.rules import disco
 from rljax.networks import torsos
-from rljax.networks.layers import dense
+from rljax.networks.layers import dense, precise
 from rljax.types import (
     Agent,
     Extras,
@@ -55,7 +55,7 @@ class Config:
     batch_size: int = cfg.static(32)  # sequences per update, the newest among them
     capacity: int = cfg.static(29 * 1024)  # steps in the replay
     hidden_sizes: tuple[int, ...] = cfg.static((512, 512))  # the last is linear
-    action_sizes: tuple[int, ...] = cfg.static((128, 128))  # of LSTM, and behind
+    action_size: int = cfg.static(128)  # of the LSTM over actions and a layer behind
     activation: str = cfg.static("relu")
     torso: Torso = cfg.static("minatar")  # makes features of images
     layer_norm: bool = cfg.static(False)  # before each activation
@@ -67,8 +67,7 @@ class Config:
         """Raise ValueError naming a field out of range, its value and the range."""
         by_rule.validate(self)
         replay.validate(self)
-        cfg.check_count(self, "batch_size")
-        cfg.check_sizes(self, "action_sizes")
+        cfg.check_count(self, "batch_size", "action_size")
         if self.batch_size < self.num_envs:
             raise ValueError(
                 f"batch_size={self.batch_size}: must be at least num_envs = "
@@ -96,12 +95,23 @@ class State(NamedTuple):
     replay: replay.Replay  # with the logits of the policy that acted as memory
 
 
+def near_zero(key: Key, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    """Biases of the action value's logits: first values are near 0.
+
+    Random logits over so wide bins are values of 100, and the rule's running moments
+    take hundreds of updates to forget the first errors.
+    """
+    del key
+    bins = jnp.arange(shape[0], dtype=dtype) - disco.LIMIT
+    return -jnp.abs(bins) / 10
+
+
 class Network(nn.Module):
     """Observations to the outputs that the rule reads."""
 
     body: networks.Body
     num_actions: int
-    sizes: tuple[int, ...] = (128, 128)
+    action_size: int
 
     @nn.compact
     def __call__(self, obs: Obs) -> dict[str, jax.Array]:
@@ -116,18 +126,17 @@ class Network(nn.Module):
             name: nn.Dense(size, kernel_init=small, name=name)(x)
             for name, size in (("logits", num_actions), ("y", disco.Y))
         }
-        z = self.of_actions(x, dtype)
+        each = self.of_actions(x, dtype)
         sizes = {"z": disco.Y, "aux_pi": num_actions, "q": 2 * disco.LIMIT + 1}
         for name, size in sizes.items():
-            h = z
-            for width in self.sizes[1:]:
-                h = nn.relu(nn.Dense(width, dtype=dtype)(h))
-            outputs[name] = nn.Dense(size, name=name)(h)
+            h = nn.relu(nn.Dense(self.action_size, dtype=dtype)(each))
+            starts = dict(kernel_init=small, bias_init=near_zero) if name == "q" else {}
+            outputs[name] = precise(nn.Dense(size, dtype=dtype, name=name, **starts)(h))
         return outputs
 
     def of_actions(self, x: jax.Array, dtype: str | None) -> jax.Array:
         """Features of each action, `[..., A, L]`: one step of an LSTM from `x`."""
-        size = self.sizes[0]
+        size = self.action_size
         cell = nn.Dense(size, dtype=dtype)(x)
         hidden = nn.Dense(4 * size, dtype=dtype)(jnp.tanh(cell))
         init = nn.initializers.truncated_normal((self.num_actions + size) ** -0.5)
@@ -153,7 +162,7 @@ def make(spec: Spec) -> Agent:
 def network(spec: Spec, config: Config) -> Network:
     """The agent's network."""
     body, num_actions = networks.body(spec, config), q_learner.num_actions(spec)
-    return Network(body=body, num_actions=num_actions, sizes=config.action_sizes)
+    return Network(body=body, num_actions=num_actions, action_size=config.action_size)
 
 
 def init(spec: Spec, config: Config, key: Key) -> State:

@@ -1,6 +1,9 @@
 """What the tests of agents share beside the fixtures of conftest.py."""
 
 import dataclasses
+import functools
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 
 from rljax import agents
+from rljax.meta.rules import disco
 
 T, N = 8, 4  # of the case's rollouts
 CONTINUOUS_ONLY = ("apg", "td3")
@@ -32,6 +36,8 @@ SMALL_FIELDS = dict(
 # What an agent needs beside them.
 SMALL: dict[str, dict[str, Any]] = {
     "awr": dict(batch_size=12, sequence_length=5, num_minibatches=3),
+    # 6 sequences, two of them from the replay; the published numbers are not here.
+    "disco103": dict(batch_size=6, action_size=8),
     "dqn": dict(target_period=4),
     "ppo_rnn": dict(sequence_length=4),
     # 45 does not divide by the 8 sequences of one rollout.
@@ -68,12 +74,37 @@ def parameters(state):
     }
 
 
+@functools.cache
+def _folder():
+    return tempfile.TemporaryDirectory()  # is there until the process ends
+
+
+@functools.cache
+def rule_weights():
+    """The path of a file as that of Disco103, of random numbers; one per process."""
+    path = Path(_folder().name) / "disco_103.npz"
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: rng.normal(0.0, max(0.1, np.prod(shape[:-1]) ** -0.5), shape)
+        for name, shape in disco.SHAPES.items()
+    }
+    arrays = {name: x.astype(np.float32) for name, x in arrays.items()}
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def required(name):
+    """Values of the fields without a default that would do."""
+    return dict(weights=rule_weights()) if name == "disco103" else {}
+
+
 def small(name):
     """A config of six rollouts, beside T, N and the hidden sizes."""
     fields = {field.name for field in dataclasses.fields(agents.get(name).Config)}
     usual = {name: size for name, size in SMALL_FIELDS.items() if name in fields}
     total_steps = 6 * 32 + 64 * ("warmup_steps" in fields)
-    return dict(total_steps=total_steps) | usual | SMALL.get(name, {})
+    own = SMALL.get(name, {}) | required(name)
+    return dict(total_steps=total_steps) | usual | own
 
 
 def learned(state):

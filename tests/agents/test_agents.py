@@ -25,6 +25,7 @@ from ..agent_case import (
     differ,
     learned,
     parameters,
+    required,
     with_other_next_obs,
 )
 from . import test_probes
@@ -69,7 +70,8 @@ def test_an_update_changes_every_parameter(case, update, state, rollout):
 
 
 def test_gradients_are_clipped(case, update, state, rollout):
-    small = {"max_grad_norm": 1e-12}
+    per_parameter = hasattr(case.config, "max_update")
+    small = {"max_update" if per_parameter else "max_grad_norm": 1e-12}
     if hasattr(case.config, "max_kl"):  # bounds the policy's step
         small |= {"max_kl": 1e-14}
     config = dataclasses.replace(case.config, **small)
@@ -198,7 +200,7 @@ def test_a_preset_is_for_the_parameters_that_it_states_and_no_others():
         config = agents.config_for(name, env_name, params)
         assert config == dataclasses.replace(module.Config(), **preset.config)
         assert config != module.Config()
-        config.validate()
+        dataclasses.replace(config, **required(name)).validate()
         assert agents.other_preset(name, env_name, params) == ""
         asked = {k: v for k, v in params.items() if k not in preset.wrap}
         assert agents.env_params_for(name, env_name, asked) == params
@@ -233,7 +235,7 @@ def test_presets_of_other_packages_bring_options_of_wrap():
         assert env_name.partition("/")[0] in adapters.PACKAGES
         config = agents.config_for(name, env_name.replace("*", "any"), {"x": 1})
         assert config == dataclasses.replace(agents.get(name).Config(), **preset.config)
-        config.validate()
+        dataclasses.replace(config, **required(name)).validate()
         assert preset.wrap.keys() <= options.keys()
 
 
@@ -302,6 +304,7 @@ BAD_VALUES = {
     "learning_rate": (-1.0, 0.0, math.nan, None),
     "gamma": (1.5, -0.1),
     "max_grad_norm": (0.0,),
+    "max_update": (0.0, -1.0),
     "adam_epsilon": (0.0, -1e-5),
     "lambda_": (2.0, -1.0),
     "clip_epsilon": (0.0, -0.2),
@@ -375,6 +378,8 @@ BAD_VALUES = {
     "target_noise_clip": (-0.1,),
     "policy_delay": (0, True),
     "hidden_sizes": ((0,), (64, -1), (8.0,)),
+    "action_size": (0, 8.0),
+    "weights": ("", "no/such.npz"),
     "activation": ("swosh", None),
 }
 
@@ -399,7 +404,7 @@ def test_bad_values_are_named(name, field, value):
 @pytest.mark.parametrize("name", agents.names())
 def test_every_integer_fits_the_programs_counters(name):
     """Within int32; of the steps in all there may be so many rollouts."""
-    config = agents.get(name).Config()
+    config = agents.get(name).Config(**required(name))
     integers = [f.name for f in dataclasses.fields(config) if f.type is int]
     assert {"total_steps", "num_envs", "rollout_length"}.issubset(integers)
     for field in integers:

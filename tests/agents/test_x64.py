@@ -14,7 +14,7 @@ from rljax.meta import maml
 from rljax.running import train
 from rljax.running.evaluate import evaluate
 
-from ..agent_case import CONTINUOUS_ONLY
+from ..agent_case import CONTINUOUS_ONLY, required
 
 pytestmark = pytest.mark.usefixtures("x64")
 KEY = jax.random.key(0)
@@ -78,7 +78,7 @@ def test_an_agent_is_traced_on_each_kind_of_environment(name, kind):
     except ValueError as error:
         assert "needs discrete actions" in str(error)
         return
-    assert_narrow(agent, env, agents.get(name).Config())
+    assert_narrow(agent, env, agents.get(name).Config(**required(name)))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import pytest
 from rljax import agents, envs
 from rljax.running.checking import check_agent
 
+from ..agent_case import required
+
 ENV = envs.make("CartPole-v1")
 BOX = envs.make("Pendulum-v1")
 A2C = agents.get("a2c")
@@ -51,7 +53,8 @@ def test_an_agent_that_keeps_its_contract_passes(env):
 )
 def test_all_agents_pass(name):
     env = BOX if name in ("apg", "td3") else ENV
-    check_agent(name, agents.make(name, env.spec), env, agents.get(name).Config())
+    config = agents.get(name).Config(**required(name))
+    check_agent(name, agents.make(name, env.spec), env, config)
 
 
 @pytest.mark.parametrize(

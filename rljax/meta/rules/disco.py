@@ -168,7 +168,8 @@ def _load(path: str, time: int, size: int) -> dict[str, np.ndarray]:
     """Read a file once for each time that it was written."""
     del time, size
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with open(path, "rb") as file:  # closed also where numpy raises
+            found = np.load(file, allow_pickle=False)
             arrays = {name: found[name] for name in found.files}
     except OSError:
         raise
