@@ -167,7 +167,7 @@ def _load(path: Path, time: int, size: int) -> tuple[Settings, Params]:
     """Read a file once for each time that it was written."""
     del time, size
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             arrays = {name: found[name] for name in found.files}
     except OSError:
         raise
