@@ -33,6 +33,7 @@ from rljax.running import sharding
 from rljax.running.checkpoint import restore, save
 from rljax.running.logging import CsvSink, Progress, read_csv
 from rljax.running.plotting import learning_curve
+from rljax.types import Params
 
 KIND = "meta-train"  # of a run folder's config
 
@@ -134,7 +135,7 @@ def options_type(stored: Run | None) -> type:
         """meta-steps: updates of the rule"""
         seed: int = stored.seed if stored else 0
         """of the rule, tasks and actions"""
-        rows: int = stored.rows if stored else 300
+        rows: int = stored.rows if stored else 600
         """lines of metrics, at most"""
         data_parallel: int = stored.data_parallel if stored else most
         """devices to split the lifetimes over"""
@@ -239,11 +240,22 @@ def train_in_chunks(
             if late or stop.asked or done == run.iterations:
                 sink.sync()  # no checkpoint is later than its rows
                 save(folder / folders.CHECKPOINTS, done, state)
+                write_rule(run, folder, state)  # agents may learn by it already
                 last_save = now
             if stop.asked and done < run.iterations:
                 print(f"stopped: --name {folder.name} --resume goes on")
                 sys.exit(128 + stop.asked)
-    return jax.tree.map(lambda x: x[0, 0], state)
+    return state
+
+
+def write_rule(run: Run, folder: Path, state: meta_training.MetaState) -> None:
+    """Write the rule to its file; all shards hold the same."""
+    lpg.save(folder / lpg.FILE, run.settings, rule_of(state))
+
+
+def rule_of(state: meta_training.MetaState) -> Params:
+    """The rule's numbers in a state `[1, shards, ...]`."""
+    return jax.tree.map(lambda x: x[0, 0], state.params)
 
 
 def start(run: Run, parts: meta_training.Parts, folder: Path) -> tuple[int, Any]:
@@ -279,8 +291,8 @@ def check_finite(row: dict[str, float], step: int, folder: Path) -> None:
 def finish(
     run: Run, options: Any, folder: Path, state: meta_training.MetaState
 ) -> None:
-    """Write the rule, draw the curve, test."""
-    lpg.save(folder / lpg.FILE, run.settings, state.params)
+    """Draw the curve, test."""
+    write_rule(run, folder, state)
     table = read_csv(folder / folders.METRICS_FILE)
     names = {"all agents": "reward", "last quarter of lives": "late_reward"}
     curves = {
@@ -297,7 +309,7 @@ def finish(
         result = meta_test.test(
             run.parts(),
             run.config,
-            state.params,
+            rule_of(state),
             seed=run.seed,
             num_tasks=options.test_tasks,
             baselines=options.baselines,

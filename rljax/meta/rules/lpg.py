@@ -37,7 +37,7 @@ class Settings:
     """Sizes of the rule's network, and constants of the agent's loss."""
 
     y_cost: float = 0.5  # weight of the prediction's loss
-    bound: float = 3.0  # of the policy's target, either way
+    bound: float = 1.0  # of the policy's target, either way
     y_size: int = cfg.static(8)  # categories of the prediction
     memory_size: int = cfg.static(32)  # features of the recurrent network
     hidden_size: int = cfg.static(16)  # of the network that reads predictions

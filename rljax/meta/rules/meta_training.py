@@ -52,12 +52,12 @@ from rljax.types import (
 class Config:
     """Of meta-training; floats are pytree leaves, the rest shapes the program."""
 
-    learning_rate: float = 1e-3  # of Adam, for the rule
-    inner_rate: float = 40.0  # of gradient descent, for agents
+    learning_rate: float = 5e-4  # of Adam, for the rule
+    inner_rate: float = 20.0  # of gradient descent, for agents
     gamma: float = 0.98  # discount of rule and outer loss, cut at termination
     lambda_: float = 0.95  # trace decay of the outer advantages
     critic_rate: float = 0.3  # how far a value moves to the mean of its targets
-    policy_entropy: float = 0.05  # weight of the policy's entropy
+    policy_entropy: float = 0.02  # weight of the policy's entropy
     y_entropy: float = 1e-3  # weight of the prediction's entropy
     pi_hat_cost: float = 5e-3  # weight of the squared target of the policy
     y_hat_cost: float = 1e-3  # weight of the squared target of the prediction
