@@ -81,7 +81,8 @@ class Config:
         try:
             disco.load(self.weights)
         except ValueError as error:
-            raise ValueError(f"weights={self.weights!r}: {WHERE}; {error}") from error
+            found = f"; {error}" if self.weights else ""
+            raise ValueError(f"weights={self.weights!r}: {WHERE}{found}") from error
 
 
 class State(NamedTuple):

@@ -153,13 +153,13 @@ class Run:
         return self.map_runs(lambda key: train.init(agent, env, self.shard(), key))
 
     def sources(self) -> dict[str, str]:
-        """SHA-256 of the files that hold own code, by path."""
+        """SHA-256 of the files that hold own code or a rule's numbers, by path."""
         texts = [self.agent, self.env, *vars(self.config).values()]
         places = {x.partition(":")[0] for x in texts if isinstance(x, str)}
         return {
             place: hashlib.sha256(Path(place).read_bytes()).hexdigest()
             for place in sorted(places)
-            if place.endswith(".py") and Path(place).is_file()
+            if place.endswith((".py", ".npz")) and Path(place).is_file()
         }
 
     def to_json(self) -> dict[str, Any]:

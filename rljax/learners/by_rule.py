@@ -166,10 +166,11 @@ def learn(
     obs, following, lost = rows(rollout, max_steps)
     flat, unravel = ravel_pytree(state.params)  # one vector: one kernel in Adam
     outputs, pull = jax.vjp(lambda flat: apply(unravel(flat), obs), flat)
-    target = state.target_params
+    older = state.target_params
+    follows = bool(jax.tree.leaves(older))
     trajectory = Trajectory(
         outputs=outputs,
-        target_outputs=apply(target, obs) if jax.tree.leaves(target) else (),
+        target_outputs=apply(older, obs) if follows else (),
         behaviour_logits=rollout.extras,
         action=rollout.action,
         reward=jnp.where(lost, jnp.nan, rollout.reward),
@@ -192,12 +193,11 @@ def learn(
     )
     progress = optimizers.progress(config, state.step)
     rate = optimizers.annealed(config, progress, config.learning_rate)
-    follows = jax.tree.leaves(target)
+    if follows:
+        older = optax.incremental_update(state.params, older, config.target_rate)
     new_state = state._replace(
         params=unravel(optax.tree.add_scale(flat, -rate, direction)),
-        target_params=optax.incremental_update(state.params, target, config.target_rate)
-        if follows
-        else (),
+        target_params=older,
         opt_state=opt_state,
         rule_state=rule_state,
         step=cfg.next_count(state.step),

@@ -13,6 +13,7 @@ meta_step     one move of the tuned values
 objectives    outer losses, each with a critic of the outer discount
 parameters    tuned values as functions of raw numbers
 recorded      states of agents without their replays
+rules         learned update rules, and DiscoRL's
 tuning        an agent that tunes floats of its own config
 types         settings, states and functions of the tuning
 unrolling     K updates as one function

@@ -186,6 +186,10 @@ ROWS = {
 }
 
 
+# Agents without a row, and why.
+UNPROBED = {"disco103": "the rule's numbers are random here: a policy learns nothing"}
+
+
 class Learned(NamedTuple):
     """What an agent says on its best walk from each place; `[STEPS, 4, ...]`."""
 

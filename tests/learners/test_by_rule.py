@@ -168,6 +168,7 @@ def test_the_rate_falls_and_a_rule_may_read_no_older_copy():
 def test_the_meta_gradient_is_exact(x64, num_updates):
     """Through targets, older copies, Adam and the rule's state; and in the config."""
     weights = np.random.default_rng(2).normal(size=6)
+    rollout = jax.tree.map(jnp.asarray, ROLLOUT())
 
     def outcome(numbers):
         state, rule_params = start(), {"w": numbers[:2]}
@@ -177,7 +178,7 @@ def test_the_meta_gradient_is_exact(x64, num_updates):
         opt_state = jax.tree.map(lambda x: x + (x.ndim > 0), state.opt_state)
         state = state._replace(opt_state=opt_state)
         for _ in range(num_updates):
-            state, _ = learn(rule_params, state, ROLLOUT(), config)
+            state, _ = learn(rule_params, state, rollout, config)
         return jnp.sin(ravel_pytree(state.params)[0]) @ weights
 
     numbers = jnp.array([0.3, -0.2, 0.9, 0.25])

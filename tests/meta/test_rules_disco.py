@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from pathlib import Path
 
 import chex
@@ -263,8 +264,13 @@ def test_a_file_with_other_arrays_is_refused(tmp_path, change, words):
 def test_a_file_that_is_none_or_damaged_is_refused(tmp_path):
     with pytest.raises(ValueError, match=f"^'{tmp_path}/no.npz': No such file"):
         disco.load(f"{tmp_path}/no.npz")
-    with pytest.raises(ValueError, match=f"^'{tmp_path}': Is a directory"):
+    with pytest.raises(
+        ValueError, match=f"^'{tmp_path}': is no .npz .* Is a directory"
+    ):
         disco.load(str(tmp_path))
+    for path in (None, 3, "nul\0"):
+        with pytest.raises(ValueError, match="^" + re.escape(f"{path!r}: ")):
+            disco.load(path)
     whole = Path(rule_weights()).read_bytes()
     bent = bytearray(whole)
     bent[len(whole) // 2] ^= 1

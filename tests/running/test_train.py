@@ -18,7 +18,7 @@ from rljax.running.rollout import unroll
 from rljax.types import Agent, TrainState
 
 from .. import probe_envs
-from ..agent_case import CONTINUOUS_ONLY, fast_for, learned
+from ..agent_case import CONTINUOUS_ONLY, fast_for, learned, required
 
 pytestmark = pytest.mark.usefixtures("strict_keys")
 
@@ -479,7 +479,7 @@ def test_metrics_of_a_long_run_are_at_most_a_thousand_rows():
 
 @pytest.mark.parametrize("name", agents.names())
 def test_other_values_of_the_floats_do_not_trace_again(name):
-    config = agents.get(name).Config()
+    config = agents.get(name).Config(**required(name))
     assert traces_of_three_configs(scripted(counting), counter(), config) == [1, 1, 2]
 
 

@@ -77,7 +77,7 @@ class Moments(NamedTuple):
 
 
 class State(NamedTuple):
-    """What the rule keeps of one agent's lifetime."""
+    """The rule's memory of one agent's lifetime."""
 
     advantage: Moments
     td_error: Moments  # of action values; shown, not used
@@ -101,7 +101,7 @@ class Values(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What one of the rule's two readers makes of a trajectory."""
+    """A trajectory as one of the rule's two readers sees it."""
 
     steps: jax.Array  # [T, B, 27]
     actions: jax.Array  # [T, B, A, 2]
@@ -157,10 +157,11 @@ def load(path: str) -> dict[str, np.ndarray]:
         and what is wrong.
     """
     try:
-        stat = os.stat(path)
-        return _load(path, stat.st_mtime_ns, stat.st_size)
-    except OSError as error:
-        raise ValueError(f"{path!r}: {error.strerror or error}") from error
+        stat = os.stat(os.fspath(path))
+    except (OSError, TypeError, ValueError) as error:
+        words = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path!r}: {words}") from error
+    return _load(path, stat.st_mtime_ns, stat.st_size)
 
 
 @functools.lru_cache(maxsize=4)
@@ -171,8 +172,6 @@ def _load(path: str, time: int, size: int) -> dict[str, np.ndarray]:
         with open(path, "rb") as file:  # closed also where numpy raises
             found = np.load(file, allow_pickle=False)
             arrays = {name: found[name] for name in found.files}
-    except OSError:
-        raise
     except Exception as error:  # of many kinds, by where the damage is
         raise ValueError(f"{path!r}: is no .npz file, or damaged: {error}") from error
     _check(path, arrays)
