@@ -115,7 +115,7 @@ def read_run(folder: Path) -> Run:
         return Run(**data, config=config, settings=settings)
     except OSError as error:
         raise ValueError(f"{folder}: no run here: {error.strerror}") from error
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: damaged or of another command: {error}") from error
 
 
