@@ -63,7 +63,7 @@ def test(
         returns["a2c, best setting"] = found[best : best + 1]
         returns["a2c, best of 8 per task"] = found.max(axis=0, keepdims=True)
     returns = {name: x[0] for name, x in returns.items()}
-    drawn = jax.vmap(parts.draw_task)(keys[0])
+    drawn: Any = jax.vmap(parts.draw_task)(keys[0])
     gym = drawn.env.gym
     if isinstance(gym, grid_worlds.GridWorld):
         optimum = functools.partial(grid_worlds.optimum, gym)

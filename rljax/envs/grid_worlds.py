@@ -175,7 +175,7 @@ def draw_params(key: jax.Array, gym: GridWorld) -> GridWorldParams:
         next_cell=moves(free),
         start=_uniform(free.at[place].set(False)),
         place=place,
-        reward=pays.astype(jnp.float32),
+        reward=jnp.asarray(pays, jnp.float32),
         p_end=jnp.where(ends < 0.5, 0.0, chance),
         p_respawn=jax.random.uniform(keys[5], low.shape, maxval=0.2),
     )

@@ -121,7 +121,9 @@ def test_bad_input_is_one_line(tmp_path, options, words):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("options", ["--seed 1", "--config.gamma 0.5", "--iterations 9"])
+@pytest.mark.parametrize(
+    "options", ["--seed 1", "--config.gamma 0.5", "--iterations 9"]
+)
 def test_a_run_goes_on_as_it_began(folder, options):
     field = options.split()[0].removeprefix("--").removeprefix("config.")
     refused(
@@ -136,7 +138,9 @@ def test_other_folders_are_refused(folder, tmp_path):
     config = tmp_path / "other/config.json"
     for text in ("{", "[]", '{"command": "train"}', '{"command": "meta-train"}'):
         config.write_text(text)
-        refused("damaged or of another command", f"--resume --out {tmp_path} --name other")
+        refused(
+            "damaged or of another command", f"--resume --out {tmp_path} --name other"
+        )
 
 
 def test_an_agent_learns_by_the_run_of_a_rule(folder, tmp_path, capsys):
@@ -158,7 +162,8 @@ def test_an_agent_needs_a_rule(folder, tmp_path):
         (str(tmp_path), "No such file"),
     ):
         line = f"lpg --config.weights {weights} --out {tmp_path}"
-        with pytest.raises(ValueError, match="must be a rule that `rljax meta-train`") as e:
+        with pytest.raises(
+            ValueError, match="must be a rule that `rljax meta-train`"
+        ) as e:
             train.main(line.split(), "train")
         assert words in str(e.value) and "\n" not in str(e.value)
-

@@ -32,7 +32,7 @@ def numbers(seed=0):
 
 
 def trajectory_of(terminated=(), truncated=(), shown=True, actions=A):
-    """Random numbers, with ends at `(t, b)`; successors of rows of their own if shown."""
+    """Random numbers, ends at `(t, b)`; successors have rows of their own if shown."""
     rng = np.random.default_rng(1)
     rows = 2 * T + 1 if shown else T + 1
     ends = np.zeros((2, T, B), bool)
@@ -246,7 +246,10 @@ def rewritten(path, **changes):
         (dict(settings=np.array('{"z": 1}')), "unexpected keyword"),
         (dict(pi_hat__b=None), "missing or more: pi_hat/b"),
         (dict(more=np.ones(1)), "missing or more: more"),
-        (dict(pi_hat__b=np.ones(1)), r"pi_hat/b is float64\[1\], expected float32\[1\]"),
+        (
+            dict(pi_hat__b=np.ones(1)),
+            r"pi_hat/b is float64\[1\], expected float32\[1\]",
+        ),
         (
             dict(read_1__w=np.ones((4, 1), np.float32)),
             r"read_1/w is float32\[4, 1\], expected float32\[3, 1\]",
@@ -351,7 +354,11 @@ def test_forward_mode_and_remat_give_the_same_meta_gradient(updates, x64):
             functools.partial(objective, with_updates(updates, remat=remat), life=life)
             for remat in (False, True)
         )
-        return jax.grad(plain)(params), jax.jacfwd(plain)(params), jax.grad(again)(params)
+        return (
+            jax.grad(plain)(params),
+            jax.jacfwd(plain)(params),
+            jax.grad(again)(params),
+        )
 
     found = [ravel_pytree(x)[0] for x in all_three(numbers(), life_of())]
     for other in found[1:]:
@@ -399,9 +406,7 @@ def test_a_trajectory_shows_true_successors(x64):
     def both(life):
         played = played_by(life)
         network = PARTS.network
-        return played, meta_training.trajectory_of(
-            network, CONFIG, life.params, played
-        )
+        return played, meta_training.trajectory_of(network, CONFIG, life.params, played)
 
     played, trajectory = both(life)
     assert played.truncated.any() and played.terminated.any()
@@ -457,8 +462,11 @@ def test_the_outer_loss_is_of_fresh_data_by_the_policy_after_the_updates(x64):
         targets = RULE.targets(numbers(), (), trajectory)[0]
         life, _ = meta_training.learn(PARTS, config, numbers(), life, first)
         life, played = meta_training.play(PARTS, config, env, life, outer_key)
-        return targets, life, played, meta_training.value_step(
-            config, life.critic, played
+        return (
+            targets,
+            life,
+            played,
+            meta_training.value_step(config, life.critic, played),
         )
 
     targets, life, played, (critic, adv) = apart(life_of())
@@ -511,9 +519,7 @@ def as_data(tree):
 def whole():
     """The start, and the state and metrics after 4 meta-steps, in one piece."""
     init = jax.jit(functools.partial(meta_training.init, PARTS, CONFIG))
-    run = jax.jit(
-        functools.partial(meta_training.run, PARTS, CONFIG), static_argnums=1
-    )
+    run = jax.jit(functools.partial(meta_training.run, PARTS, CONFIG), static_argnums=1)
     start = init(jax.random.key(0))
     return start, run, run(start, 4)
 
@@ -532,7 +538,7 @@ def test_chunks_equal_one_run(whole):
 def test_lives_end_at_different_times_and_begin_afresh(whole):
     """Each of 6 updates, of which a meta-step makes 2; the first are shorter."""
     start, run, _ = whole
-    state, ages, ends, keys, tables = start, [], [], [], []
+    state, ages, ends, keys = start, [], [], []
     for _ in range(4):
         state, _ = run(state, 1)
         lives = as_data(state.lifetimes)
@@ -563,7 +569,9 @@ def test_a_split_run_lives_the_same_lives(whole):
     keys = jnp.stack(2 * [jax.random.key(0)])
     first, end, of_shards = jax.device_get(jax.tree.map(as_array, jax.jit(split)(keys)))
     for tree in (end.params, end.opt_state, of_shards):
-        chex.assert_trees_all_equal(*(jax.tree.map(lambda x, i=i: x[i], tree) for i in (0, 1)))
+        chex.assert_trees_all_equal(
+            *(jax.tree.map(lambda x, i=i: x[i], tree) for i in (0, 1))
+        )
     joined = jax.tree.map(lambda x: x.reshape(4, *x.shape[2:]), first.lifetimes)
     chex.assert_trees_all_equal(joined, as_data(start.lifetimes))
     chex.assert_trees_all_close(

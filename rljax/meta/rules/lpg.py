@@ -9,6 +9,7 @@ import functools
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +129,9 @@ def save(path: str | os.PathLike, settings: Settings, params: Params) -> None:
       OSError: the file cannot be written.
     """
     path = Path(path)
-    arrays = {name: np.asarray(leaf, np.float32) for name, leaf in _named(params)}
+    arrays: dict[str, Any] = {
+        name: np.asarray(leaf, np.float32) for name, leaf in _named(params)
+    }
     arrays[_SETTINGS] = np.array(json.dumps(dataclasses.asdict(settings)))
     temporary = path.with_name(f".{path.name}.tmp")
     try:

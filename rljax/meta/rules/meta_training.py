@@ -320,7 +320,7 @@ def live(
     def update(life: Lifetime, _: None) -> tuple[Lifetime, jax.Array]:
         key, play_key = jax.random.split(life.key)
         life, played = play(parts, config, env, life, play_key)
-        life, _ = learn(parts, config, rule_params, life, played)
+        life = learn(parts, config, rule_params, life, played)[0]
         return life._replace(key=key), played.reward.mean()
 
     return jax.lax.scan(update, life, None, updates)
@@ -415,9 +415,10 @@ def run(
             return losses.mean(), aux
 
         rate: Any = config.learning_rate  # an array, as all floats of `config` here
-        params, opt_state, (lifetimes, metrics) = on_policy.adam_step(
+        moved: Any = on_policy.adam_step(
             config, rate, loss, params=state.params, opt_state=state.opt_state
         )
+        params, opt_state, (lifetimes, metrics) = moved
         old = lifetimes.age > config.lifetime - config.lifetime // 4
         sums = parallel.total((jnp.sum(old * metrics["reward"]), jnp.sum(old)))
         metrics = parallel.mean(jax.tree.map(jnp.mean, metrics))
