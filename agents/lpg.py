@@ -6,6 +6,7 @@ comes from `rljax meta-train`.
 
 import dataclasses
 import functools
+from typing import Any
 
 import distrax
 import flax.linen as nn
@@ -124,7 +125,8 @@ def act(
 
 def policy(spec: Spec, config: Config, state: State, obs: Obs) -> distrax.Categorical:
     """The policy at observations `[..., *shape]`."""
-    return distrax.Categorical(network(spec, config).apply(state.params, obs)["logits"])
+    outputs: Any = network(spec, config).apply(state.params, obs)
+    return distrax.Categorical(outputs["logits"])
 
 
 def update(
