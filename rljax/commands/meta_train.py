@@ -1,6 +1,7 @@
 """Meta-train an update rule, and test what agents learn by it.
 
     rljax meta-train --name lpg
+    rljax meta-train --name lpg --test-only --test-tasks 32
     rljax train lpg --config.weights runs/lpg --env Catch-bsuite
 
 The rule is LPG, learned policy gradient: a recurrent network that tells agents how to
@@ -149,6 +150,8 @@ def options_type(stored: Run | None) -> type:
         """time between checkpoints, beside the one at the end"""
         test_tasks: int = 64
         """unseen tasks to learn by the rule in the end; 0 for none"""
+        test_only: bool = False
+        """test the rule that the run --name has so far, and train nothing"""
         baselines: bool = True
         """learn the test tasks also by other rules and by a2c, tuned"""
         config: meta_training.Config = usual
@@ -157,7 +160,8 @@ def options_type(stored: Run | None) -> type:
         """of the rule"""
 
         def validate(self) -> None:
-            cfg.check_range(self, "test_tasks", low=0, high=common.INT32)
+            least = 1 if self.test_only else 0
+            cfg.check_range(self, "test_tasks", low=least, high=common.INT32)
             cfg.check_range(self, "checkpoint_seconds", low=0.0)
 
     return Options
@@ -166,10 +170,11 @@ def options_type(stored: Run | None) -> type:
 def parse_command_line(argv: list[str], prog: str) -> tuple[Run, Any]:
     """Read the command line into what to run and how."""
     stored = None
-    if "--resume" in argv:
+    asked = [x for x in ("--resume", "--test-only") if x in argv]
+    if asked:
         name = common.word(argv, "--name", "")
         if not name:
-            raise ValueError("--resume needs --name, the folder of the run to go on")
+            raise ValueError(f"{asked[0]} needs --name, the folder of the run")
         stored = read_run(Path(common.word(argv, "--out", "runs")) / name)
     options = common.parse(options_type(stored), argv, __doc__ or "", prog)
     options.validate()
@@ -190,7 +195,7 @@ def refuse_other_run(stored: Run, run: Run) -> None:
             other = new[part] if part else new
             if value != other:
                 raise ValueError(
-                    f"--resume: the run has {part or name}={value}, not {other}; "
+                    f"--name: the run has {part or name}={value}, not {other}; "
                     "use another --name for a new run"
                 )
 
@@ -306,22 +311,30 @@ def finish(
         ylabel="Reward per step",
     )
     if options.test_tasks:
-        result = meta_test.test(
-            run.parts(),
-            run.config,
-            rule_of(state),
-            seed=run.seed,
-            num_tasks=options.test_tasks,
-            baselines=options.baselines,
-        )
+        result = test(run, options, rule_of(state))
         text = json.dumps(result, indent=2) + "\n"
         folders.write_text(folder / "evaluation.json", text)
     print(f"run folder: {folder}")
 
 
+def test(run: Run, options: Any, rule_params: Params) -> dict[str, Any]:
+    """Learn unseen tasks by a rule of the run; see `meta_test.test`."""
+    return meta_test.test(
+        run.parts(),
+        run.config,
+        rule_params,
+        seed=run.seed,
+        num_tasks=options.test_tasks,
+        baselines=options.baselines,
+    )
+
+
 def main(argv: list[str], prog: str) -> None:
     """Meta-train, then test."""
     run, options = parse_command_line(argv, prog)
+    if options.test_only:
+        test(run, options, lpg.load(options.out / options.name)[1])
+        return
     stop = Interrupt()
     previous = signal.signal(signal.SIGTERM, end)
     try:

@@ -54,6 +54,17 @@ def test_a_run_leaves_rule_metrics_curve_checkpoint_and_evaluation(folder):
     assert found["mean_return"]["optimum of each task"] == pytest.approx(np.mean(best))
 
 
+def test_the_rule_of_a_run_is_tested_without_training(folder, capsys):
+    """The same tasks and actions, so the same numbers; nothing is written."""
+    before = sorted((folder / "whole").iterdir())
+    meta(f"{TESTS} --out {folder} --name whole --test-only")
+    found = json.loads((folder / "whole/evaluation.json").read_text())
+    mean = found["mean_return"]["meta-trained rule"]
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{mean:9.3f}" in next(x for x in lines if x.startswith("meta-trained"))
+    assert sorted((folder / "whole").iterdir()) == before
+
+
 KILLED = """
 import os, signal, sys
 from rljax.commands import meta_train
@@ -113,6 +124,7 @@ def refused(words, line):
         ("--data-parallel 64", "data_parallel=64: there are"),
         ("--resume", "--resume needs --name"),
         ("--resume --name no-such", "no-such: no run here"),
+        ("--test-only --name no-such", "no-such: no run here"),
         ("--seeds 3", "unknown option '--seeds'"),
     ],
 )
@@ -127,7 +139,7 @@ def test_bad_input_is_one_line(tmp_path, options, words):
 def test_a_run_goes_on_as_it_began(folder, options):
     field = options.split()[0].removeprefix("--").removeprefix("config.")
     refused(
-        f"--resume: the run has {field}=.*, not {options.split()[1]}",
+        f"--name: the run has {field}=.*, not {options.split()[1]}",
         f"--resume --out {folder} --name whole {options}",
     )
 
