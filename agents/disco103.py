@@ -32,7 +32,26 @@ from rljax.types import (
     Torso,
 )
 
-PRESETS: dict[str, cfg.Preset] = {}
+PRESETS: dict[str, cfg.Preset] = {
+    "CartPole-v1": cfg.Preset(
+        dict(
+            learning_rate=1e-2,
+            gamma=0.99,
+            batch_size=16,
+            hidden_sizes=(128, 128),
+            action_size=64,
+            anneal=True,
+        )
+    ),
+    "Catch-bsuite": cfg.Preset(
+        dict(
+            learning_rate=1e-2,
+            batch_size=16,
+            hidden_sizes=(128, 128),
+            action_size=64,
+        )
+    ),
+}
 WHERE = (
     "must be the path of disco_103.npz, the rule's published numbers: see the "
     "repository google-deepmind/disco_rl; licence CC-BY 4.0; the paper declares a "
@@ -141,7 +160,8 @@ class Network(nn.Module):
         cell = nn.Dense(size, dtype=dtype)(x)
         hidden = nn.Dense(4 * size, dtype=dtype)(jnp.tanh(cell))
         init = nn.initializers.truncated_normal((self.num_actions + size) ** -0.5)
-        of_action = self.param("action", init, (self.num_actions, 4 * size))
+        shape = (self.num_actions, 4 * size)
+        of_action = self.param("action", init, shape, jnp.float32)
         gates = hidden[..., None, :] + of_action
         return disco.gated(gates, cell[..., None, :])[0]
 

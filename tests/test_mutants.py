@@ -13,6 +13,7 @@ MUTANTS = [mutant for rows in LISTS.values() for mutant in rows]
 def test_there_are_breakages_of_every_kind():
     assert len(MUTANTS) >= 120
     least = dict(losses=35, autodiff=20, meta=20, replay=15, envs=15, agents=15)
+    least |= dict(rules=20)
     assert {name: len(LISTS[name]) >= n for name, n in least.items()} == dict.fromkeys(
         least, True
     )

@@ -63,9 +63,12 @@ def test_disco103_first_values_are_near_zero(case):
     def first(key):
         state = case.agent.init(config, key)
         policy = case.agent.policy(config, state, obs)
-        return case.agent.value(config, state, obs), policy.probs
+        q = disco103.network(case.spec, config).apply(state.params, obs)["q"]
+        near = jax.nn.softmax(q)[..., 250:351].sum(-1)  # bins of up to 50
+        return case.agent.value(config, state, obs), policy.probs, near
 
-    values, probs = first(jax.random.key(0))
+    values, probs, near = first(jax.random.key(0))
+    assert near.min() > 0.9
     assert 0 < np.abs(values).max() < 0.5
     assert 0 < np.abs(probs - 0.5).max() < 0.1
 
