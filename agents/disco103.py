@@ -5,7 +5,7 @@ The agent learns by a rule that meta-learning found: `rljax.meta.rules.disco`.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import distrax
 import flax.linen as nn
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import config as cfg
-from rljax import networks, replay
+from rljax import contracts, networks, replay
 from rljax.learners import by_rule, q_learner
 from rljax.meta.rules import disco
 from rljax.networks import torsos
@@ -150,8 +150,10 @@ class Network(nn.Module):
         sizes = {"z": disco.Y, "aux_pi": num_actions, "q": 2 * disco.LIMIT + 1}
         for name, size in sizes.items():
             h = nn.relu(nn.Dense(self.action_size, dtype=dtype)(each))
-            starts = dict(kernel_init=small, bias_init=near_zero) if name == "q" else {}
-            outputs[name] = precise(nn.Dense(size, dtype=dtype, name=name, **starts)(h))
+            start: dict[str, Any] = dict(name=name)
+            if name == "q":
+                start |= dict(kernel_init=small, bias_init=near_zero)
+            outputs[name] = precise(nn.Dense(size, dtype=dtype, **start)(h))
         return outputs
 
     def of_actions(self, x: jax.Array, dtype: str | None) -> jax.Array:
@@ -175,12 +177,10 @@ def make(spec: Spec) -> Agent:
         act=functools.partial(act, spec),
         observe=observe,
         update=functools.partial(update, spec),
-        policy=functools.partial(policy, spec),
-        value=functools.partial(value, spec),
     )
 
 
-def network(spec: Spec, config: Config) -> Network:
+def network(spec: Spec, config: Config) -> contracts.Network:
     """The agent's network."""
     body, num_actions = networks.body(spec, config), q_learner.num_actions(spec)
     return Network(body=body, num_actions=num_actions, action_size=config.action_size)
@@ -195,7 +195,7 @@ def init(spec: Spec, config: Config, key: Key) -> State:
         config.num_envs,
         config.capacity,
         prioritized=False,
-        memory=jnp.zeros((config.num_envs, net.num_actions), jnp.float32),
+        memory=jnp.zeros((config.num_envs, q_learner.num_actions(spec)), jnp.float32),
     )
     return State(**learner._asdict(), replay=buffer)
 
@@ -217,13 +217,6 @@ def policy(spec: Spec, config: Config, state: State, obs: Obs) -> distrax.Catego
     """The policy at observations `[..., *shape]`."""
     outputs = network(spec, config).apply(state.params, obs)
     return distrax.Categorical(outputs["logits"])
-
-
-def value(spec: Spec, config: Config, state: State, obs: Obs) -> jax.Array:
-    """Values `[...]` of observations `[..., *shape]`, of the policy."""
-    outputs = network(spec, config).apply(state.params, obs)
-    pi = jax.nn.softmax(outputs["logits"])
-    return jnp.sum(pi * disco.mean_value(outputs["q"]), axis=-1)
 
 
 def observe(config: Config, state: State, rollout: Rollout) -> State:

@@ -33,6 +33,7 @@ from rljax.types import (
     Obs,
     OptState,
     Params,
+    Policy,
     Rollout,
 )
 
@@ -91,7 +92,7 @@ def init(
 
 
 def act(
-    policy: distrax.Categorical, memory: Memory, key: Key, explore: bool
+    policy: Policy, memory: Memory, key: Key, explore: bool
 ) -> tuple[jax.Array, Memory, Extras]:
     """Sample the policy, with its logits `[N, A]`; or take its mode."""
     if not explore:

@@ -62,10 +62,10 @@ def test_disco103_first_values_are_near_zero(case):
     @jax.jit
     def first(key):
         state = case.agent.init(config, key)
-        policy = case.agent.policy(config, state, obs)
-        q = disco103.network(case.spec, config).apply(state.params, obs)["q"]
-        near = jax.nn.softmax(q)[..., 250:351].sum(-1)  # bins of up to 50
-        return case.agent.value(config, state, obs), policy.probs, near
+        outputs = disco103.network(case.spec, config).apply(state.params, obs)
+        near = jax.nn.softmax(outputs["q"])[..., 250:351].sum(-1)  # bins of up to 50
+        probs = jax.nn.softmax(outputs["logits"])
+        return disco.mean_value(outputs["q"]), probs, near
 
     values, probs, near = first(jax.random.key(0))
     assert near.min() > 0.9
@@ -80,7 +80,7 @@ def test_disco103_stores_the_logits_that_it_acted_by(case, state):
     action, _, logits = jax.jit(act, static_argnames="explore")(
         jax.random.key(0), explore=True
     )
-    policy = case.agent.policy(case.config, state, obs)
+    policy = disco103.policy(case.spec, case.config, state, obs)
     np.testing.assert_allclose(logits, policy.logits, rtol=1e-6)
     assert action.shape == (N,)
 
