@@ -6,14 +6,13 @@ comes from `rljax meta-train`.
 
 import dataclasses
 import functools
-from typing import Any
 
 import distrax
 import flax.linen as nn
 import jax
 
 from rljax import config as cfg
-from rljax import networks
+from rljax import contracts, networks
 from rljax.learners import by_rule, q_learner
 from rljax.learners.by_rule import LearnerState as State
 from rljax.meta.rules import lpg
@@ -57,7 +56,7 @@ class Config:
         by_rule.validate(self)
         try:
             lpg.load(self.weights)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(
                 f"weights={self.weights!r}: must be a rule that `rljax meta-train` "
                 f"has made, its run folder or file; {error}"
@@ -92,11 +91,10 @@ def make(spec: Spec) -> Agent:
         act=functools.partial(act, spec),
         observe=lambda config, state, rollout: state,
         update=functools.partial(update, spec),
-        policy=functools.partial(policy, spec),
     )
 
 
-def network(spec: Spec, config: Config) -> Network:
+def network(spec: Spec, config: Config) -> contracts.Network:
     """The agent's network; its prediction is as large as the rule's."""
     settings, _ = lpg.load(config.weights)
     body, num_actions = networks.body(spec, config), q_learner.num_actions(spec)
@@ -125,7 +123,7 @@ def act(
 
 def policy(spec: Spec, config: Config, state: State, obs: Obs) -> distrax.Categorical:
     """The policy at observations `[..., *shape]`."""
-    outputs: Any = network(spec, config).apply(state.params, obs)
+    outputs = network(spec, config).apply(state.params, obs)
     return distrax.Categorical(outputs["logits"])
 
 

@@ -119,7 +119,7 @@ def table(spec: Spec, y_size: int) -> Table:
 
 
 class Parts(NamedTuple):
-    """What is trained, and on what."""
+    """A rule, the network of its agents, and the tasks that they live in."""
 
     rule: Rule
     network: Table
