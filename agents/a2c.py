@@ -22,10 +22,10 @@ PRESETS: dict[str, cfg.Preset] = {}
 class Config:
     """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
 
-    learning_rate: float = 2e-3  # of Adam
-    gamma: float = 0.99  # discount, cut at termination
-    lambda_: float = 0.95  # trace decay of the advantages, cut at any end
-    entropy_cost: float = 0.0  # weight of the entropy bonus
+    learning_rate: float = cfg.rate(2e-3)  # of Adam
+    gamma: float = cfg.discount(0.99)  # discount, cut at termination
+    lambda_: float = cfg.share(0.95)  # trace decay of the advantages, cut at any end
+    entropy_cost: float = cfg.cost(0.0)  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # where each network's gradient is clipped
     adam_epsilon: float = 1e-5  # a larger one damps steps along tiny gradients
     total_steps: int = cfg.static(500_000)  # environment steps, all environments

@@ -46,9 +46,9 @@ PRESETS: dict[str, cfg.Preset] = {
 class Config:
     """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
 
-    learning_rate: float = 3e-3  # of Adam, for actor and critic
-    gamma: float = 0.99  # discount, cut at termination
-    lambda_: float = 0.95  # trace decay of the critic's targets, cut at any end
+    learning_rate: float = cfg.rate(3e-3)  # of Adam, for actor and critic
+    gamma: float = cfg.discount(0.99)  # discount, cut at termination
+    lambda_: float = cfg.share(0.95)  # trace decay of targets, cut at any end
     target_rate: float = 0.1  # how far the target critic moves to the critic
     max_grad_norm: float = 1.0  # where each network's gradient is clipped
     total_steps: int = cfg.static(200_000)  # environment steps, all environments
@@ -103,6 +103,8 @@ def make(spec: Spec) -> Agent:
         observe=lambda config, state, rollout: state,
         update=functools.partial(update, spec),
         simulates=True,
+        value=functools.partial(value, spec),
+        repeat=functools.partial(repeat, spec),
     )
 
 
@@ -129,6 +131,18 @@ def policy(
     """Actions `[N, *shape]` that standard normal noise `[N, D]` makes."""
     action = distributions.squashed(actor(spec, config).apply(params, obs), noise)
     return action.reshape(-1, *box(spec).shape)
+
+
+def repeat(
+    spec: Spec, config: Config, state: State, obs: Obs, noise: jax.Array
+) -> jax.Array:
+    """The actions `[N, *shape]` that the noise of `act` leads to."""
+    return policy(spec, config, state.actor, obs=obs, noise=noise)
+
+
+def value(spec: Spec, config: Config, state: State, obs: Obs) -> jax.Array:
+    """Values `[...]` of observations `[..., *shape]`."""
+    return critic(spec, config).apply(state.critic, obs)
 
 
 def horizon_return(

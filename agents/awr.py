@@ -26,10 +26,10 @@ PRESETS: dict[str, cfg.Preset] = {
 class Config:
     """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
 
-    learning_rate: float = 1e-3  # of Adam, for actor and critic
-    gamma: float = 0.99  # discount, cut at termination
-    lambda_: float = 0.95  # trace decay of the returns, cut at any end
-    temperature: float = 1.0  # of the weights, in units of advantage
+    learning_rate: float = cfg.rate(1e-3)  # of Adam, for actor and critic
+    gamma: float = cfg.discount(0.99)  # discount, cut at termination
+    lambda_: float = cfg.share(0.95)  # trace decay of the returns, cut at any end
+    temperature: float = cfg.cost(1.0, 0.05, 20.0)  # of weights, in advantages
     max_weight: float = 20.0  # of an action
     max_grad_norm: float = 0.5  # where each network's gradient is clipped
     total_steps: int = cfg.static(500_000)  # environment steps, all environments
@@ -91,6 +91,8 @@ def make(spec: Spec) -> Agent:
         act=functools.partial(on_policy.act, spec),
         observe=actor_critic.observe,
         update=functools.partial(update, spec),
+        policy=functools.partial(on_policy.policy, spec),
+        value=functools.partial(on_policy.value, spec),
     )
 
 

@@ -1,6 +1,8 @@
 """IMPALA. Espeholt et al. (2018), https://arxiv.org/abs/1802.01561.
 
-Actors follow an older policy than the one that learns; V-trace corrects for it.
+Actors follow an older policy than the one that learns; V-trace corrects for it, leaky
+if `alpha_rho` or `alpha_c` is below 1: Zahavy et al. (2020),
+https://arxiv.org/abs/2002.12928.
 """
 
 import dataclasses
@@ -37,12 +39,14 @@ PRESETS: dict[str, cfg.Preset] = {}
 class Config:
     """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
 
-    learning_rate: float = 2e-3  # of Adam
-    gamma: float = 0.99  # discount, cut at termination
-    lambda_: float = 0.95  # trace decay of the targets, cut at any end
+    learning_rate: float = cfg.rate(2e-3)  # of Adam
+    gamma: float = cfg.discount(0.99)  # discount, cut at termination
+    lambda_: float = cfg.share(0.95)  # trace decay of the targets, cut at any end
     clip_rho: float = 1.0  # of probability ratios, in the targets
     clip_pg_rho: float = 1.0  # likewise, in the policy gradient
-    entropy_cost: float = 0.0  # weight of the entropy bonus
+    alpha_rho: float = cfg.share(1.0)  # of clipped ratios in the errors, rest: as found
+    alpha_c: float = cfg.share(1.0)  # likewise, in the traces
+    entropy_cost: float = cfg.cost(0.0)  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # where each network's gradient is clipped
     adam_epsilon: float = 1e-5  # a larger one damps steps along tiny gradients
     total_steps: int = cfg.static(500_000)  # environment steps, all environments
@@ -61,7 +65,7 @@ class Config:
         """Raise ValueError naming a field out of range, its value and the range."""
         on_policy.validate(self)
         cfg.check_range(self, "adam_epsilon", low=0.0, open_low=True)
-        cfg.check_range(self, "lambda_", low=0.0, high=1.0)
+        cfg.check_range(self, "lambda_", "alpha_rho", "alpha_c", low=0.0, high=1.0)
         cfg.check_range(self, "entropy_cost", low=0.0)
         cfg.check_range(self, "clip_rho", "clip_pg_rho", low=0.0, open_low=True)
         cfg.check_count(self, "actor_period")
@@ -76,6 +80,17 @@ class State(NamedTuple):
     critic_opt: OptState  # likewise
     step: jax.Array  # [] int32, rollouts learned from
     behaviour: Params  # an older copy of the actor, which acts
+
+
+class Trace(NamedTuple):
+    """Arguments of V-trace, `[T]` of one environment."""
+
+    v_tm1: jax.Array
+    v_t: jax.Array
+    r_t: jax.Array
+    discount_t: jax.Array
+    rho_tm1: jax.Array
+    lambda_: jax.Array
 
 
 def make(spec: Spec) -> Agent:
@@ -129,13 +144,26 @@ def prepare(
     discount, lambda_ = on_policy.cut(config.gamma, config.lambda_, rollout)
 
     vtrace = functools.partial(
-        losses.vtrace_td_error_and_advantage,
+        losses.leaky_vtrace_td_error_and_advantage,
+        alpha=config.alpha_rho,
+        alpha_c=config.alpha_c,
         clip_rho_threshold=config.clip_rho,
         clip_pg_rho_threshold=config.clip_pg_rho,
         stop="none",
     )
-    over_envs = jax.vmap(vtrace, in_axes=1, out_axes=1)
-    out = over_envs(v_tm1, v_t, rollout.reward, discount, rho, lambda_)
+
+    def of_one(steps: Trace) -> losses.VTraceOutput:
+        return vtrace(**steps._asdict())
+
+    steps = Trace(
+        v_tm1=v_tm1,
+        v_t=v_t,
+        r_t=rollout.reward,
+        discount_t=discount,
+        rho_tm1=rho,
+        lambda_=lambda_,
+    )
+    out = jax.vmap(of_one, in_axes=1, out_axes=1)(steps)
     batch = Minibatch(
         obs=rollout.obs,
         action=rollout.action,

@@ -51,11 +51,11 @@ actor = actor_critic.stochastic_actor  # the policy's network
 class Config:
     """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
 
-    learning_rate: float = 3e-4  # of Adam, for actor and critic
+    learning_rate: float = cfg.rate(3e-4)  # of Adam, for actor and critic
     dual_learning_rate: float = 1e-2  # likewise, for logarithms of the dual variables
-    gamma: float = 0.99  # discount, cut at termination
+    gamma: float = cfg.discount(0.99)  # discount, cut at termination
     max_grad_norm: float = 1e3  # where each network's gradient is clipped
-    target_rate: float = 0.01  # how far targets move to the networks they follow
+    target_rate: float = cfg.rate(0.01, high=1.0)  # how far targets move
     epsilon: float = 0.1  # divergence of the weighted actions from the target policy
     epsilon_policy: float = 1e-2  # of the policy from the target's; discrete actions
     epsilon_mean: float = 1e-2  # of its mean, per dimension; continuous actions
@@ -124,12 +124,14 @@ def make(spec: Spec) -> Agent:
       ValueError: several choices at once, or continuous actions without a bound.
     """
     actor_critic.check_action("mpo", spec)
-    return actor_critic.make(
+    agent = actor_critic.make(
         spec,
         functools.partial(init, spec),
         functools.partial(learn, spec),
         times=lambda config: config.num_updates,
+        size=lambda config: 1,
     )
+    return agent._replace(policy_gradient="likelihood")
 
 
 def critic(spec: Spec, config: Config) -> Network:

@@ -124,11 +124,11 @@ PRESETS: dict[str, cfg.Preset] = {
 class Config:
     """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
 
-    learning_rate: float = 5e-4  # of Adam
-    gamma: float = 0.99  # discount, cut at termination
-    lambda_: float = 0.95  # trace decay of the advantages, cut at any end
-    clip_epsilon: float = 0.2  # of the probability ratio, and of the value if clipped
-    entropy_cost: float = 0.01  # weight of the entropy bonus
+    learning_rate: float = cfg.rate(5e-4)  # of Adam
+    gamma: float = cfg.discount(0.99)  # discount, cut at termination
+    lambda_: float = cfg.share(0.95)  # trace decay of the advantages, cut at any end
+    clip_epsilon: float = cfg.share(0.2, 0.01)  # of ratios, and values if clipped
+    entropy_cost: float = cfg.cost(0.01)  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # where each network's gradient is clipped
     max_kl: float | None = None  # from the old policy, beyond which its updates stop
     total_steps: int = cfg.static(500_000)  # environment steps, all environments

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
+import distrax
 import jax
 import jax.numpy as jnp
 import optax
@@ -27,6 +28,7 @@ from rljax.types import (
     Obs,
     OptState,
     Params,
+    Recalled,
     Rollout,
     Spec,
     Torso,
@@ -44,11 +46,11 @@ PRESETS: dict[str, cfg.Preset] = {
 class Config:
     """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
 
-    learning_rate: float = 1e-3  # of Adam
-    gamma: float = 0.99  # discount, cut at termination
-    lambda_: float = 0.95  # trace decay of the advantages, cut at any end
-    clip_epsilon: float = 0.2  # of the probability ratio
-    entropy_cost: float = 0.01  # weight of the entropy bonus
+    learning_rate: float = cfg.rate(1e-3)  # of Adam
+    gamma: float = cfg.discount(0.99)  # discount, cut at termination
+    lambda_: float = cfg.share(0.95)  # trace decay of the advantages, cut at any end
+    clip_epsilon: float = cfg.share(0.2, 0.01)  # of the probability ratio
+    entropy_cost: float = cfg.cost(0.01)  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # where each network's gradient is clipped
     total_steps: int = cfg.static(500_000)  # environment steps, all environments
     num_envs: int = cfg.static(16)
@@ -125,6 +127,9 @@ def make(spec: Spec) -> Agent:
         observe=lambda config, state, rollout: state,
         update=functools.partial(update, spec),
         parts=2,
+        policy=functools.partial(policy, spec),
+        value=functools.partial(value, spec),
+        recurrent=True,
     )
 
 
@@ -138,6 +143,24 @@ def nets(spec: Spec, config: Config) -> Pair:
         ),
         critic=network(body=networks.body(spec, config), head=networks.ValueHead()),
     )
+
+
+def policy(
+    spec: Spec, config: Config, state: State, seen: Recalled
+) -> distrax.Distribution:
+    """The policy at observations in a row, of batch shape `[T, N]`."""
+    found, _ = nets(spec, config).actor.apply(
+        state.actor, seen.obs, seen.start, seen.memory.actor, method="unroll"
+    )
+    return found
+
+
+def value(spec: Spec, config: Config, state: State, seen: Recalled) -> jax.Array:
+    """Values of observations in a row, `[T, N]`."""
+    found, _ = nets(spec, config).critic.apply(
+        state.critic, seen.obs, seen.start, seen.memory.critic, method="unroll"
+    )
+    return found
 
 
 def memory(config: Config, num_envs: int) -> Pair:

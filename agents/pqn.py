@@ -50,9 +50,9 @@ PRESETS: dict[str, cfg.Preset] = {
 class Config:
     """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
 
-    learning_rate: float = 5e-4  # of Adam
-    gamma: float = 0.99  # discount, cut at termination
-    lambda_: float = 0.9  # mixes the returns' lengths, cut at any end
+    learning_rate: float = cfg.rate(5e-4)  # of Adam
+    gamma: float = cfg.discount(0.99)  # discount, cut at termination
+    lambda_: float = cfg.share(0.9)  # mixes the returns' lengths, cut at any end
     epsilon_start: float = 1.0  # chance of a uniform action at first
     epsilon_end: float = 0.02  # and after `exploration_fraction`
     exploration_fraction: float = 0.5  # of total_steps, over which epsilon falls

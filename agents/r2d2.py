@@ -26,6 +26,7 @@ from rljax.types import (
     Metrics,
     Obs,
     Params,
+    Recalled,
     Rollout,
     Spec,
 )
@@ -98,6 +99,8 @@ def make(spec: Spec) -> Agent:
         act=functools.partial(act, spec),
         observe=observe,
         update=functools.partial(update, spec),
+        q_values=functools.partial(q_values, spec),
+        recurrent=True,
     )
 
 
@@ -108,6 +111,14 @@ def network(spec: Spec, config: Config) -> Any:
         memory_cell=recurrent.cell(config),
         num_actions=q_learner.num_actions(spec),
     )
+
+
+def q_values(spec: Spec, config: Config, state: State, seen: Recalled) -> jax.Array:
+    """Action values of observations in a row, `[T, N, A]`: not as h(Q)."""
+    found, _ = network(spec, config).apply(
+        state.params, seen.obs, seen.start, seen.memory, method="unroll"
+    )
+    return losses.SIGNED_HYPERBOLIC_PAIR.apply_inv(found)
 
 
 def action_values(

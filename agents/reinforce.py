@@ -21,8 +21,8 @@ PRESETS: dict[str, cfg.Preset] = {}
 class Config(a2c.Config):
     """A2C's, with other defaults."""
 
-    lambda_: float = 1.0  # whole returns
-    entropy_cost: float = 0.01  # weight of the entropy bonus
+    lambda_: float = cfg.share(1.0)  # whole returns
+    entropy_cost: float = cfg.cost(0.01)  # weight of the entropy bonus
     rollout_length: int = cfg.static(64)  # steps per environment and update
     normalize_advantages: bool = cfg.static(True)  # per rollout
 

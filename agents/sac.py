@@ -73,10 +73,10 @@ actor = actor_critic.stochastic_actor  # the policy's network
 class Config:
     """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
 
-    learning_rate: float = 3e-4  # of Adam, for actor, critics and temperature
-    gamma: float = 0.99  # discount, cut at termination
+    learning_rate: float = cfg.rate(3e-4)  # of Adam, for actor, critics and temperature
+    gamma: float = cfg.discount(0.99)  # discount, cut at termination
     max_grad_norm: float = 1e3  # where each network's gradient is clipped
-    target_rate: float = 0.005  # how far the target critics move to the critics
+    target_rate: float = cfg.rate(0.005, high=1.0)  # how far targets move
     temperature: float = 1.0  # weight of the entropy, at first
     target_entropy: float = -1.0  # nats per dimension, of actions scaled to [-1, 1]
     target_entropy_ratio: float = 0.5  # discrete actions: of the greatest entropy
@@ -134,6 +134,7 @@ def make(spec: Spec) -> Agent:
         functools.partial(init, spec),
         functools.partial(learn, spec),
         times=lambda config: config.num_updates,
+        size=lambda config: 2,
     )
 
 

@@ -33,8 +33,8 @@ _UNKNOWN = -1  # the next action is not taken yet, or the episode ended
 class Config:
     """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
 
-    learning_rate: float = 2e-3  # of Adam
-    gamma: float = 0.99  # discount, cut at termination
+    learning_rate: float = cfg.rate(2e-3)  # of Adam
+    gamma: float = cfg.discount(0.99)  # discount, cut at termination
     epsilon_start: float = 1.0  # chance of a uniform action at first
     epsilon_end: float = 0.02  # and after `exploration_fraction`
     exploration_fraction: float = 0.3  # of total_steps, over which epsilon falls

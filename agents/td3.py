@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
+import distrax
 import jax
 import jax.numpy as jnp
 
@@ -65,10 +66,10 @@ class Config:
     Noise is in units of half the width of the actions' bounds.
     """
 
-    learning_rate: float = 1e-3  # of Adam, for actor and critics
-    gamma: float = 0.99  # discount, cut at termination
+    learning_rate: float = cfg.rate(1e-3)  # of Adam, for actor and critics
+    gamma: float = cfg.discount(0.99)  # discount, cut at termination
     max_grad_norm: float = 1e3  # where each network's gradient is clipped
-    target_rate: float = 0.005  # how far targets move to the networks they follow
+    target_rate: float = cfg.rate(0.005, high=1.0)  # how far targets move
     target_noise: float = 0.2  # on the target's actions
     target_noise_clip: float = 0.5  # greatest size of it
     noise_start: float = 1.0  # of exploration, at first
@@ -136,8 +137,11 @@ def make(spec: Spec) -> Agent:
         functools.partial(init, spec),
         functools.partial(learn, spec),
         times=lambda config: config.num_updates // config.policy_delay,
+        size=num_critics,
     )
-    return agent._replace(act=functools.partial(act, spec))
+    return agent._replace(
+        act=functools.partial(act, spec), policy=functools.partial(policy, spec)
+    )
 
 
 def box(spec: Spec) -> Box:
@@ -154,7 +158,17 @@ def actor(spec: Spec, config: Config) -> Network:
 
 def critic(spec: Spec, config: Config) -> Network:
     """One or two networks: values `[C]` of an action."""
-    return actor_critic.critics(spec, config, 2 if config.twin else 1)
+    return actor_critic.critics(spec, config, num_critics(config))
+
+
+def num_critics(config: Config) -> int:
+    """One or two."""
+    return 2 if config.twin else 1
+
+
+def policy(spec: Spec, config: Config, state: State, obs: Obs) -> distrax.Deterministic:
+    """The action at observations `[..., *shape]`, as a distribution."""
+    return distrax.Deterministic(actor(spec, config).apply(state.actor, obs))
 
 
 def td_errors(

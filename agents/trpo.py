@@ -45,9 +45,9 @@ class Config:
     max_kl: float = 0.01  # mean divergence of the new policy from the old, at most
     damping: float = 0.1  # added to the Fisher matrix's diagonal
     backtracking: float = 0.8  # shrinks a step that is not accepted
-    learning_rate: float = 1e-3  # of Adam, for the critic
-    gamma: float = 0.99  # discount, cut at termination
-    lambda_: float = 0.95  # trace decay of the advantages, cut at any end
+    learning_rate: float = cfg.rate(1e-3)  # of Adam, for the critic
+    gamma: float = cfg.discount(0.99)  # discount, cut at termination
+    lambda_: float = cfg.share(0.95)  # trace decay of the advantages, cut at any end
     max_grad_norm: float = 0.5  # where the critic's gradient is clipped
     total_steps: int = cfg.static(500_000)  # environment steps, all environments
     num_envs: int = cfg.static(8)

@@ -43,10 +43,10 @@ PRESETS: dict[str, cfg.Preset] = {}
 class Config:
     """Hyperparameters; floats are pytree leaves, the rest shapes the program."""
 
-    learning_rate: float = 2e-3  # of Adam, for actor and critic
+    learning_rate: float = cfg.rate(2e-3)  # of Adam, for actor and critic
     dual_learning_rate: float = 1e-2  # likewise, for logarithms of the dual variables
-    gamma: float = 0.99  # discount, cut at termination
-    lambda_: float = 0.95  # trace decay of the advantages, cut at any end
+    gamma: float = cfg.discount(0.99)  # discount, cut at termination
+    lambda_: float = cfg.share(0.95)  # trace decay of the advantages, cut at any end
     epsilon: float = 1e-2  # divergence of the weighted from equally likely examples
     epsilon_policy: float = 1e-3  # of the policy from the target's; discrete actions
     epsilon_mean: float = 1e-2  # of its mean; continuous actions

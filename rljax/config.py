@@ -38,6 +38,56 @@ def static(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"static": True})
 
 
+class Range(NamedTuple):
+    """The values of a float among which tuning looks, and how they are spaced."""
+
+    low: float
+    high: float
+    scale: str  # "linear", "log", or "horizon": even in the log of 1 / (1 - value)
+
+
+def discount(default: float, low: float = 0.0, high: float = 0.9999) -> Any:
+    """A float field, by which the future counts less: in steps of its horizon."""
+    return _tunable(default, Range(low, high, "horizon"))
+
+
+def rate(default: float, low: float = 1e-5, high: float = 1e-1) -> Any:
+    """A float field that scales steps: in steps of its logarithm."""
+    return _tunable(default, Range(low, high, "log"))
+
+
+def cost(default: float, low: float = 1e-5, high: float = 1.0) -> Any:
+    """A float field that weighs one goal against another: of its logarithm.
+
+    0 counts as the least.
+    """
+    return _tunable(default, Range(low, high, "log"))
+
+
+def share(default: float, low: float = 0.0, high: float = 1.0) -> Any:
+    """A float field that mixes two things: even in itself."""
+    return _tunable(default, Range(low, high, "linear"))
+
+
+def _tunable(default: float, declared: Range) -> Any:
+    return dataclasses.field(default=default, metadata={"range": declared})
+
+
+def ranges(config: object) -> dict[str, Range]:
+    """The declared ranges of a config's fields, by name.
+
+    Example:
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class Config:
+      ...     gamma: float = discount(0.99)
+      ...     epsilon: float = 0.1
+      >>> ranges(Config())
+      {'gamma': Range(low=0.0, high=0.9999, scale='horizon')}
+    """
+    fields = dataclasses.fields(config)  # pyright: ignore[reportArgumentType]
+    return {x.name: x.metadata["range"] for x in fields if "range" in x.metadata}
+
+
 def saturating_add(count: ArrayLike, more: int) -> jax.Array:
     """Return `count + more`, or the greatest int32 where the sum is beyond int32."""
     return jnp.minimum(count, INT32_MAX - more) + more

@@ -1,7 +1,7 @@
 """The nouns of the package: spaces, transitions, rollouts, agents, train states."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -229,6 +229,14 @@ def num_rows(tree: Any) -> int:
     return len(jax.tree.leaves(tree)[0])
 
 
+class Recalled(NamedTuple):
+    """Observations in a row, for agents with a memory; time-major."""
+
+    obs: Obs  # [T, N, ...]
+    start: jax.Array  # [T, N] bool, whether an episode starts there
+    memory: Memory  # [N, ...] the agent's before the first
+
+
 class InitFn(Protocol):
     """Make the state of a fresh agent; the key is consumed."""
 
@@ -281,7 +289,10 @@ class UpdateFn(Protocol):
 
 
 class PolicyFn(Protocol):
-    """Return the distribution over actions at observations `[..., *shape]`."""
+    """Return the distribution over actions at observations `[..., *shape]`.
+
+    Where the agent chooses without chance, a `distrax.Deterministic` one.
+    """
 
     def __call__(
         self, config: AgentConfig, state: AgentState, obs: Obs, /
@@ -296,6 +307,33 @@ class ValuesFn(Protocol):
     ) -> jax.Array: ...
 
 
+class ActionValuesFn(Protocol):
+    """Return values of actions by each of C critics, `[C, B]`.
+
+    Of observations `[B, ...]` and actions `[B]` or `[B, D]`.
+    """
+
+    def __call__(
+        self, config: AgentConfig, state: AgentState, obs: Obs, action: jax.Array, /
+    ) -> jax.Array: ...
+
+
+class RepeatFn(Protocol):
+    """Choose the actions `[N, *shape]` that chance of the past leads to.
+
+    `extras` are what `act` returned beside its action, and stand for all that it drew.
+    """
+
+    def __call__(
+        self, config: AgentConfig, state: AgentState, obs: Obs, extras: Extras, /
+    ) -> jax.Array: ...
+
+
+# What a policy learns from: the rollout's actions, whose log-probability `act` returns;
+# or action values, by the likelihood of actions or along the values' slope in them.
+PolicyGradient = Literal["rollout", "likelihood", "pathwise"]
+
+
 class Agent(NamedTuple):
     """A learning rule as a value: a tuple of pure functions."""
 
@@ -306,10 +344,15 @@ class Agent(NamedTuple):
     update: UpdateFn
     parts: int = 1  # how many functions `update` gives to `sharding.side_by_side`
     simulates: bool = False  # `update` runs the environments again: `Simulation`
-    # For whom asks, say tuning; None where the agent has no such thing.
+    # For whom asks, say tuning; None where the agent has no such thing. Of a recurrent
+    # agent the first three take a `Recalled` in place of observations.
     policy: PolicyFn | None = None
     q_values: ValuesFn | None = None  # [..., A] of all actions
     value: ValuesFn | None = None  # [...] of the state
+    action_values: ActionValuesFn | None = None  # [C, B] of given actions
+    repeat: RepeatFn | None = None  # acts again, in an environment that is run again
+    policy_gradient: PolicyGradient = "rollout"
+    recurrent: bool = False
 
 
 class TrainState(NamedTuple):

@@ -162,16 +162,28 @@ def per_decision_errors(r, discount, rho, lambda_, v_tm1, v_t):
     return errors
 
 
-def vtrace(v_tm1, v_t, r, discount, rho, lambda_, clip_rho, clip_pg_rho, alpha=1.0):
+def vtrace(
+    v_tm1,
+    v_t,
+    r,
+    discount,
+    rho,
+    lambda_,
+    clip_rho,
+    clip_pg_rho,
+    alpha=1.0,
+    alpha_c=None,
+):
     """Errors, advantages, action values: Espeholt et al. (2018), eq. 1 and 4.2.
 
-    alpha < 1: the leaky ratios of Zahavy et al. (2020). The target of a step is the
-    sum over later ones; an action's value takes the next step's target, from the
-    value of the true successor.
+    alpha < 1: the leaky ratios of Zahavy et al. (2020), those of the traces by alpha_c.
+    The target of a step is the sum over later ones; an action's value takes the next
+    step's target, from the value of the true successor.
     """
     length = len(r)
+    alpha_c = alpha if alpha_c is None else alpha_c
 
-    def ratio(t, threshold):
+    def ratio(t, threshold, alpha=alpha):
         return alpha * min(threshold, rho[t]) + (1 - alpha) * rho[t]
 
     errors = np.zeros(length + 1)
@@ -180,7 +192,7 @@ def vtrace(v_tm1, v_t, r, discount, rho, lambda_, clip_rho, clip_pg_rho, alpha=1
         for k in range(t, length):
             delta = r[k] + discount[k] * v_t[k] - v_tm1[k]
             errors[t] += weight * ratio(k, clip_rho) * delta
-            weight *= discount[k] * lambda_[k] * ratio(k, 1.0)
+            weight *= discount[k] * lambda_[k] * ratio(k, 1.0, alpha_c)
     q = np.array(
         [
             r[t] + discount[t] * (v_t[t] + lambda_[t] * errors[t + 1])

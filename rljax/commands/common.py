@@ -22,7 +22,14 @@ from rljax import agents, envs, loading
 from rljax.commands.errors import one_line
 from rljax.commands.folders import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, write_text
 from rljax.config import check_range, unknown
-from rljax.meta import Parameter, Settings, conditioned, parse_parameter, tune, validate
+from rljax.meta import (
+    Parameter,
+    Settings,
+    conditioned,
+    parse_parameters,
+    tune,
+    validate,
+)
 from rljax.running import hosts, sharding, train
 from rljax.running.checkpoint import latest, restore
 from rljax.running.evaluate import evaluate
@@ -66,7 +73,7 @@ class Run:
     seed: int
     rows: int  # lines of metrics per seed
     config: Any  # the agent's Config
-    meta: tuple[str, ...] = ()  # config floats to tune: `parse_parameter`
+    meta: tuple[str, ...] = ()  # config floats to tune: `parse_parameters`
     meta_settings: Settings = Settings()
     data_parallel: int = 1  # devices that each run is split over
 
@@ -91,11 +98,12 @@ class Run:
         validate(tuned, self.config)
         if settings.condition:
             spec = conditioned(spec, len(tuned))
-        return tune(agents.make(self.agent, spec), spec, tuned, settings), env
+        agent = agents.make(self.agent, spec)
+        return tune(agent, spec, tuned, settings, env=env), env
 
     def tuned(self) -> dict[str, Parameter]:
         """The tuned fields, and how each hangs on the raw numbers."""
-        return dict(parse_parameter(text, self.config) for text in self.meta)
+        return parse_parameters(self.meta, self.config)
 
     def shard(self) -> Any:
         """The config of one of the devices that a run is split over."""

@@ -71,7 +71,8 @@ def options_type(
         """one of several processes of this command, which share the seeds"""
         meta: tuple[str, ...] = stored.meta if stored else ()
         """floats of the config to tune online: NAME or NAME=KIND,LOW,HIGH with KIND
-        bounded, log_horizon, state_dependent or contextual"""
+        bounded, log, log_horizon, state_dependent or contextual; `all`: every one that
+        declares a range"""
         meta_settings: Settings = stored.meta_settings if stored else Settings()
         """of the tuning"""
         config: type(defaults) = defaults  # pyright: ignore[reportInvalidTypeForm]

@@ -5,18 +5,19 @@ The networks and the losses set the agents apart.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from rljax import config as cfg
-from rljax import networks, replay
+from rljax import losses, networks, replay
 from rljax.contracts import (
     ActorCriticConfig,
     DampedConfig,
     HasActor,
+    HasCritic,
     HasReplay,
     LearnFn,
     LearningState,
@@ -46,12 +47,14 @@ from rljax.types import (
     MultiDiscrete,
     Obs,
     Params,
+    Policy,
     Rollout,
     Spec,
 )
 
 S = TypeVar("S", bound=HasReplay)
 More = TypeVar("More")
+SizeFn = Callable[[AgentConfig], int]  # of a config
 
 
 class Keyed(NamedTuple):
@@ -70,7 +73,7 @@ ActorLoss = Callable[[Params, Obs, jax.Array], tuple[jax.Array, More]]
 
 
 def make(
-    spec: Spec, init: InitFn, learn: LearnFn, *, times: Callable[[AgentConfig], int]
+    spec: Spec, init: InitFn, learn: LearnFn, *, times: SizeFn, size: SizeFn
 ) -> Agent:
     """Make an agent that learns from samples of its replay.
 
@@ -79,6 +82,10 @@ def make(
       init: the agent's.
       learn: called `times` for each rollout.
       times: `config -> int`.
+      size: `config -> int`, how many critics there are.
+
+    Returns:
+      An agent with a `stochastic_actor` that learns along the slope of action values.
     """
 
     def update(
@@ -97,6 +104,9 @@ def make(
         act=functools.partial(act, spec),
         observe=observe,
         update=update,
+        policy=functools.partial(policy, spec),
+        action_values=functools.partial(action_values, spec, size),
+        policy_gradient="pathwise",
     )
 
 
@@ -164,6 +174,29 @@ def critics(spec: Spec, config: NetworkConfig, size: int) -> Network:
     return networks.Ensemble(network=one, size=size)
 
 
+def policy(
+    spec: Spec, config: PolicyNetworkConfig, state: HasActor, obs: Obs
+) -> Policy:
+    """The policy at observations `[..., *shape]`: an agent's `policy`."""
+    return stochastic_actor(spec, config).apply(state.actor, obs)
+
+
+def action_values(
+    spec: Spec,
+    size: SizeFn,
+    config: AgentConfig,
+    state: HasCritic,
+    obs: Obs,
+    action: jax.Array,
+) -> jax.Array:
+    """Values `[C, B]` of actions `[B]` or `[B, D]`: an agent's `action_values`."""
+    network: Any = critics(spec, config, size(config))
+    if not isinstance(spec.action, Discrete):
+        return network.apply(state.critic, obs, action)
+    every = network.apply(state.critic, obs)
+    return jax.vmap(losses.batched_index, (0, None))(every, action)
+
+
 def memory(spec: Spec, config: AgentConfig, num_envs: int) -> Memory:
     """The exploration's noise `[N, D]`, none where an episode starts."""
     size = action_size(spec)
@@ -200,14 +233,14 @@ def act(
 
     `act` of an agent whose `state.actor` are a `stochastic_actor`'s parameters.
     """
-    policy = stochastic_actor(spec, config).apply(state.actor, obs)
+    chosen = policy(spec, config, state, obs)
     if isinstance(spec.action, Discrete):
-        sampled = distributions.sample(policy, key) if explore else policy.mode()
+        sampled = distributions.sample(chosen, key) if explore else chosen.mode()
         return sampled, memory, ()
     noise = jnp.zeros_like(memory)
     if explore:
         memory = noise = next_noise(config, memory, key)
-    action = distributions.squashed(policy, noise)
+    action = distributions.squashed(chosen, noise)
     return action.reshape(-1, *box(spec).shape), memory, ()
 
 

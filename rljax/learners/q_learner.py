@@ -56,14 +56,14 @@ Keys = tuple[jax.Array, jax.Array]  # [] typed key for the network, and for the 
 class QLearnerConfig:
     """Hyperparameters that Q-learners share; each adds its own."""
 
-    learning_rate: float = 5e-4  # of Adam
-    gamma: float = 0.99  # discount, cut at termination
+    learning_rate: float = cfg.rate(5e-4)  # of Adam
+    gamma: float = cfg.discount(0.99)  # discount, cut at termination
     epsilon_start: float = 1.0  # chance of a uniform action at first
     epsilon_end: float = 0.02  # and after `exploration_fraction`
     exploration_fraction: float = 0.5  # of total_steps, over which epsilon falls
     epsilon_eval: float = 0.0  # in evaluation
     max_grad_norm: float = 1e3  # global norm at which gradients are clipped
-    target_rate: float = 0.01  # how far the target moves to the online network, 1: copy
+    target_rate: float = cfg.rate(0.01, high=1.0)  # how far targets move, 1: copy
     priority_exponent: float = 0.6  # 0: uniform, 1: in proportion
     importance_exponent: float = 0.4  # grows to 1, which undoes the priorities' bias
     total_steps: int = cfg.static(500_000)  # environment steps, all environments

@@ -135,7 +135,8 @@ def vtrace(
 
 @checked(
     "v_tm1[T] v_t[T] r_t[T] discount_t[T] rho_tm1[T] alpha_[]:scalar lambda_[T]|[] "
-    "clip_rho_threshold[]:scalar sample_mask[T]:bool"
+    "clip_rho_threshold[]:scalar sample_mask[T]:bool "
+    "alpha_c[]:scalar"
 )
 def leaky_vtrace(
     v_tm1: jax.Array,
@@ -148,6 +149,7 @@ def leaky_vtrace(
     clip_rho_threshold: ArrayLike = 1.0,
     *,
     stop: Stop = "bootstrap",
+    alpha_c: ArrayLike | None = None,
     sample_mask: jax.Array | None = None,
 ) -> jax.Array:
     r"""Leaky V-trace errors: between V-trace and importance sampling.
@@ -159,6 +161,7 @@ def leaky_vtrace(
 
     Args:
       stop: as in `vtrace`.
+      alpha_c: of the traces' f_1 in place of `alpha_`.
 
     Returns:
       `[T]` errors: target minus prediction.
@@ -187,7 +190,8 @@ def leaky_vtrace(
     delta_t = _leaky_clip(rho, clip_rho_threshold, alpha_) * (
         r_t + discount_t * v_t - base
     )
-    decay_t = discount_t * lambda_ * _leaky_clip(rho, 1.0, alpha_)
+    alpha_c = alpha_ if alpha_c is None else alpha_c
+    decay_t = discount_t * lambda_ * _leaky_clip(rho, 1.0, alpha_c)
     if sample_mask is not None:
         delta_t = jnp.where(sample_mask, delta_t, 0.0)
         decay_t = jnp.where(sample_mask, decay_t, 1.0)
@@ -265,7 +269,8 @@ def vtrace_td_error_and_advantage(
 
 @checked(
     "v_tm1[T] v_t[T] r_t[T] discount_t[T] rho_tm1[T] alpha[]:scalar lambda_[T]|[] "
-    "clip_rho_threshold[]:scalar clip_pg_rho_threshold[]:scalar sample_mask[T]:bool"
+    "clip_rho_threshold[]:scalar clip_pg_rho_threshold[]:scalar sample_mask[T]:bool "
+    "alpha_c[]:scalar"
 )
 def leaky_vtrace_td_error_and_advantage(
     v_tm1: jax.Array,
@@ -279,6 +284,7 @@ def leaky_vtrace_td_error_and_advantage(
     clip_pg_rho_threshold: ArrayLike = 1.0,
     *,
     stop: Stop = "bootstrap",
+    alpha_c: ArrayLike | None = None,
     sample_mask: jax.Array | None = None,
 ) -> VTraceOutput:
     r"""Leaky V-trace errors of a critic and advantages of an actor.
@@ -292,6 +298,7 @@ def leaky_vtrace_td_error_and_advantage(
 
     Args:
       stop: as in `vtrace_td_error_and_advantage`.
+      alpha_c: of the traces in place of `alpha`.
 
     Returns:
       Errors, advantages and estimates of action values, `[T]` each.
@@ -326,6 +333,7 @@ def leaky_vtrace_td_error_and_advantage(
         clip_rho_threshold=clip_rho_threshold,
         stop=stop,
         sample_mask=sample_mask,
+        alpha_c=alpha_c,
     )
     base, v_t, rho = stop_if(stop == "bootstrap", (v_tm1, v_t, rho_tm1))
     errors_t = errors + (v_tm1 - base)  # without the prediction's gradient

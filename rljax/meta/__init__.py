@@ -6,14 +6,20 @@ along them while it learns. `adapt` and `maml_loss` are for learning to adapt.
 
 adaptation    gradient steps as a differentiable function
 conditioning  networks that see the tuned values
+critics       networks that learn values at the outer discount
 diagnostics   checks of a meta-gradient, and what cuts it
 gradients     of the result of updates: exact, bootstrapped, estimated
 maml          policies from which a few steps adapt to a task
 meta_step     one move of the tuned values
 objectives    outer losses, each with a critic of the outer discount
+of_actors     scores of policies by action values
+of_rollouts   scores along the newest rollout
+of_sequences  scores of agents with a memory
+of_simulated  scores of agents that run their environments again
+of_values     scores of action values
 parameters    tuned values as functions of raw numbers
 recorded      states of agents without their replays
-rules         learned update rules, and DiscoRL's
+rules         learned update rules
 tuning        an agent that tunes floats of its own config
 types         settings, states and functions of the tuning
 unrolling     K updates as one function
@@ -32,10 +38,13 @@ from rljax.meta.gradients import (
 from rljax.meta.parameters import (
     Bounded,
     Contextual,
+    Logarithmic,
     LogHorizon,
     Parameter,
     StateDependent,
+    declared,
     parse_parameter,
+    parse_parameters,
 )
 from rljax.meta.tuning import tune, validate
 from rljax.meta.types import Settings
@@ -46,6 +55,7 @@ __all__ = [
     "Check",
     "Contextual",
     "LogHorizon",
+    "Logarithmic",
     "Parameter",
     "Settings",
     "StateDependent",
@@ -53,11 +63,13 @@ __all__ = [
     "bootstrapped_meta_gradient",
     "check_meta_gradient",
     "conditioned",
+    "declared",
     "evolution_gradient",
     "finite_differences",
     "maml_loss",
     "meta_gradient",
     "parse_parameter",
+    "parse_parameters",
     "squared_distance",
     "tune",
     "unroll",

@@ -9,16 +9,16 @@ import optax
 from rljax.contracts import TunedConfig
 from rljax.learners import optimizers
 from rljax.meta.conditioning import configured
+from rljax.meta.critics import critic_config
 from rljax.meta.diagnostics import check_paths, cosine, saturated_fraction
 from rljax.meta.gradients import (
     bootstrapped_meta_gradient,
     evolution_gradient,
     meta_gradient,
 )
-from rljax.meta.objectives import critic_config
 from rljax.meta.parameters import Raw
-from rljax.meta.recorded import with_replay, without_replay
-from rljax.meta.types import OuterBatch, TuneState, Tuning
+from rljax.meta.recorded import with_env, with_replay, without_replay
+from rljax.meta.types import OuterData, TuneState, Tuning
 from rljax.meta.unrolling import unroll
 from rljax.running import parallel
 from rljax.types import AgentState, Metrics, OptState, Rollout
@@ -32,14 +32,18 @@ def move(
     config: TunedConfig,
     state: TuneState,
     *,
-    data: OuterBatch,
+    rollout: Rollout,
+    data: OuterData,
     key: jax.Array,
 ) -> tuple[dict[str, Raw], OptState, Metrics]:
-    """Move the raw numbers one step along the meta-gradient."""
+    """Move the raw numbers one step along the meta-gradient.
+
+    `rollout` is the newest, `data` what the objective prepared of it.
+    """
     settings, objective = tuning.settings, tuning.objective
 
     def replayed(raw: dict[str, Raw]) -> AgentState:
-        return _replay(tuning, config, state, raw=raw, like=key)
+        return _replay(tuning, config, state, raw=raw, newest=rollout, like=key)
 
     def outer(agent: AgentState) -> jax.Array:
         return objective.loss(config, agent, data)
@@ -94,6 +98,7 @@ def _replay(
     state: TuneState,
     *,
     raw: dict[str, Raw],
+    newest: Rollout,
     like: jax.Array,  # a key, of which only the kind counts
 ) -> AgentState:
     """Make the oldest K updates of the window again; return the agent's state.
@@ -115,6 +120,7 @@ def _replay(
         changed = configured(
             tuning, config, there, context=context, obs=rollout.next_obs
         )
+        rollout = with_env(rollout, newest)
         agent = with_replay(agent, state.agent)
         key = jax.random.wrap_key_data(key, impl=impl)
         new, metrics = tuning.agent.update(changed, agent, rollout, key)

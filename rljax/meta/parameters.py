@@ -4,6 +4,7 @@ The raw numbers are free; a value is always between the bounds of its scale.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,11 +12,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from rljax import networks
-from rljax.config import check_count, check_range, check_sizes
+from rljax.config import Range, check_count, check_range, check_sizes, ranges
 from rljax.contracts import TunedConfig
 from rljax.types import Obs, ObsSpec
 
 _EDGE = 1e-3  # of the scale: nearer to a bound hardly anything would move
+_LOG_RANGE = (1e-5, 1.0)  # of a field that declares none
 _STARTS_SMALL = 0.1  # scale of a network's last layer: near the start everywhere
 
 
@@ -68,6 +70,35 @@ class LogHorizon:
 
 
 @dataclasses.dataclass(frozen=True)
+class Logarithmic:
+    """Positive values between two bounds, even in their logarithm.
+
+    A start below the low bound, such as 0, counts as the low bound.
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _check_bounds(self)
+        if self.low <= 0.0:
+            raise ValueError(f"{self}: bounds must be above 0")
+
+    def at(self, position: jax.Array) -> jax.Array:
+        """Value at a position from 0, the low bound, to 1."""
+        low, high = (jnp.log(bound) for bound in (self.low, self.high))
+        return jnp.exp(low + (high - low) * position)
+
+    def position(self, value: ArrayLike) -> jax.Array:
+        """Undo `at`."""
+        low, high = (jnp.log(bound) for bound in (self.low, self.high))
+        return (jnp.log(jnp.maximum(jnp.asarray(value), self.low)) - low) / (high - low)
+
+
+Scale = Bounded | LogHorizon | Logarithmic
+
+
+@dataclasses.dataclass(frozen=True)
 class StateDependent:
     """A value for every transition: a small network of the observation it leads to.
 
@@ -75,7 +106,7 @@ class StateDependent:
     learn from fresh rollouts.
     """
 
-    scale: Bounded | LogHorizon
+    scale: Scale
     hidden_sizes: tuple[int, ...] = (16,)
 
     def __post_init__(self) -> None:
@@ -91,7 +122,7 @@ class Contextual:
     passes through them.
     """
 
-    scale: Bounded | LogHorizon
+    scale: Scale
     length: int = 10  # rollouts
     hidden_sizes: tuple[int, ...] = (64, 64)
 
@@ -100,19 +131,21 @@ class Contextual:
         check_sizes(self, "hidden_sizes")
 
 
-Parameter = Bounded | LogHorizon | StateDependent | Contextual
+Parameter = Scale | StateDependent | Contextual
 # The numbers behind a tuned value: []; of a network {"start": [], "network": params}
 Raw = Any
 
-KINDS = ("bounded", "log_horizon", "state_dependent", "contextual")
+SCALES = {"linear": Bounded, "log": Logarithmic, "horizon": LogHorizon}
+KINDS = ("bounded", "log", "log_horizon", "state_dependent", "contextual")
 
 
 def parse_parameter(text: str, config: TunedConfig) -> tuple[str, Parameter]:
     """Read what to tune from a command line: `NAME` or `NAME=KIND,LOW,HIGH`.
 
-    Without bounds a discount has the horizons 1 to 10,000. Anything else lies between
-    0, or a hundredth of its start where 0 is not allowed, and 1, or ten times its start
-    if that is above 1.
+    Without bounds a field has the range that its config declares. Where there is none,
+    a discount has the horizons 1 to 10,000; anything else lies between 0, or a
+    hundredth of its start where 0 is not allowed, and 1, or ten times its start if that
+    is above 1.
 
     Raises:
       ValueError: not of that form.
@@ -123,6 +156,9 @@ def parse_parameter(text: str, config: TunedConfig) -> tuple[str, Parameter]:
       ('gamma', Bounded(low=0.9, high=1.0))
     """
     name, _, rest = text.partition("=")
+    known = ranges(config).get(name)
+    if not rest and known is not None:
+        return name, of_range(known)
     default = "log_horizon" if name == "gamma" else "bounded"
     kind, *bounds = rest.split(",") if rest else [default]
     if kind not in KINDS or len(bounds) not in (0, 2):
@@ -136,11 +172,60 @@ def parse_parameter(text: str, config: TunedConfig) -> tuple[str, Parameter]:
     if kind == "log_horizon" or discount:
         low, high = numbers or (LogHorizon.low, LogHorizon.high)
         scale = LogHorizon(low=low, high=high)
+    elif kind == "log":
+        low, high = numbers or (known or _LOG_RANGE)[:2]
+        scale = Logarithmic(low=low, high=high)
     else:
         low, high = numbers or _default_bounds(name, config)
         scale = Bounded(low=low, high=high)
     wrapped = {"state_dependent": StateDependent, "contextual": Contextual}
     return name, wrapped[kind](scale) if kind in wrapped else scale
+
+
+def parse_parameters(texts: Sequence[str], config: TunedConfig) -> dict[str, Parameter]:
+    """Read all that a command line tunes: `all`, and what `parse_parameter` reads.
+
+    Raises:
+      ValueError: not of that form, a field twice, or `all` of a config that declares no
+        range.
+    """
+    found: dict[str, Parameter] = {}
+    named: dict[str, Parameter] = {}
+    for text in texts:
+        if text == "all":
+            found = declared(config)
+            if not found:
+                kind = type(config).__name__
+                raise ValueError(f"all: no field of {kind} declares a range to tune in")
+            continue
+        name, parameter = parse_parameter(text, config)
+        if name in named:
+            raise ValueError(f"{text!r}: {name} is to be tuned twice")
+        named[name] = parameter
+    return found | named
+
+
+def declared(config: TunedConfig) -> dict[str, Parameter]:
+    """Everything that can be tuned in the range that the config declares for it.
+
+    Fields of a range come by `rljax.config.discount`, `rate`, `cost` and `share`. One
+    that is None is left alone.
+
+    Example:
+      >>> from rljax import agents
+      >>> list(declared(agents.get("a2c").Config()))
+      ['learning_rate', 'gamma', 'lambda_', 'entropy_cost']
+    """
+    return {
+        name: of_range(known)
+        for name, known in ranges(config).items()
+        if getattr(config, name) is not None
+    }
+
+
+def of_range(known: Range) -> Scale:
+    """The scale of a declared range."""
+    return SCALES[known.scale](low=known.low, high=known.high)
 
 
 def _default_bounds(name: str, config: TunedConfig) -> tuple[float, float]:
@@ -155,9 +240,9 @@ def _default_bounds(name: str, config: TunedConfig) -> tuple[float, float]:
     return low, 10.0 * start if start > 1.0 else 1.0
 
 
-def scale(parameter: Parameter) -> Bounded | LogHorizon:
+def scale(parameter: Parameter) -> Scale:
     """The scale on which the parameter's values lie."""
-    if isinstance(parameter, Bounded | LogHorizon):
+    if isinstance(parameter, Scale):
         return parameter
     return parameter.scale
 
@@ -176,7 +261,7 @@ def init(
     """
     position = jnp.clip(scale(parameter).position(start), _EDGE, 1.0 - _EDGE)
     logit = jnp.log(position) - jnp.log1p(-position)
-    if isinstance(parameter, Bounded | LogHorizon):
+    if isinstance(parameter, Scale):
         return logit
     network = _network(parameter, obs_spec)
     params = network.init(key, network.body.obs.zeros(1))
@@ -198,7 +283,7 @@ def position(
     Returns:
       From 0 to 1.
     """
-    if isinstance(parameter, Bounded | LogHorizon):
+    if isinstance(parameter, Scale):
         return jax.nn.sigmoid(raw)
     if isinstance(parameter, Contextual):
         obs = context[len(context) - parameter.length :]
@@ -215,7 +300,7 @@ def _network(
     return networks.Critic(body=body, scale=_STARTS_SMALL)
 
 
-def _check_bounds(bounds: Bounded | LogHorizon) -> None:
+def _check_bounds(bounds: Scale) -> None:
     check_range(bounds, "low", "high")
     if not bounds.low < bounds.high:
         raise ValueError(f"{bounds}: low must be below high")

@@ -10,16 +10,31 @@ import jax.numpy as jnp
 
 from rljax import config as cfg
 from rljax import contracts
-from rljax.contracts import TunedConfig
+from rljax.contracts import BatchedEnv, TunedConfig
 from rljax.learners import optimizers
 from rljax.meta import objectives, parameters
 from rljax.meta.conditioning import configured, plain_spec, seen, seen_rollout
 from rljax.meta.meta_step import OPTIMIZER, move
 from rljax.meta.parameters import Parameter
-from rljax.meta.recorded import check_replay, holds_replay, without_replay
+from rljax.meta.recorded import (
+    check_replay,
+    holds_replay,
+    without_env,
+    without_replay,
+)
 from rljax.meta.types import Settings, TuneState, Tuning, Window
 from rljax.running import parallel
-from rljax.types import Agent, AgentState, Extras, Memory, Metrics, Obs, Rollout, Spec
+from rljax.types import (
+    Agent,
+    AgentState,
+    Extras,
+    Memory,
+    Metrics,
+    Obs,
+    Rollout,
+    Simulation,
+    Spec,
+)
 
 T = TypeVar("T")  # a tree of arrays
 
@@ -31,6 +46,8 @@ def tune(
     spec: Spec,
     tuned: Mapping[str, Parameter],
     settings: Settings | None = None,
+    *,
+    env: BatchedEnv | None = None,
 ) -> Agent:
     r"""Wrap an agent so that it tunes floats of its config while it learns.
 
@@ -48,19 +65,21 @@ def tune(
     `total_steps`. Its state may be any tree. The numbers of the outer critic come from
     the settings, else from the config where it has such fields, else from
     `objectives.CriticConfig`; with `num_minibatches` and `num_epochs` in the config the
-    critic goes over a rollout as often as the agent. Beside the actions of a `policy`,
+    critic goes over a rollout as often as the agent. `objectives.choose` says what
+    scores which agent. Beside the actions of a `policy` that learns from rollouts,
     `act` returns the logarithm of their probability, `[N]`. A state with a field
-    `replay` must be a named tuple, and the field a `replay.Replay`: action values are
-    then scored on `batch_size` of the replay's transitions.
+    `replay` must be a named tuple, and the field a `replay.Replay`: scores by action
+    values are then of `batch_size` of the replay's transitions, or of its sequences of
+    `burn_in` and `sequence_length` steps where the agent is recurrent.
 
     Args:
       agent: its `update` is differentiable in the tuned fields, and it shows what is
-        to be scored: its `policy` (by advantages), else its `q_values` (by TD errors),
-        else its `value`.
+        to be scored: its `policy`, else its `q_values`, else its `value`.
       spec: of the environment; with `settings.condition` as returned by `conditioned`,
         and the agent is made for that spec.
       tuned: names of config fields, and how each hangs on the raw numbers.
       settings: of the tuning.
+      env: of an agent that runs its environments again; of others not needed.
 
     Returns:
       An agent for the same config, which gives the tuned fields' first values. Its
@@ -94,8 +113,13 @@ def tune(
     settings.validate()
     if not tuned:
         raise ValueError("tuned: names no field")
-    if agent.simulates:
-        raise ValueError("tune: this agent runs its environments again")
+    if agent.simulates and env is None:
+        raise ValueError("env=None: this agent runs its environments again")
+    if agent.simulates and settings.condition:
+        raise ValueError(
+            "condition=True: not of an agent that runs its environments again, which "
+            "do not show the tuned values"
+        )
     objective = objectives.choose(agent, spec, settings)
     tuning = Tuning(
         agent=agent,
@@ -103,6 +127,7 @@ def tune(
         tuned=dict(tuned),
         settings=settings,
         objective=objective,
+        env=env,
     )
     return agent._replace(
         init=functools.partial(init, tuning),
@@ -113,6 +138,7 @@ def tune(
         policy=None,
         q_values=None,
         value=None,
+        repeat=None,
     )
 
 
@@ -138,7 +164,8 @@ def validate(tuned: Mapping[str, Parameter], config: TunedConfig) -> None:
         start = getattr(config, name)
         if start is None:
             raise ValueError(f"{name}=None: must be a number to be tuned")
-        cfg.check_range(config, name, low=scale.low, high=scale.high)
+        low = 0.0 if isinstance(scale, parameters.Logarithmic) else scale.low
+        cfg.check_range(config, name, low=low, high=scale.high)
 
 
 def _check_config(config: TunedConfig) -> None:
@@ -162,10 +189,20 @@ def _check_agent(tuning: Tuning, config: TunedConfig, state: AgentState) -> None
         cfg.check_fields("tune with a replay", config, "batch_size")
     extras = _acted(tuning, config, state)[1]
     shape = extras.shape if isinstance(extras, jax.ShapeDtypeStruct) else None
-    if tuning.agent.policy is not None and shape != (config.num_envs,):
+    agent = tuning.agent
+    scored = agent.policy is not None and agent.policy_gradient == "rollout"
+    if scored and shape != (config.num_envs,):
         raise ValueError(
             "tune: of an agent with a `policy`, `act` must return the logarithm of the "
             f"action's probability [N] beside the memory, not {extras}"
+        )
+    needs_replay = agent.policy_gradient != "rollout" or (
+        agent.recurrent and agent.policy is None
+    )
+    if needs_replay and not agent.simulates and not holds_replay(state):
+        raise ValueError(
+            "tune: of this agent, whose score is of its replay, the state must have a "
+            f"field `replay`, not only {', '.join(getattr(state, '_fields', ()))}"
         )
 
 
@@ -175,6 +212,7 @@ def init(tuning: Tuning, config: TunedConfig, key: jax.Array) -> TuneState:
     validate(tuning.tuned, config)
     agent, settings = tuning.agent, tuning.settings
     agent_key, critic_key, raw_key = jax.random.split(key, 3)
+    env_key = jax.random.fold_in(jax.random.clone(critic_key), 1)
     obs_spec = plain_spec(tuning)
     raw = {
         name: parameters.init(parameter, getattr(config, name), obs_spec, key)
@@ -206,7 +244,7 @@ def init(tuning: Tuning, config: TunedConfig, key: jax.Array) -> TuneState:
             states=repeated(without_replay(state)),
             raw=repeated(raw),
             context=repeated(context),
-            rollouts=repeated(_no_rollout(tuning, config, state)),
+            rollouts=repeated(_no_rollout(tuning, config, state, env_key)),
             keys=repeated(jnp.zeros_like(jax.random.key_data(key))),
             count=jnp.zeros((), jnp.int32),
         ),
@@ -250,7 +288,9 @@ def update(
     data = objective.prepare(
         config, state.agent, state.critic, rollout=rollout, key=data_key
     )
-    raw, opt_state, metrics = move(tuning, config, state, data=data, key=noise_key)
+    raw, opt_state, metrics = move(
+        tuning, config, state, rollout=rollout, data=data, key=noise_key
+    )
     new_config = configured(
         tuning, config, raw, context=state.context, obs=rollout.next_obs
     )
@@ -275,7 +315,7 @@ def update(
             states=_newer(state.window.states, without_replay(state.agent)),
             raw=_newer(state.window.raw, raw),
             context=_newer(state.window.context, state.context),
-            rollouts=_newer(state.window.rollouts, rollout),
+            rollouts=_newer(state.window.rollouts, without_env(rollout)),
             keys=_newer(state.window.keys, jax.random.key_data(agent_key)),
             count=count,
         ),
@@ -312,8 +352,10 @@ def _acted(
     return action, extras
 
 
-def _no_rollout(tuning: Tuning, config: TunedConfig, state: AgentState) -> Rollout:
-    """Zeros in the shape of a rollout."""
+def _no_rollout(
+    tuning: Tuning, config: TunedConfig, state: AgentState, key: jax.Array
+) -> Rollout:
+    """Zeros in the shape of a rollout; a simulation from a start of its own."""
     agent, spec = tuning.agent, tuning.spec
     shape = (config.rollout_length, config.num_envs)
     memory = agent.memory(config, config.num_envs)
@@ -322,7 +364,7 @@ def _no_rollout(tuning: Tuning, config: TunedConfig, state: AgentState) -> Rollo
     action, extras, memory = jax.tree.map(
         lambda x: jnp.zeros((shape[0], *x.shape), x.dtype), (action, extras, memory)
     )
-    return Rollout(
+    rollout = Rollout(
         obs=obs,
         action=action,
         reward=jnp.zeros(shape, jnp.float32),
@@ -331,4 +373,19 @@ def _no_rollout(tuning: Tuning, config: TunedConfig, state: AgentState) -> Rollo
         next_obs=obs,
         extras=extras,
         memory=memory,
+        simulation=_some_simulation(tuning, config, key),
     )
+    return without_env(rollout)
+
+
+def _some_simulation(
+    tuning: Tuning, config: TunedConfig, key: jax.Array
+) -> Simulation | tuple[()]:
+    """What the window records of environments that are run again; () without them."""
+    if not tuning.agent.simulates:
+        return ()
+    assert tuning.env is not None  # `tune` looked
+    reset_key, noise_key = jax.random.split(key)
+    start, _ = tuning.env.reset(reset_key, config.num_envs)
+    noise = tuning.env.draw(noise_key, config.rollout_length, config.num_envs)
+    return Simulation(env=(), state=start, noise=noise)

@@ -1,12 +1,12 @@
 """Settings of the tuning, its states, and the functions that it is made of."""
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
 from rljax import config as cfg
-from rljax.contracts import TunedConfig
+from rljax.contracts import BatchedEnv, TunedConfig
 from rljax.meta.gradients import MODES
 from rljax.meta.parameters import Parameter, Raw
 from rljax.networks import layers, torsos
@@ -14,6 +14,7 @@ from rljax.types import (
     Agent,
     AgentState,
     Extras,
+    Memory,
     Metrics,
     Obs,
     OptState,
@@ -89,12 +90,16 @@ class OuterCritic(NamedTuple):
     params: Params
     target_params: Params  # an older copy, () for state values
     opt_state: OptState  # of Adam, over the parameters as one flat vector
+    memory: Memory = ()  # [N, ...] after the newest rollout; () without one
+
+
+OuterData = Any  # what an objective prepares for its loss: of rollouts, OuterBatch
 
 
 class OuterBatch(NamedTuple):
     """Transitions with all that outer losses need of them."""
 
-    obs: Obs  # [B, ...]
+    obs: Obs  # [B, ...], or Recalled
     action: jax.Array  # [B] or [B, *shape]
     log_prob: Extras  # [B] of the action, when it was taken; () without a policy
     advantage: Extras  # [B]; () without a policy
@@ -120,7 +125,7 @@ class PrepareFn(Protocol):
         *,
         rollout: Rollout,
         key: jax.Array,
-    ) -> OuterBatch:
+    ) -> OuterData:
         """Make the data; the key is consumed."""
         ...
 
@@ -129,7 +134,7 @@ class OuterLossFn(Protocol):
     """Score of an agent's state: the lower, the better."""
 
     def __call__(
-        self, config: TunedConfig, state: AgentState, data: OuterBatch
+        self, config: TunedConfig, state: AgentState, data: OuterData
     ) -> jax.Array:
         """Score the state, `[]`."""
         ...
@@ -144,7 +149,7 @@ class DistanceFn(Protocol):
         target: AgentState,
         state: AgentState,
         *,
-        data: OuterBatch,
+        data: OuterData,
     ) -> jax.Array:
         """Measure the difference, `[]`."""
         ...
@@ -157,7 +162,7 @@ class UpdateCriticFn(Protocol):
         self,
         config: TunedConfig,
         critic: OuterCritic,
-        data: OuterBatch,
+        data: OuterData,
         *,
         progress: jax.Array,  # [] share of the training that is over
         key: jax.Array,
@@ -182,7 +187,7 @@ class Window(NamedTuple):
     states: AgentState  # [W, ...] before each update, but for its replay
     raw: dict[str, Raw]  # [W, ...] numbers that made the config of each update
     context: jax.Array  # [W, C]
-    rollouts: Rollout  # [W, T, N, ...]
+    rollouts: Rollout  # [W, T, N, ...], with the simulation but for its environment
     keys: jax.Array  # [W, ...] data of each update's key
     # [] int32, updates so far
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -208,3 +213,4 @@ class Tuning(NamedTuple):
     tuned: dict[str, Parameter]
     settings: Settings
     objective: Objective
+    env: BatchedEnv | None  # of agents that run their environments again

@@ -28,6 +28,10 @@ _COLORS = (
 )
 
 
+_MOST_ROWS = 3  # of further values below a curve; more stand in a grid
+_COLUMNS = 3  # of that grid
+
+
 def interval(
     values: np.ndarray,
     confidence: float = 0.95,
@@ -156,6 +160,10 @@ def learning_curves(
 
     if not panels:
         raise ValueError("panels is empty: nothing to draw")
+    if len(panels) == 1 and len(below or {}) > _MOST_ROWS:
+        return _over_a_grid(
+            panels, path, ylabel, statistic=statistic, below=below or {}
+        )
     rows = {ylabel: panels} | (below or {})
     colors = {  # of a label the same in every row
         title: dict(zip(runs, itertools.cycle(_COLORS), strict=False))
@@ -193,6 +201,49 @@ def learning_curves(
                 axes.legend(frameon=False, **place)
     figure.align_ylabels()
     return _write(figure, Path(path))
+
+
+def _over_a_grid(
+    panels: dict[str, Runs],
+    path: str | os.PathLike,
+    ylabel: str,
+    *,
+    statistic: str,
+    below: dict[str, dict[str, Runs]],
+) -> Path:
+    """Draws one panel over a grid of small ones, each with its name for a title."""
+    from matplotlib.figure import Figure  # no pyplot: no global state, no display
+
+    ((title, runs),) = panels.items()
+    colors = dict(zip(runs, itertools.cycle(_COLORS), strict=False))
+    rows = -(-len(below) // _COLUMNS)
+    figure = Figure(figsize=(9.0, 4.0 + 1.9 * rows), dpi=160, layout="constrained")
+    grid = figure.add_gridspec(1 + rows, _COLUMNS, height_ratios=[4.0] + [1.9] * rows)
+    axes = figure.add_subplot(grid[0, :])
+    note = _draw(axes, runs, statistic=statistic, colors=colors)
+    _decorate(axes, title=title, note=note, ylabel=ylabel)
+    if len(runs) > 1:
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
+    for i, (name, row) in enumerate(below.items()):
+        small = figure.add_subplot(grid[1 + i // _COLUMNS, i % _COLUMNS])
+        found = row.get(title, {})
+        if not found:
+            small.set_axis_off()
+            continue
+        _draw(small, found, statistic=statistic, colors=colors)
+        _decorate(small, title="", note="", ylabel="")
+        small.set_title(name, loc="left", fontsize=9.5)
+        small.tick_params(labelsize=8)
+        small.set_xlabel("")
+        if _spans_decades(found):
+            small.set_yscale("log")
+    return _write(figure, Path(path))
+
+
+def _spans_decades(runs: Runs) -> bool:
+    values = np.concatenate([np.ravel(values) for _, values in runs.values()])
+    values = values[~np.isnan(values)]
+    return values.size > 0 and 0 < 20 * values.min() < values.max()
 
 
 def _draw(axes: "Axes", runs: Runs, *, statistic: str, colors: dict[str, str]) -> str:

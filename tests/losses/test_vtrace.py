@@ -7,6 +7,7 @@ import rlax
 
 from rljax import losses
 
+from .. import oracles
 from .cases_vtrace import CASES
 from .loss_case import SIZES, draw_numpy, jitted
 
@@ -46,6 +47,18 @@ def test_leaky_vtrace_at_alpha_zero_is_importance_sampling(x64):
     importance = jitted(losses.importance_corrected_td_errors)
     expected = importance(*(x[name] for name in names))
     np.testing.assert_allclose(jitted(losses.leaky_vtrace)(**x), expected, 1e-12)
+
+
+def test_traces_of_leaky_vtrace_leak_as_much_as_is_said(x64):
+    """Beside the errors' own leak."""
+    x = draw_numpy(CASES["leaky_vtrace_td_error_and_advantage"])
+    leaky = jitted(losses.leaky_vtrace_td_error_and_advantage)
+    out = leaky(**x, alpha_c=0.3)
+    alpha = x.pop("alpha")
+    want = oracles.vtrace(*x.values(), alpha=alpha, alpha_c=0.3)
+    for got, wanted in zip(out, want, strict=True):
+        np.testing.assert_allclose(got, wanted, 1e-10)
+    assert not np.allclose(want[0], oracles.vtrace(*x.values(), alpha=alpha)[0])
 
 
 MASK = np.array([True, False, True, True, False, True])

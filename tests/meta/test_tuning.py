@@ -18,18 +18,22 @@ from rljax.learners import on_policy
 from rljax.meta import (
     Bounded,
     Contextual,
+    Logarithmic,
     LogHorizon,
     Settings,
     StateDependent,
     conditioned,
+    declared,
     parameters,
     parse_parameter,
+    parse_parameters,
     tune,
+    validate,
 )
 from rljax.running import checkpoint, train
 from rljax.types import Agent, Levels, ObsSpec, Rollout, States
 
-from .. import compiled
+from .. import agent_case, compiled
 
 T, N = 6, 3
 ENV = envs.make("CartPole-v1")
@@ -679,7 +683,10 @@ def test_observations_of_every_kind_are_conditioned(obs):
         ("gamma=state_dependent", StateDependent(LogHorizon(0.0, 0.9999))),
         ("gamma=state_dependent,0,1", StateDependent(Bounded(0.0, 1.0))),
         ("lambda_", Bounded(0.0, 1.0)),
-        ("learning_rate", Bounded(0.01 * 2e-3, 1.0)),  # 0 is not allowed
+        ("learning_rate", Logarithmic(1e-5, 1e-1)),  # as the config declares
+        ("learning_rate=log,1e-4,1e-2", Logarithmic(1e-4, 1e-2)),
+        ("entropy_cost=log", Logarithmic(1e-5, 1.0)),
+        ("adam_epsilon", Bounded(0.01 * 1e-5, 1.0)),  # 0 is not allowed
         ("max_grad_norm", Bounded(0.01 * 2.0, 10.0 * 2.0)),
         ("entropy_cost=contextual,0,2", Contextual(Bounded(0.0, 2.0))),
         ("entropy_cost=contextual", Contextual(Bounded(0.0, 1.0))),
@@ -691,11 +698,61 @@ def test_parameters_on_the_command_line(text, parameter):
     assert parse_parameter(text, config) == (name, parameter)
 
 
+@pytest.mark.parametrize("name", agents.names())
+def test_declared_ranges_hold_the_default_and_are_allowed(name):
+    """But for a cost of 0, which counts as the least."""
+    config = agents.get(name).Config(**agent_case.required(name))
+    found = declared(config)
+    validate(found, config)
+    scales = {field: scale for field, scale in found.items() if field != "gamma"}
+    assert not any(isinstance(scale, LogHorizon) for scale in scales.values())
+    if name not in agent_case.NOT_TUNED:
+        assert isinstance(found["gamma"], LogHorizon) and "learning_rate" in found
+
+
+def test_all_is_what_the_config_declares_and_may_be_told_otherwise():
+    config = config_of("impala")
+    found = parse_parameters(["gamma=bounded,0.5,1", "all"], config)
+    assert found == declared(config) | {"gamma": Bounded(0.5, 1.0)}
+    assert list(found) == [
+        *("learning_rate", "gamma", "lambda_", "alpha_rho", "alpha_c", "entropy_cost")
+    ]
+
+
+def test_all_is_tuned_at_once(x64):
+    """Each along finite differences of the agent's own updates and the score."""
+    config = config_of("impala", entropy_cost=0.01, alpha_rho=0.7, alpha_c=0.6)
+    agent, fields = agent_of("impala"), declared(config)
+    settings = Settings(num_updates=2, **OUTER)
+    tuned = tune(agent, SPEC, fields, settings)
+    shapes = jax.eval_shape(functools.partial(tuned.init, config), jax.random.key(0))
+    past = run_updates(agent, tuned, config, settings, numbers(shapes), rollouts(5))
+    score, metrics = score_after("impala", past), past.metrics[-1]
+    raws = {name: raws_of(past, name)[-3:-1] for name in fields}
+
+    def value_at(name, raw):
+        return np.asarray(fields[name].at(1.0 / (1.0 + np.exp(-raw))))
+
+    middle = {name: value_at(name, raw) for name, raw in raws.items()}
+    for name, raw in raws.items():
+        up, down = (
+            score(middle | {name: value_at(name, raw + h)}) for h in (1e-4, -1e-4)
+        )
+        want = (up - down) / 2e-4
+        assert abs(want) > 1e-9
+        np.testing.assert_allclose(
+            metrics[f"meta_{name}_gradient"], want, rtol=1e-3, err_msg=name
+        )
+
+
 def test_horizons_are_even_in_their_logarithm():
     scale = LogHorizon(0.9, 0.999)
     places = np.array([0.0, 0.5, 1.0])
     np.testing.assert_allclose(scale.at(places), [0.9, 0.99, 0.999], rtol=1e-5)
-    for other in (scale, Bounded(-1.0, 3.0)):
+    rates = Logarithmic(1e-4, 1e-2)
+    np.testing.assert_allclose(rates.at(places), [1e-4, 1e-3, 1e-2], rtol=1e-5)
+    assert rates.position(0.0) == 0.0
+    for other in (scale, rates, Bounded(-1.0, 3.0)):
         np.testing.assert_allclose(other.position(other.at(places)), places, atol=1e-5)
 
 
@@ -719,6 +776,15 @@ def test_horizons_are_even_in_their_logarithm():
         ),
         (lambda: tune(A2C, SPEC, {}), "tuned: names no field"),
         (lambda: Bounded(1.0, 1.0), "low must be below high"),
+        (lambda: Logarithmic(0.0, 1.0), "bounds must be above 0"),
+        (
+            lambda: parse_parameters(["gamma", "gamma"], config_of("a2c")),
+            "gamma is to be tuned twice",
+        ),
+        (
+            lambda: parse_parameters(["all"], Settings()),
+            "all: no field of Settings declares a range",
+        ),
         (lambda: LogHorizon(0.0, 1.0), r"bounds of a discount must be in \[0, 1\)"),
         (lambda: StateDependent(GAMMA, (0,)), "hidden_sizes"),
         (lambda: Contextual(GAMMA, 0), "length=0"),

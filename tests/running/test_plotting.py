@@ -175,6 +175,23 @@ def test_a_row_below_for_each_tuned_value(tmp_path, monkeypatch):
     assert above.get_xlim() == below.get_xlim()
 
 
+def test_many_values_below_stand_in_a_grid(tmp_path, monkeypatch):
+    """Ten tuned values: three to a row, each named, on a picture that stays short."""
+    steps = np.arange(4) * 1000
+    runs = {"ppo": (steps, np.ones((2, 4)))}
+    ten = {f"value{i}": {"ppo": (steps, np.full((2, 4), i + 1.0))} for i in range(9)}
+    ten["rate"] = {"ppo": (steps, np.array([[1e-4, 1e-3, 1e-2, 1e-1]]))}
+    path = tmp_path / "ppo.png"
+    figure, _ = drawn(monkeypatch, runs, path, title="PPO", below=ten)
+    above, *below = figure.axes
+    assert above.get_title("left") == "PPO"
+    assert [axes.get_title("left") for axes in below] == list(ten)
+    assert [axes.get_yscale() for axes in below] == ["linear"] * 9 + ["log"]
+    np.testing.assert_allclose(below[3].lines[0].get_ydata(), 4.0)
+    assert len({round(axes.get_position().x0, 2) for axes in below}) == 3
+    assert figure.get_size_inches()[1] < 13
+
+
 def test_rows_below_keep_colours_and_may_be_empty(tmp_path, monkeypatch):
     runs, path = some_runs(), tmp_path / "curve.png"
     last = list(runs)[-1]

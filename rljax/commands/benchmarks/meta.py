@@ -8,12 +8,13 @@ from .protocol import WITH_RESULTS
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Functions of one agent on CartPole; the whole of it is a worker's job."""
+    """Functions of one agent on an environment; the whole of it is a worker's job."""
 
     name: str
     text: str
     agent: str
     comparisons: tuple[Comparison, ...]
+    env: str = "CartPole-v1"
     unit: str = "ms"  # of a call, "MB": temporary memory, or WITH_RESULTS
     rounds: int = 9  # samples of each function
     sample_s: float = 0.05  # see protocol.alternate
@@ -31,15 +32,27 @@ def _one_update(agent: str) -> tuple[Work, Work]:
     """
     text = f"gamma of {agent}, its default config, K = 1"
     whole = Comparison("iteration", "update")
-    time = (Comparison("meta-step", "update", "<= 4"), whole)
-    memory = (Comparison("meta-step", "update", "<= 3"), whole)
+    env = "Pendulum-v1" if agent in ON_PENDULUM else "CartPole-v1"
+    time = (Comparison("meta-step", "update", "<= 4.5"), whole)
+    memory = (Comparison("meta-step", "update", "<= 3.5"), whole)
     return (
-        Work(f"time-{agent}", f"time to tune {text}", agent, time),
-        Work(f"memory-{agent}", f"memory to tune {text}", agent, memory, WITH_RESULTS),
+        Work(f"time-{agent}", f"time to tune {text}", agent, time, env),
+        Work(
+            f"memory-{agent}",
+            f"memory to tune {text}",
+            agent,
+            memory,
+            env,
+            unit=WITH_RESULTS,
+        ),
     )
 
 
-AGENTS = ("a2c", "ppo", "impala", "dqn", "pqn", "sarsa")
+ON_PENDULUM = ("sac", "td3", "mpo", "apg")
+AGENTS = (
+    *("a2c", "ppo", "impala", "dqn", "pqn", "sarsa"),
+    *("awr", "ppo_rnn", "r2d2", "sac", "td3", "mpo", "apg"),
+)
 WORKS = (
     *(work for agent in AGENTS for work in _one_update(agent)),
     Work(

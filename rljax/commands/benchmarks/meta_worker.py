@@ -30,19 +30,20 @@ def settings(words: list[str]) -> Settings:
     return Settings(num_updates=number, mode=mode, remat=remat)
 
 
-def made(agent: str, how: Settings) -> tuple[Any, ...]:
+def made(work: dict[str, Any], how: Settings) -> tuple[Any, ...]:
     """Returns the environment, the agent, its config, and the agent tuned."""
-    env = envs.make("CartPole-v1")
-    config = agents.config_for(agent, "CartPole-v1")
+    agent, env = work["agent"], envs.make(work["env"])
+    config = agents.config_for(agent, work["env"])
     plain = agents.get(agent).make(env.spec)
-    tuned = tune(plain, env.spec, dict([parse_parameter("gamma", config)]), how)
-    return env, plain, config, tuned
+    fields = dict([parse_parameter("gamma", config)])
+    return env, plain, config, tune(plain, env.spec, fields, how, env=env)
 
 
 @functools.cache
-def arguments(agent: str, seed: int, number: int) -> tuple[Any, ...]:
+def arguments(agent: str, env_name: str, seed: int, number: int) -> tuple[Any, ...]:
     """Returns those of a tuned update, from training with K of this number."""
-    env, _, config, tuned = made(agent, Settings(num_updates=number))
+    work = {"agent": agent, "env": env_name}
+    env, _, config, tuned = made(work, Settings(num_updates=number))
     iterations = train.warm_up_iterations(config) + number + 1
     steps = iterations * train.steps_per_iteration(config)
     short, key = dataclasses.replace(config, total_steps=steps), jax.random.key(seed)
@@ -55,7 +56,7 @@ def find(job: dict[str, Any], name: str) -> Call:
     """Returns the function and its arguments."""
     kind, *words = name.split()
     how = settings(words)
-    _, agent, _, tuned = made(job["agent"], how)
+    _, agent, _, tuned = made(job, how)
     tuning = tuned.update.args[0]
 
     def update(config: Any, state: Any, rollout: Any, key: Any) -> Any:
@@ -66,14 +67,15 @@ def find(job: dict[str, Any], name: str) -> Call:
         data = tuning.objective.prepare(
             config, state.agent, state.critic, rollout=rollout, key=key
         )
-        return move(tuning, config, state, data=data, key=key)
+        return move(tuning, config, state, rollout=rollout, data=data, key=key)
 
     def iteration(config: Any, state: Any, rollout: Any, key: Any) -> Any:
         new, metrics = tuned.update(config, state, rollout, key)
         return new._replace(agent=without_replay(new.agent)), metrics
 
     known = {"update": update, "meta-step": meta_step, "iteration": iteration}
-    return known[kind], arguments(job["agent"], job["seed"], how.num_updates)
+    given = arguments(job["agent"], job["env"], job["seed"], how.num_updates)
+    return known[kind], given
 
 
 def main():

@@ -1,0 +1,130 @@
+"""Scores of action values by TD errors: on the newest rollout, or on a replay's batch.
+
+The outer critic values the action that the agent would take next. An action that only
+the critic overrates is not tried, so nothing would correct the critic's own greedy
+choice: Ostrovski et al. (2021), https://arxiv.org/abs/2110.14020.
+"""
+
+import functools
+from typing import cast
+
+import jax
+import optax
+
+from rljax import losses, networks, replay
+from rljax.contracts import ReplayConfig, TunedConfig
+from rljax.learners import on_policy
+from rljax.meta import critics
+from rljax.meta.critics import CriticConfig, critic_config
+from rljax.meta.recorded import holds_replay
+from rljax.meta.types import Objective, OuterBatch, OuterCritic, Settings
+from rljax.types import (
+    AgentState,
+    Discrete,
+    Metrics,
+    Obs,
+    Params,
+    Rollout,
+    Spec,
+    ValuesFn,
+)
+
+_AT_ONCE = 512  # observations by two networks: of a whole rollout it takes much memory
+
+
+def objective(q_values: ValuesFn, spec: Spec, settings: Settings) -> Objective:
+    """Score action values as the agent learns them: by what their targets would be."""
+    network = functools.partial(_q_network, spec)
+
+    def init(config: TunedConfig, key: jax.Array) -> OuterCritic:
+        own = critic_config(settings, config)
+        return critics.init(own, network(own), key, spec.zeros(1), has_target=True)
+
+    def loss(config: TunedConfig, state: AgentState, data: OuterBatch) -> jax.Array:
+        q = q_values(config, state, data.obs)
+        chosen = losses.batched_index(q, data.action)
+        return optax.l2_loss(chosen, data.target).mean()
+
+    def distance(
+        config: TunedConfig, target: AgentState, state: AgentState, *, data: OuterBatch
+    ) -> jax.Array:
+        goal, q = (q_values(config, x, data.obs) for x in (target, state))
+        return optax.l2_loss(q, goal).mean()
+
+    def update(
+        config: TunedConfig,
+        critic: OuterCritic,
+        data: OuterBatch,
+        *,
+        progress: jax.Array,
+        key: jax.Array,
+    ) -> tuple[OuterCritic, Metrics]:
+        own = critic_config(settings, config)
+
+        def errors(params: Params, batch: OuterBatch) -> jax.Array:
+            q = critics.applied(network(own), params, batch.obs)
+            return losses.batched_index(q, batch.action) - batch.target
+
+        new, metrics = critics.fit(
+            settings,
+            own,
+            critic,
+            examples=data,
+            errors=errors,
+            progress=progress,
+            key=key,
+        )
+        return critics.follow(own, new), metrics
+
+    return Objective(
+        init=init,
+        prepare=functools.partial(_of_choices, q_values, spec, settings),
+        loss=loss,
+        distance=distance,
+        update=update,
+    )
+
+
+def _of_choices(
+    q_values: ValuesFn,
+    spec: Spec,
+    settings: Settings,
+    config: TunedConfig,
+    state: AgentState,
+    critic: OuterCritic,
+    *,
+    rollout: Rollout,
+    key: jax.Array,
+) -> OuterBatch:
+    """Data of a rollout's steps, or of a replay's, with one-step targets."""
+    seen = on_policy.flatten(rollout._replace(simulation=()))
+    if holds_replay(state):
+        size = cast(ReplayConfig, config).batch_size  # `tuning.init` looked
+        seen = replay.sample(state.replay, key, batch_size=size).windows
+        seen = seen._replace(reward=seen.reward[:, 0])
+    network = _q_network(spec, critic_config(settings, config))
+
+    def judge(obs: Obs) -> jax.Array:
+        """The critic's value `[]` of the action that the agent would take."""
+        alone = jax.tree.map(lambda x: x[None], obs)
+        action = q_values(config, state, alone).argmax(axis=-1)
+        q = critics.applied(network, critic.target_params, alone)
+        return losses.batched_index(q, action)[0]
+
+    v_t = jax.lax.map(judge, seen.next_obs, batch_size=_AT_ONCE)
+    discount = settings.outer_gamma * (1.0 - seen.terminated)
+    batch = OuterBatch(
+        obs=seen.obs,
+        action=seen.action,
+        log_prob=(),
+        advantage=(),
+        target=seen.reward + discount * v_t,
+    )
+    return jax.lax.stop_gradient(batch)
+
+
+def _q_network(spec: Spec, config: CriticConfig) -> networks.QNetwork:
+    assert isinstance(spec.action, Discrete)
+    return networks.QNetwork(
+        body=networks.body(spec, config), num_actions=spec.action.num_actions
+    )
