@@ -278,9 +278,7 @@ class DualsConfig(Protocol):
     def multiplier(self) -> float: ...  # weight of each divergence
 
 
-class RuleConfig(
-    RunConfig, AnnealConfig, NetworkConfig, DiscountConfig, TargetRateConfig, Protocol
-):
+class RuleConfig(RunConfig, AnnealConfig, NetworkConfig, DiscountConfig, Protocol):
     """Of agents that learn by a learned update rule."""
 
     @property

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from rljax import agents
-from rljax.meta.rules import disco
+from rljax.meta.rules import disco, lpg
 
 T, N = 8, 4  # of the case's rollouts
 CONTINUOUS_ONLY = ("apg", "td3")
-NOT_TUNED = ("disco103",)  # shows nothing to score
+NOT_TUNED = ("disco103", "lpg")  # show nothing to score
 VARIANTS = ("rainbow", "reinforce")  # the code of c51 and of a2c: fast tests try these
 # Sizes of fields that agents share, so small that a test is fast.
 SMALL_FIELDS = dict(
@@ -93,9 +93,21 @@ def rule_weights():
     return str(path)
 
 
+@functools.cache
+def lpg_weights():
+    """The path of a small file as `rljax meta-train` writes; one per process."""
+    path = Path(_folder().name) / lpg.FILE
+    settings = lpg.Settings(y_size=3, memory_size=4, hidden_size=3)
+    shapes = jax.eval_shape(lpg.make(settings).init, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    lpg.save(path, settings, jax.tree.map(lambda x: rng.normal(size=x.shape), shapes))
+    return str(path)
+
+
 def required(name):
     """Values of the fields without a default that would do."""
-    return dict(weights=rule_weights()) if name == "disco103" else {}
+    files = {"disco103": rule_weights, "lpg": lpg_weights}
+    return dict(weights=files[name]()) if name in files else {}
 
 
 def small(name):

@@ -20,6 +20,7 @@ from rljax import agents, autodiff, envs, loading, meta, types
 from rljax.commands import front
 from rljax.envs import adapters
 from rljax.meta import maml
+from rljax.meta.rules import lpg, meta_training
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
@@ -447,6 +448,7 @@ def known_options(command, config):
     source = "\n".join(path.read_text() for path in sources)
     names = set(re.findall(r"^ +(\w+): .*\n +\"\"\"", source, re.MULTILINE))
     names |= {f"meta_settings.{name}" for name in fields(meta.Settings)}
+    names |= {f"settings.{name}" for name in fields(lpg.Settings)}
     names |= {f"config.{name}" for name in fields(config)} if config else set()
     names |= {f"config.no_{name}" for name in fields(config)} if config else set()
     return names | {"", "help"}
@@ -463,6 +465,8 @@ def config_of(command, named):
     """The config that a command's options are for."""
     if command == "maml":
         return maml.Config()
+    if command == "meta_train":
+        return meta_training.Config()
     named = named[""]
     if command in ("train", "sweep") and named and not loading.is_reference(named[0]):
         return agents.get(named[0]).Config()
@@ -504,7 +508,8 @@ def test_commands_have_what_they_name(page):
 def test_options_exist(page):
     """Those that a page only mentions, of any command and agent."""
     commands = [name.replace("-", "_") for name in front.COMMANDS]
-    configs = [agents.get(name).Config for name in agents.names()] + [maml.Config]
+    configs = [agents.get(name).Config for name in agents.names()]
+    configs += [maml.Config, meta_training.Config]
     known = set.union(
         *(known_options(command, None) for command in commands),
         *(known_options("train", config) for config in configs),

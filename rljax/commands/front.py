@@ -37,6 +37,7 @@ COMMANDS = {
     "benchmark": Command("measure speed, beside peers or a revision", starts_jax=False),
     "gradient-variance": Command("measure how much priorities help a gradient"),
     "maml": Command("learn a policy that adapts to a new task"),
+    "meta-train": Command("learn an update rule for agents: LPG"),
 }
 
 

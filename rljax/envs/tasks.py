@@ -10,6 +10,7 @@ from flax import struct
 from rljax import envs
 from rljax.config import unknown
 from rljax.contracts import BatchedEnv
+from rljax.envs import grid_worlds as worlds
 from rljax.envs._gymnax import Action, Environment, EnvParams, EnvState, spaces
 from rljax.envs.making import with_limit
 from rljax.meta.maml import DrawTask
@@ -152,7 +153,20 @@ def cartpole() -> DrawTask:
     return draw
 
 
-TASKS = {"cartpole": cartpole, "tabular": tabular}
+def grid_worlds() -> DrawTask:
+    """Rooms of 3 to 6 rows and columns, with walls and three objects; 50 steps."""
+    gym = worlds.GridWorld()
+    env = envs.wrap(gym)
+
+    def draw(key: jax.Array) -> BatchedEnv:
+        params = worlds.draw_params(key, gym)
+        return with_params(env, **{name: getattr(params, name) for name in _DRAWN})
+
+    return draw
+
+
+_DRAWN = ("next_cell", "start", "place", "reward", "p_end", "p_respawn")
+TASKS = {"cartpole": cartpole, "grid_worlds": grid_worlds, "tabular": tabular}
 
 
 def tasks(name: str) -> DrawTask:

@@ -5,7 +5,7 @@ trajectories. The network's outputs are a dict; its policy is `logits` `[..., A]
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import distrax
 import jax
@@ -14,7 +14,12 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
-from rljax.contracts import Network, RuleConfig, RuleLearnerState
+from rljax.contracts import (
+    Network,
+    RuleConfig,
+    RuleLearnerState,
+    TargetRateConfig,
+)
 from rljax.learners import optimizers
 from rljax.meta.rules.types import Outputs, Rule, RuleState, Trajectory
 from rljax.networks import distributions, torsos
@@ -52,7 +57,8 @@ def validate(config: RuleConfig) -> None:
     """Raise ValueError naming a field out of range, its value and the range."""
     cfg.check_range(config, "learning_rate", "max_update", low=0.0, open_low=True)
     cfg.check_range(config, "gamma", low=0.0, high=1.0)
-    cfg.check_range(config, "target_rate", low=0.0, high=1.0, open_low=True)
+    if hasattr(config, "target_rate"):  # of agents with an older copy
+        cfg.check_range(config, "target_rate", low=0.0, high=1.0, open_low=True)
     cfg.check_loop(config)
     torsos.validate(config)
 
@@ -154,7 +160,7 @@ def learn(
 
     Args:
       apply: the network's, of parameters and observations.
-      config: the agent's.
+      config: the agent's, with `target_rate` where there is an older copy.
       state: the agent's.
       rollout: `[T, B, ...]`, with the logits of the policy that acted as `extras`.
       rule: the rule.
@@ -195,7 +201,8 @@ def learn(
     progress = optimizers.progress(config, state.step)
     rate = optimizers.annealed(config, progress, config.learning_rate)
     if follows:
-        older = optax.incremental_update(state.params, older, config.target_rate)
+        target_rate = cast(TargetRateConfig, config).target_rate
+        older = optax.incremental_update(state.params, older, target_rate)
     new_state = state._replace(
         params=unravel(optax.tree.add_scale(flat, -rate, direction)),
         target_params=older,

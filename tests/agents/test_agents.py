@@ -30,7 +30,7 @@ from ..agent_case import (
 )
 from . import test_probes
 
-DRAWS_NOTHING = ("a2c", "impala", "reinforce")  # in an update
+DRAWS_NOTHING = ("a2c", "impala", "lpg", "reinforce")  # in an update
 
 # Contracts, for every agent.
 

@@ -97,7 +97,7 @@ def test_usage_names_the_door(door, prog):
             ["trian", "ppo"],
             2,
             "",
-            "error: unknown command 'trian'; did you mean: train?",
+            "error: unknown command 'trian'; did you mean: train, meta-train?",
         ),
         (["check_en"], 2, "", "did you mean: check-env?"),
         (["xyz"], 2, "", "did you mean: train, evaluate, plot,"),
