@@ -195,7 +195,7 @@ def _penalty(
     raw: dict[str, Raw],
     rollout: Rollout,
 ) -> jax.Array:
-    """What learned targets pay for not following from each other on the newest rollout.
+    """Cost of targets that do not follow from each other, on the newest rollout.
 
     In `raw` alone, with the agent as it is.
     """

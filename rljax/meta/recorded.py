@@ -1,4 +1,4 @@
-"""What the window records: all but what is too large or never changes.
+"""States and rollouts, to be recorded: without what is too large or never changes.
 
 An agent's replay is too large; the environment that an agent runs again is the same.
 """

@@ -162,7 +162,7 @@ def inconsistency(
     raw: dict[str, Params],
     rollout: Rollout,
 ) -> jax.Array:
-    r"""How far each target is from the reward and the next one, `[]`.
+    r"""Distance of each target from the reward and the next one, mean `[]`.
 
     .. math:: \tfrac12 (\text{stop}(r_t + \gamma g_{t+1}) - g_t)^2
 

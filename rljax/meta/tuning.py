@@ -399,7 +399,7 @@ def _no_rollout(
 def _some_simulation(
     tuning: Tuning, config: TunedConfig, key: jax.Array
 ) -> Simulation | tuple[()]:
-    """What the window records of environments that are run again; () without them."""
+    """Record of environments that are run again, as in the window; () without them."""
     if not tuning.agent.simulates:
         return ()
     assert tuning.env is not None  # `tune` looked

@@ -13,7 +13,7 @@ import pytest
 from rljax import agents, contracts, envs, meta
 from rljax import config as cfg
 from rljax.learners import actor_critic, on_policy, q_learner
-from rljax.meta.objectives import CriticConfig, critic_config
+from rljax.meta.critics import CriticConfig, critic_config
 from rljax.replay import priority
 from rljax.running import checkpoint, train
 from rljax.running.evaluate import evaluate

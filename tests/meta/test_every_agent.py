@@ -496,3 +496,30 @@ def test_a_field_without_a_path_is_named(name):
     go = functools.partial(train.train, tuned, env, config_of(kind))
     with pytest.raises(ValueError, match="gamma: the meta-gradient is zero whatever"):
         jax.eval_shape(go, jax.random.key(0))
+
+
+def test_the_outer_critics_memory_goes_on(x64):
+    """From rollout to rollout, and no further than the episode."""
+    case = case_of("ppo_rnn", 1)
+    past = case.past
+    own = critic_config(past.settings, past.config)
+    net = recurrent.Recurrent(
+        body=networks.body(case.spec, own),
+        memory_cell=recurrent.cell(own),
+        head=networks.ValueHead(),
+    )
+    fresh, kept = recurrent.fresh_memory(own, N), 0
+    for i, before in enumerate(past.before[:-1]):
+        rollout = at(past.seen, i)
+        critic = before.critic
+        _, memories = one_by_one(
+            net, critic.params, rollout.obs, starts_of(rollout), critic.memory, fresh
+        )
+        ended = rollout.terminated[-1] | rollout.truncated[-1]
+        for last, none, new in zip(
+            memories[-1], fresh, past.before[i + 1].critic.memory, strict=True
+        ):
+            want = np.where(ended[:, None], none, last)
+            np.testing.assert_allclose(new, want, rtol=1e-6)
+        kept += (~ended).sum()
+    assert 0 < kept < 2 * N
