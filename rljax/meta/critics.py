@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from rljax.contracts import Network, TunedConfig
 from rljax.learners import on_policy, optimizers
 from rljax.meta.types import OuterCritic, Settings
-from rljax.types import Cell, Leaf, Memory, Metrics, Params, Torso
+from rljax.types import Cell, Leaf, Memory, Metrics, Params, Torso, num_rows
 
 PredictFn = Callable[[Params, Any], jax.Array]  # (params, examples) -> errors [...]
 
@@ -93,6 +93,8 @@ def fit(
 ) -> tuple[OuterCritic, Metrics]:
     """Take as many gradient steps as the agent takes with a rollout.
 
+    Fewer per pass where the agent's number of minibatches does not divide the rollout.
+
     Args:
       settings: of the tuning.
       config: the critic's.
@@ -110,8 +112,11 @@ def fit(
     start = settings.outer_critic_rate * config.learning_rate
     rate: Leaf = optimizers.annealed(config, progress, start)
     if config.num_minibatches:
+        size = num_rows(examples)
+        most = range(1, config.num_minibatches + 1)
+        number = max(n for n in most if size % n == 0)
         params, opt_state, metrics = on_policy.fit_epochs(
-            config,
+            config._replace(num_minibatches=number),
             rate,
             loss,
             params=critic.params,

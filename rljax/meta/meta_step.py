@@ -1,6 +1,7 @@
 """The step of the tuned values: replay, score, move along the meta-gradient."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,7 @@ def move(
     loss, gradient = parallel.mean((loss, gradient))
     ready = state.window.count >= len(state.window.keys)
     loss, gradient = jax.tree.map(lambda x: jnp.where(ready, x, 0.0), (loss, gradient))
+    updates: Any
     updates, opt_state = OPTIMIZER.update(gradient, state.opt_state)
     rates = _rates(tuning, config, state)
     raw = {

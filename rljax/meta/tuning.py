@@ -184,9 +184,6 @@ def _check_config(config: TunedConfig) -> None:
     cfg.check_fields("tune", config, *names)
     if hasattr(config, "num_minibatches"):
         cfg.check_fields("tune with num_minibatches", config, "num_epochs")
-        steps = config.num_envs * config.rollout_length
-        what = "num_envs * rollout_length, to be tuned,"
-        cfg.check_divides(config, "num_minibatches", total=steps, what=what)
     if not dataclasses.is_dataclass(config):
         kind = type(config).__name__
         raise ValueError(f"config: must be a dataclass to be tuned, not a {kind}")

@@ -82,7 +82,7 @@ def training(name, env_name, tuned=False):
     module, env = agents.get(name), envs.make(env_name)
     agent = module.make(env.spec)
     if tuned:
-        agent = meta.tune(agent, env.spec, {"gamma": meta.LogHorizon()})
+        agent = meta.tune(agent, env.spec, {"gamma": meta.LogHorizon()}, env=env)
     config = module.Config(
         num_envs=N, rollout_length=T, hidden_sizes=(8,), **small(name)
     )

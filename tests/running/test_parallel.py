@@ -201,7 +201,7 @@ def test_shards_draw_each_their_own():
 # A whole training.
 
 
-def case_of(name, *, wrap=None, tuned=(), settings=None, **fields):
+def case_of(name, *, wrap=None, tuned=(), learned=(), settings=None, **fields):
     """Agent, environment, and the config of a shard."""
     module = agents.get(name)
     task = "Pendulum-v1" if name in CONTINUOUS_ONLY else "CartPole-v1"
@@ -209,9 +209,9 @@ def case_of(name, *, wrap=None, tuned=(), settings=None, **fields):
     sizes = dict(num_envs=N, rollout_length=T, hidden_sizes=(8,))
     config = module.Config(**sizes, **small(name) | fields)
     agent = module.make(env.spec)
-    if tuned:
+    if tuned or learned:
         parameters = dict(parse_parameter(text, config) for text in tuned)
-        agent = tune(agent, env.spec, parameters, settings)
+        agent = tune(agent, env.spec, parameters, settings, learned=learned, env=env)
     return agent, env, config
 
 
@@ -225,13 +225,14 @@ CASES = {name: functools.partial(case_of, name) for name in agents.names()} | {
     "a2c bootstrapped": functools.partial(
         case_of, "a2c", tuned=["gamma"], settings=BOOTSTRAPPED
     ),
+    "ppo learned": functools.partial(case_of, "ppo", learned=("reward", "target")),
 }
 CASES |= {
     f"{name} tuned": functools.partial(case_of, name, tuned=["gamma"])
     for name in agents.names()
     if name not in NOT_TUNED
 }
-FAST = ("ppo max_kl", "dqn priorities", "a2c bootstrapped", "trpo", "vmpo")
+FAST = ("ppo max_kl", "dqn priorities", "a2c bootstrapped", "ppo learned", "trpo")
 
 
 def cases(*fast):
