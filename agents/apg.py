@@ -103,7 +103,6 @@ def make(spec: Spec) -> Agent:
         observe=lambda config, state, rollout: state,
         update=functools.partial(update, spec),
         simulates=True,
-        value=functools.partial(value, spec),
         repeat=functools.partial(repeat, spec),
     )
 
@@ -138,11 +137,6 @@ def repeat(
 ) -> jax.Array:
     """The actions `[N, *shape]` that the noise of `act` leads to."""
     return policy(spec, config, state.actor, obs=obs, noise=noise)
-
-
-def value(spec: Spec, config: Config, state: State, obs: Obs) -> jax.Array:
-    """Values `[...]` of observations `[..., *shape]`."""
-    return critic(spec, config).apply(state.critic, obs)
 
 
 def horizon_return(

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
-import distrax
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,7 +15,7 @@ import optax
 from rljax import config as cfg
 from rljax import networks
 from rljax.learners import on_policy, sequences
-from rljax.learners.sequences import Seen
+from rljax.learners.sequences import Pair, Seen
 from rljax.networks import distributions, recurrent
 from rljax.networks.recurrent import Recurrent
 from rljax.types import (
@@ -28,7 +27,6 @@ from rljax.types import (
     Obs,
     OptState,
     Params,
-    Recalled,
     Rollout,
     Spec,
     Torso,
@@ -89,13 +87,6 @@ class Config:
             raise ValueError(f"burn_in={self.burn_in}: {what}")
 
 
-class Pair(NamedTuple):
-    """Of the policy and of the value, which share nothing."""
-
-    actor: Any
-    critic: Any
-
-
 class State(NamedTuple):
     """Networks, optimisers and counts of the agent."""
 
@@ -127,8 +118,8 @@ def make(spec: Spec) -> Agent:
         observe=lambda config, state, rollout: state,
         update=functools.partial(update, spec),
         parts=2,
-        policy=functools.partial(policy, spec),
-        value=functools.partial(value, spec),
+        policy=sequences.recalled(functools.partial(nets, spec), member="actor"),
+        value=sequences.recalled(functools.partial(nets, spec), member="critic"),
         recurrent=True,
     )
 
@@ -143,24 +134,6 @@ def nets(spec: Spec, config: Config) -> Pair:
         ),
         critic=network(body=networks.body(spec, config), head=networks.ValueHead()),
     )
-
-
-def policy(
-    spec: Spec, config: Config, state: State, seen: Recalled
-) -> distrax.Distribution:
-    """The policy at observations in a row, of batch shape `[T, N]`."""
-    found, _ = nets(spec, config).actor.apply(
-        state.actor, seen.obs, seen.start, seen.memory.actor, method="unroll"
-    )
-    return found
-
-
-def value(spec: Spec, config: Config, state: State, seen: Recalled) -> jax.Array:
-    """Values of observations in a row, `[T, N]`."""
-    found, _ = nets(spec, config).critic.apply(
-        state.critic, seen.obs, seen.start, seen.memory.critic, method="unroll"
-    )
-    return found
 
 
 def memory(config: Config, num_envs: int) -> Pair:

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
-import distrax
 import jax
 import jax.numpy as jnp
 
@@ -137,10 +136,11 @@ def make(spec: Spec) -> Agent:
         functools.partial(init, spec),
         functools.partial(learn, spec),
         times=lambda config: config.num_updates // config.policy_delay,
-        size=num_critics,
+        size=lambda config: 2 if config.twin else 1,
     )
     return agent._replace(
-        act=functools.partial(act, spec), policy=functools.partial(policy, spec)
+        act=functools.partial(act, spec),
+        policy=actor_critic.deterministic(functools.partial(actor, spec)),
     )
 
 
@@ -158,17 +158,7 @@ def actor(spec: Spec, config: Config) -> Network:
 
 def critic(spec: Spec, config: Config) -> Network:
     """One or two networks: values `[C]` of an action."""
-    return actor_critic.critics(spec, config, num_critics(config))
-
-
-def num_critics(config: Config) -> int:
-    """One or two."""
-    return 2 if config.twin else 1
-
-
-def policy(spec: Spec, config: Config, state: State, obs: Obs) -> distrax.Deterministic:
-    """The action at observations `[..., *shape]`, as a distribution."""
-    return distrax.Deterministic(actor(spec, config).apply(state.actor, obs))
+    return actor_critic.critics(spec, config, 2 if config.twin else 1)
 
 
 def td_errors(

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import distrax
 import jax
 import jax.numpy as jnp
 import optax
@@ -48,6 +49,7 @@ from rljax.types import (
     Obs,
     Params,
     Policy,
+    PolicyFn,
     Rollout,
     Spec,
 )
@@ -179,6 +181,15 @@ def policy(
 ) -> Policy:
     """The policy at observations `[..., *shape]`: an agent's `policy`."""
     return stochastic_actor(spec, config).apply(state.actor, obs)
+
+
+def deterministic(network: Callable[[AgentConfig], Network]) -> PolicyFn:
+    """Make an agent's `policy` of a network that gives one action, `state.actor`'s."""
+
+    def policy(config: AgentConfig, state: HasActor, obs: Obs) -> distrax.Deterministic:
+        return distrax.Deterministic(network(config).apply(state.actor, obs))
+
+    return policy
 
 
 def action_values(

@@ -3,13 +3,30 @@
 Kapturowski et al. (2019), https://openreview.net/forum?id=r1lyTjAqYX.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rljax.networks.recurrent import recall
-from rljax.types import Memory, Obs, Params, Rollout, num_rows
+from rljax.types import (
+    AgentConfig,
+    AgentState,
+    Memory,
+    Obs,
+    Params,
+    Recalled,
+    Rollout,
+    num_rows,
+)
+
+
+class Pair(NamedTuple):
+    """Of the policy and of the value, which share nothing."""
+
+    actor: Any
+    critic: Any
 
 
 class Past(NamedTuple):
@@ -81,6 +98,22 @@ def split(
     )
     end = jax.tree.map(lambda x: x[num_steps:], steps) if burn_in else ()
     return seen, end
+
+
+def recalled(nets: Callable[[Any], Pair], *, member: str) -> Callable[..., Any]:
+    """Make an agent's function of a `Recalled`: the outputs of one of its networks.
+
+    Args:
+      nets: `config -> networks`.
+      member: the network's name, and that of its parameters and its memory.
+    """
+
+    def output(config: AgentConfig, state: AgentState, seen: Recalled) -> Any:
+        net, params = getattr(nets(config), member), getattr(state, member)
+        memory = getattr(seen.memory, member)
+        return net.apply(params, seen.obs, seen.start, memory, method="unroll")[0]
+
+    return output
 
 
 def outputs(

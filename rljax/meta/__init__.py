@@ -13,8 +13,9 @@ maml          policies from which a few steps adapt to a task
 meta_step     one move of the tuned values
 objectives    outer losses, each with a critic of the outer discount
 of_actors     scores of policies by action values
+of_recurrent_policies  scores of policies with a memory
+of_recurrent_values  scores of action values with a memory
 of_rollouts   scores along the newest rollout
-of_sequences  scores of agents with a memory
 of_simulated  scores of agents that run their environments again
 of_values     scores of action values
 parameters    tuned values as functions of raw numbers

@@ -4,7 +4,14 @@ Each score is one that the agent itself climbs or descends, so that it has a slo
 what the agent learns: see `choose`.
 """
 
-from rljax.meta import of_actors, of_rollouts, of_sequences, of_simulated, of_values
+from rljax.meta import (
+    of_actors,
+    of_recurrent_policies,
+    of_recurrent_values,
+    of_rollouts,
+    of_simulated,
+    of_values,
+)
 from rljax.meta.types import Objective, Settings
 from rljax.types import Agent, Spec
 
@@ -36,9 +43,9 @@ def choose(agent: Agent, spec: Spec, settings: Settings) -> Objective:
     if agent.simulates:
         return of_simulated.objective(agent, spec, settings)
     if agent.recurrent and agent.policy is not None:
-        return of_sequences.of_policy(agent, spec, settings)
+        return of_recurrent_policies.objective(agent, spec, settings)
     if agent.recurrent and agent.q_values is not None:
-        return of_sequences.of_values(agent.q_values, spec, settings)
+        return of_recurrent_values.objective(agent, spec, settings)
     if agent.policy is not None and agent.policy_gradient != "rollout":
         return of_actors.objective(agent, spec, settings)
     if agent.policy is not None:

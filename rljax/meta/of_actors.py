@@ -19,7 +19,7 @@ from rljax.meta import critics
 from rljax.meta.critics import CriticConfig, critic_config
 from rljax.meta.of_rollouts import divergence
 from rljax.meta.recorded import HoldsReplay
-from rljax.meta.types import Objective, OuterCritic, Settings
+from rljax.meta.types import Objective, OuterCritic, Scored, Settings
 from rljax.types import (
     Agent,
     AgentState,
@@ -54,12 +54,8 @@ class ActorBatch(NamedTuple):
     chosen: Chosen | tuple[()]  # of continuous actions that learn by their likelihood
 
 
-class _Scored(NamedTuple):
-    """An agent, and what its score depends on."""
-
-    agent: Agent
-    spec: Spec
-    settings: Settings
+class _Scored(Scored):
+    """An agent whose policy is scored by action values."""
 
     @property
     def is_discrete(self) -> bool:
@@ -68,10 +64,6 @@ class _Scored(NamedTuple):
     @property
     def by_likelihood(self) -> bool:
         return self.agent.policy_gradient == "likelihood" and not self.is_discrete
-
-    def policy(self, config: TunedConfig, state: AgentState, obs: Obs) -> Policy:
-        assert self.agent.policy is not None  # `objectives.choose` looked
-        return self.agent.policy(config, state, obs)
 
     def critic_config(self, config: TunedConfig) -> CriticConfig:
         return critic_config(self.settings, config)

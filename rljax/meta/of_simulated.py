@@ -13,7 +13,7 @@ from rljax.learners import on_policy
 from rljax.meta import critics
 from rljax.meta.critics import critic_config
 from rljax.meta.of_rollouts import advantages
-from rljax.meta.types import Objective, OuterCritic, Settings
+from rljax.meta.types import Objective, OuterCritic, Scored, Settings
 from rljax.running.rollout import simulate
 from rljax.types import (
     Agent,
@@ -44,91 +44,106 @@ def objective(agent: Agent, spec: Spec, settings: Settings) -> Objective:
     Raises:
       ValueError: the agent has no `repeat`.
     """
-    repeat = agent.repeat
-    if repeat is None:
+    if agent.repeat is None:
         raise ValueError(
             "tune: the agent runs its environments again and has no `repeat`, which "
             "acts there"
         )
-
-    def init(config: TunedConfig, key: jax.Array) -> OuterCritic:
-        own = critic_config(settings, config)
-        return critics.init(own, on_policy.critic(spec, own), key, spec.zeros(1))
-
-    def prepare(
-        config: TunedConfig,
-        state: AgentState,
-        critic: OuterCritic,
-        *,
-        rollout: Rollout,
-        key: jax.Array,
-    ) -> SimulatedBatch:
-        del state, key  # nothing is drawn
-        network = on_policy.critic(spec, critic_config(settings, config))
-        judge = functools.partial(network.apply, critic.params)
-        v_tm1, v_t = on_policy.bootstrap_values(judge, rollout, spec.max_steps)
-        adv = advantages(settings, rollout, v_tm1, v_t=v_t)
-        return SimulatedBatch(
-            rollout=rollout,
-            critic=critic.params,
-            target=jax.lax.stop_gradient(adv + v_tm1),
-        )
-
-    def loss(config: TunedConfig, state: AgentState, data: SimulatedBatch) -> jax.Array:
-        def act(obs: Obs, extras: Extras) -> jax.Array:
-            return repeat(config, state, obs, extras)
-
-        again = simulate(data.rollout, act)
-        network = on_policy.critic(spec, critic_config(settings, config))
-        v_t = critics.applied(network, data.critic, again.next_obs)
-        discount, trace = on_policy.cut(settings.outer_gamma, 1.0, rollout=again)
-        over_envs = jax.vmap(
-            functools.partial(losses.lambda_returns, stop="none"), in_axes=1, out_axes=1
-        )
-        returns = over_envs(again.reward, discount, v_t, trace)
-        ended = again.terminated | again.truncated
-        starts = jnp.concatenate([jnp.ones_like(ended[:1]), ended[:-1]])
-        return -jnp.mean(starts * returns)
-
-    def distance(
-        config: TunedConfig,
-        target: AgentState,
-        state: AgentState,
-        *,
-        data: SimulatedBatch,
-    ) -> jax.Array:
-        over_steps = jax.vmap(repeat, (None, None, 0, 0))
-        seen = data.rollout
-        goal, reached = (
-            over_steps(config, x, seen.obs, seen.extras) for x in (target, state)
-        )
-        return optax.l2_loss(reached, goal).mean()
-
-    def update(
-        config: TunedConfig,
-        critic: OuterCritic,
-        data: SimulatedBatch,
-        *,
-        progress: jax.Array,
-        key: jax.Array,
-    ) -> tuple[OuterCritic, Metrics]:
-        own = critic_config(settings, config)
-
-        def errors(params: Params, batch: tuple[Obs, jax.Array]) -> jax.Array:
-            obs, target = batch
-            network = on_policy.critic(spec, own)
-            return critics.applied(network, params, obs) - target
-
-        return critics.fit(
-            settings,
-            own,
-            critic,
-            examples=on_policy.flatten((data.rollout.obs, data.target)),
-            errors=errors,
-            progress=progress,
-            key=key,
-        )
-
+    scored = Scored(agent=agent, spec=spec, settings=settings)
     return Objective(
-        init=init, prepare=prepare, loss=loss, distance=distance, update=update
+        init=functools.partial(_init, scored),
+        prepare=functools.partial(_prepare, scored),
+        loss=functools.partial(_loss, scored),
+        distance=functools.partial(_distance, scored),
+        update=functools.partial(_update, scored),
+    )
+
+
+def _init(scored: Scored, config: TunedConfig, key: jax.Array) -> OuterCritic:
+    own = critic_config(scored.settings, config)
+    return critics.init(
+        own, on_policy.critic(scored.spec, own), key, scored.spec.zeros(1)
+    )
+
+
+def _prepare(
+    scored: Scored,
+    config: TunedConfig,
+    state: AgentState,
+    critic: OuterCritic,
+    *,
+    rollout: Rollout,
+    key: jax.Array,
+) -> SimulatedBatch:
+    del state, key  # nothing is drawn
+    network = on_policy.critic(scored.spec, critic_config(scored.settings, config))
+    judge = functools.partial(network.apply, critic.params)
+    v_tm1, v_t = on_policy.bootstrap_values(judge, rollout, scored.spec.max_steps)
+    adv = advantages(scored.settings, rollout, v_tm1, v_t=v_t)
+    return SimulatedBatch(
+        rollout=rollout,
+        critic=critic.params,
+        target=jax.lax.stop_gradient(adv + v_tm1),
+    )
+
+
+def _loss(
+    scored: Scored, config: TunedConfig, state: AgentState, data: SimulatedBatch
+) -> jax.Array:
+    def act(obs: Obs, extras: Extras) -> jax.Array:
+        return scored.repeat(config, state, obs, extras)
+
+    again = simulate(data.rollout, act)
+    network = on_policy.critic(scored.spec, critic_config(scored.settings, config))
+    v_t = critics.applied(network, data.critic, again.next_obs)
+    discount, trace = on_policy.cut(scored.settings.outer_gamma, 1.0, rollout=again)
+    over_envs = jax.vmap(
+        functools.partial(losses.lambda_returns, stop="none"), in_axes=1, out_axes=1
+    )
+    returns = over_envs(again.reward, discount, v_t, trace)
+    ended = again.terminated | again.truncated
+    starts = jnp.concatenate([jnp.ones_like(ended[:1]), ended[:-1]])
+    return -jnp.mean(starts * returns)
+
+
+def _distance(
+    scored: Scored,
+    config: TunedConfig,
+    target: AgentState,
+    state: AgentState,
+    *,
+    data: SimulatedBatch,
+) -> jax.Array:
+    over_steps = jax.vmap(scored.repeat, (None, None, 0, 0))
+    seen = data.rollout
+    goal, reached = (
+        over_steps(config, x, seen.obs, seen.extras) for x in (target, state)
+    )
+    return optax.l2_loss(reached, goal).mean()
+
+
+def _update(
+    scored: Scored,
+    config: TunedConfig,
+    critic: OuterCritic,
+    data: SimulatedBatch,
+    *,
+    progress: jax.Array,
+    key: jax.Array,
+) -> tuple[OuterCritic, Metrics]:
+    own = critic_config(scored.settings, config)
+
+    def errors(params: Params, batch: tuple[Obs, jax.Array]) -> jax.Array:
+        obs, target = batch
+        network = on_policy.critic(scored.spec, own)
+        return critics.applied(network, params, obs) - target
+
+    return critics.fit(
+        scored.settings,
+        own,
+        critic,
+        examples=on_policy.flatten((data.rollout.obs, data.target)),
+        errors=errors,
+        progress=progress,
+        key=key,
     )

@@ -19,6 +19,7 @@ from rljax.types import (
     Obs,
     OptState,
     Params,
+    Policy,
     Rollout,
     Spec,
 )
@@ -192,6 +193,31 @@ class Objective(NamedTuple):
     loss: OuterLossFn
     distance: DistanceFn
     update: UpdateCriticFn
+
+
+class Scored(NamedTuple):
+    """An agent, and what its score depends on."""
+
+    agent: Agent
+    spec: Spec
+    settings: Settings
+
+    def policy(self, config: TunedConfig, state: AgentState, obs: Obs) -> Policy:
+        """The agent's, which `objectives.choose` knows to be there."""
+        assert self.agent.policy is not None
+        return self.agent.policy(config, state, obs)
+
+    def q_values(self, config: TunedConfig, state: AgentState, obs: Obs) -> jax.Array:
+        """Likewise."""
+        assert self.agent.q_values is not None
+        return self.agent.q_values(config, state, obs)
+
+    def repeat(
+        self, config: TunedConfig, state: AgentState, obs: Obs, extras: Extras
+    ) -> jax.Array:
+        """Likewise."""
+        assert self.agent.repeat is not None
+        return self.agent.repeat(config, state, obs, extras)
 
 
 class Window(NamedTuple):

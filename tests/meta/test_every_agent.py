@@ -78,6 +78,10 @@ class Drift:
         differentiable=True,
     )
 
+    @property
+    def max_steps(self):
+        return self.spec.max_steps
+
     def reset(self, key, num_envs):
         place = jax.random.normal(key, (num_envs, 2))
         return (place, jnp.zeros(num_envs, jnp.int32)), place
