@@ -82,6 +82,9 @@ class Drift:
     def max_steps(self):
         return self.spec.max_steps
 
+    def for_evaluation(self, state):
+        return self
+
     def reset(self, key, num_envs):
         place = jax.random.normal(key, (num_envs, 2))
         return (place, jnp.zeros(num_envs, jnp.int32)), place
