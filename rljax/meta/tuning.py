@@ -24,6 +24,7 @@ from rljax.meta.recorded import (
 )
 from rljax.meta.types import Settings, TuneState, Tuning, Window
 from rljax.running import parallel
+from rljax.running.train import with_statistics
 from rljax.types import (
     Agent,
     AgentState,
@@ -401,6 +402,7 @@ def _some_simulation(
         return ()
     assert tuning.env is not None  # `tune` looked
     reset_key, noise_key = jax.random.split(key)
-    start, _ = tuning.env.reset(reset_key, config.num_envs)
-    noise = tuning.env.draw(noise_key, config.rollout_length, config.num_envs)
+    env = with_statistics(tuning.env)  # as training runs it
+    start, _ = env.reset(reset_key, config.num_envs)
+    noise = env.draw(noise_key, config.rollout_length, config.num_envs)
     return Simulation(env=(), state=start, noise=noise)

@@ -165,6 +165,7 @@ def is_discrete(spec):
 
 def played_rollouts(env, agent, config, number):
     """Of the environment, which can be run again."""
+    env = train.with_statistics(env)
     env_state, obs = env.reset(jax.random.key(0), N)
     ts = TrainState(
         agent=jax.jit(functools.partial(agent.init, config))(jax.random.key(0)),
