@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from rljax import config as cfg
 from rljax import contracts
 from rljax.contracts import BatchedEnv, TunedConfig
+from rljax.envs.wrappers import with_statistics
 from rljax.learners import optimizers
 from rljax.meta import objectives, parameters, shaping
 from rljax.meta.conditioning import configured, plain_spec, seen, seen_rollout
@@ -24,7 +25,6 @@ from rljax.meta.recorded import (
 )
 from rljax.meta.types import Settings, TuneState, Tuning, Window
 from rljax.running import parallel
-from rljax.running.train import with_statistics
 from rljax.types import (
     Agent,
     AgentState,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rljax import agents, envs, networks, replay
+from rljax.envs.wrappers import EpisodeStatistics
 from rljax.learners import actor_critic, on_policy
 from rljax.meta import Bounded, LogHorizon, Settings, tune
 from rljax.meta.critics import critic_config
@@ -110,7 +111,7 @@ class Drift:
 
 
 ENVS = {name: envs.make(name) for name in ("CartPole-v1", "Pendulum-v1")}
-ENVS["drift"] = Drift()
+ENVS["drift"] = EpisodeStatistics(Drift())  # not checked: of float64
 
 
 class Case(NamedTuple):
@@ -165,7 +166,6 @@ def is_discrete(spec):
 
 def played_rollouts(env, agent, config, number):
     """Of the environment, which can be run again."""
-    env = train.with_statistics(env)
     env_state, obs = env.reset(jax.random.key(0), N)
     ts = TrainState(
         agent=jax.jit(functools.partial(agent.init, config))(jax.random.key(0)),
