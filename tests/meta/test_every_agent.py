@@ -105,13 +105,25 @@ class Drift:
             terminated=jnp.zeros_like(over),
             truncated=over,
             next_obs=new,
-            info={},
+            info={"episode_return": reward, "episode_length": time + 1},
         )
         return (obs, jnp.where(over, 0, time + 1)), timestep
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Unchecked(EpisodeStatistics):
+    """An environment with statistics of its own; nothing looks at its float64."""
+
+    def reset(self, key, num_envs):
+        return self.env.reset(key, num_envs)
+
+    def step(self, noise, state, action):
+        return self.env.step(noise, state, action)
+
+
 ENVS = {name: envs.make(name) for name in ("CartPole-v1", "Pendulum-v1")}
-ENVS["drift"] = EpisodeStatistics(Drift())  # not checked: of float64
+ENVS["drift"] = Unchecked(Drift())
 
 
 class Case(NamedTuple):
@@ -531,3 +543,34 @@ def test_the_outer_critics_memory_goes_on(x64):
             np.testing.assert_allclose(new, want, rtol=1e-6)
         kept += (~ended).sum()
     assert 0 < kept < 2 * N
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Silent(Drift):
+    """Without episode statistics: training adds them."""
+
+    def step(self, noise, state, action):
+        state, timestep = super().step(noise, state, action)
+        return state, timestep._replace(info={})
+
+
+def test_a_simulator_is_tuned_as_training_runs_it():
+    apg, env = agents.get("apg"), Silent()
+    agent = tune(apg.make(env.spec), env.spec, {"gamma": GAMMA}, env=env)
+    go = functools.partial(train.train, agent, env, config_of(KINDS["apg"]))
+    _, metrics = jax.eval_shape(go, jax.random.key(0))
+    assert "meta_gamma" in metrics
+    with pytest.raises(ValueError, match="env=None: this agent runs its environments"):
+        tune(apg.make(env.spec), env.spec, {"gamma": GAMMA})
+    with pytest.raises(ValueError, match="condition=True: not of an agent that runs"):
+        tune(
+            apg.make(env.spec),
+            env.spec,
+            {"gamma": GAMMA},
+            Settings(condition=True),
+            env=env,
+        )
+    mute = apg.make(env.spec)._replace(repeat=None)
+    with pytest.raises(ValueError, match="has no `repeat`, which acts there"):
+        tune(mute, env.spec, {"gamma": GAMMA}, env=env)
