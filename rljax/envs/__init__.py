@@ -22,6 +22,7 @@ from rljax.envs.batched import Env, Noise
 from rljax.envs.checking import check
 from rljax.envs.making import make, names, wrap
 from rljax.envs.wrappers import (
+    DelayRewards,
     EpisodeStatistics,
     NormalizeObservations,
     NormalizeRewards,
@@ -48,6 +49,7 @@ __all__ = [
     "Box",
     "Discrete",
     "Env",
+    "DelayRewards",
     "EpisodeStatistics",
     "Levels",
     "Masked",

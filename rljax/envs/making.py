@@ -18,6 +18,7 @@ from rljax.envs.batched import Env, LeafFormat
 from rljax.envs.boundary import GymEnv, GymParams, MaskedGymEnv
 from rljax.envs.two_colors import TwoColors
 from rljax.envs.wrappers import (
+    DelayRewards,
     EpisodeStatistics,
     NormalizeObservations,
     NormalizeRewards,
@@ -153,6 +154,7 @@ def wrap(
     *,
     scale_obs: bool = False,
     sticky_actions: float = 0.0,
+    delay_rewards: int = 1,
     normalize_rewards: float | None = None,
     normalize_obs: bool = False,
     stack_frames: int = 1,
@@ -181,6 +183,7 @@ def wrap(
         learn little from features as small as MountainCar's velocity, at most 0.07.
         Images of integers become four times as large.
       sticky_actions: probability that the last action is repeated: `StickyActions`.
+      delay_rewards: steps whose rewards are handed out together: `DelayRewards`.
       normalize_rewards: discount of the returns that rewards are scaled by, usually
         the agent's; None: as they come. See `NormalizeRewards`.
       normalize_obs: by running mean and variance: `NormalizeObservations`.
@@ -219,8 +222,12 @@ def wrap(
         terminal_limit=terminal_limit,
     )
     _check_fraction("sticky_actions", sticky_actions)
-    if type(stack_frames) is not int or stack_frames < 1:
-        raise ValueError(f"stack_frames={stack_frames!r}: must be an integer >= 1")
+    for name, number in (
+        ("stack_frames", stack_frames),
+        ("delay_rewards", delay_rewards),
+    ):
+        if type(number) is not int or number < 1:
+            raise ValueError(f"{name}={number!r}: must be an integer >= 1")
     ratio = _reset_ratio(gym, resets, reset_ratio)
     bare = _env(gym, params, scale_obs=scale_obs, resets=resets, reset_ratio=ratio)
     if normalize_obs and all(
@@ -236,6 +243,8 @@ def wrap(
     env = TerminalLimit(env) if terminal_limit else env
     if sticky_actions:
         env = StickyActions(env, sticky_actions)
+    if delay_rewards > 1:
+        env = DelayRewards(env, delay_rewards)
     if normalize_rewards is not None:
         _check_fraction("normalize_rewards", normalize_rewards)
         env = NormalizeRewards(env, normalize_rewards)

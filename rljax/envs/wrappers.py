@@ -407,6 +407,60 @@ class NormalizeObservations(Wrapper[NormalizedObservations]):
         return like(obs, seen)
 
 
+class DelayedState(NamedTuple):
+    """State of `DelayRewards`."""
+
+    env: EnvState
+    owed: jax.Array  # [N] float32, rewards since the last that were handed out
+    waited: jax.Array  # [N] int32, steps since then
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DelayRewards(Wrapper[DelayedState]):
+    """Rewards handed out together: every so many steps, and where the episode ends.
+
+    As the delayed tasks of Zheng, Oh and Singh (2018),
+    https://arxiv.org/abs/1804.06459. Returns stay the same; no observation shows what
+    is owed, or when it comes. `TimeStep.info` has the true `reward`.
+    """
+
+    truncates = False
+    env: BatchedEnv
+    steps: int = dataclasses.field(metadata={"static": True})
+
+    def reset(self, key: jax.Array, num_envs: int) -> tuple[DelayedState, Obs]:
+        """Reset the inner environments; nothing is owed."""
+        env_state, obs = self.env.reset(key, num_envs)
+        state = DelayedState(
+            env=env_state,
+            owed=jnp.zeros(num_envs, jnp.float32),
+            waited=jnp.zeros(num_envs, jnp.int32),
+        )
+        return state, obs
+
+    def step(
+        self, noise: Randomness, state: DelayedState, action: jax.Array
+    ) -> tuple[DelayedState, TimeStep]:
+        """Step, and hand out what is due."""
+        env_state, timestep = self.env.step(noise, state.env, action)
+        owed, waited = state.owed + timestep.reward, state.waited + 1
+        ended = timestep.terminated | timestep.truncated
+        due = ended | (waited >= self.steps)
+        state = DelayedState(
+            env=env_state,
+            owed=jnp.where(due, 0.0, owed),
+            waited=jnp.where(due, 0, waited),
+        )
+        info = {"reward": timestep.reward} | timestep.info
+        reward = jnp.where(due, owed, 0.0)
+        return state, timestep._replace(reward=reward, info=info)
+
+    def for_evaluation(self, state: DelayedState) -> BatchedEnv:
+        """Return the inner environment: scores are true rewards."""
+        return self.env.for_evaluation(state.env)
+
+
 class NormalizedRewards(NamedTuple):
     """State of `NormalizeRewards`."""
 
@@ -449,7 +503,7 @@ class NormalizeRewards(Wrapper[NormalizedRewards]):
         scaled = timestep.reward * jax.lax.rsqrt(statistics.var + _EPS)
         ended = timestep.terminated | timestep.truncated
         discounted = jnp.where(ended, 0.0, discounted)
-        info = timestep.info | {"reward": timestep.reward}
+        info = {"reward": timestep.reward} | timestep.info  # a true one may be there
         timestep = timestep._replace(reward=jnp.clip(scaled, -_CLIP, _CLIP), info=info)
         state = NormalizedRewards(
             env=env_state, discounted=discounted, statistics=statistics

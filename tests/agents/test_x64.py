@@ -26,6 +26,7 @@ KINDS = {
 }
 WRAPPERS = {
     "sticky_actions": 0.25,
+    "delay_rewards": 3,
     "normalize_rewards": 0.9,
     "normalize_obs": True,
     "stack_frames": 2,

@@ -335,6 +335,7 @@ def test_make_passes_parameters_and_arguments():
         ("DeepSea-bsuite", {"deterministic": "x"}, "expected True or False"),
         ("CartPole-v1", {"sticky_actions": 1.5}, "sticky_actions=1.5: must be in [0"),
         ("CartPole-v1", {"normalize_rewards": True}, "normalize_rewards=True: must be"),
+        ("CartPole-v1", {"delay_rewards": 0}, "delay_rewards=0: must be an integer"),
         ("CartPole-v1", {"stack_frames": 0}, "stack_frames=0: must be an integer >= 1"),
         ("CartPole-v1", {"stack_frames": 2.0}, "stack_frames=2.0: must be an integer"),
         ("FrozenLake-misc", {"normalize_obs": True}, "FrozenLake-misc name states"),

@@ -178,6 +178,36 @@ def test_images_get_the_time_as_a_plane():
     np.testing.assert_allclose(step.obs[..., -1], np.full((N, 10, 10), 1e-3), 1e-6)
 
 
+def test_delayed_rewards_are_handed_out_together():
+    """Every third step and at every end, none lost; the true ones are told beside."""
+    env = envs.make("Pendulum-v1", max_steps_in_episode=7, delay_rewards=3)
+    inner = env.env
+    noise = env.draw(jax.random.key(1), 40, 2)
+
+    def rewards(env):
+        def step(state, noise):
+            state, timestep = env.step(noise, state, jnp.zeros((2, 1)))
+            ended = timestep.terminated | timestep.truncated
+            told = timestep.info.get("reward", timestep.reward)
+            return state, (timestep.reward, told, ended)
+
+        start, _ = env.reset(jax.random.key(0), 2)
+        return jax.device_get(jax.lax.scan(step, start, noise)[1])
+
+    (delayed, told, ended), (true, _, _) = rewards(env), rewards(inner)
+    np.testing.assert_array_equal(told, true)
+    owed, waited = np.zeros(2), np.zeros(2, int)
+    for t in range(40):
+        owed, waited = owed + true[t], waited + 1
+        due = ended[t] | (waited == 3)
+        np.testing.assert_allclose(delayed[t], np.where(due, owed, 0.0))
+        owed, waited = np.where(due, 0.0, owed), np.where(due, 0, waited)
+    assert (delayed == 0).any() and ended.any()
+    assert env.spec == inner.spec
+    in_evaluation = env.for_evaluation(env.reset(jax.random.key(0), 2)[0])
+    assert type(in_evaluation) is type(inner)  # of true rewards
+
+
 def test_sticky_actions_repeat_the_last_one():
     env = envs.wrap(probe_envs.Target(), sticky_actions=0.3)  # shows the action taken
     wish = np.random.default_rng(1).uniform(size=(3000, N, 2)).astype(np.float32)
