@@ -82,6 +82,7 @@ meta_train.main(sys.argv[1:], "meta-train")
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(folder):
     line = f"{SMALL} --test-tasks 0 --out {folder} --name killed"
     process = subprocess.run([sys.executable, "-c", KILLED, *line.split()], timeout=280)

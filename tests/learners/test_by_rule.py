@@ -164,7 +164,7 @@ def test_the_rate_falls_and_a_rule_may_read_no_older_copy():
     np.testing.assert_allclose(moved, 0.5 * 0.9 * 0.1, rtol=1e-4)
 
 
-@pytest.mark.parametrize("num_updates", [1, 3])
+@pytest.mark.parametrize("num_updates", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_meta_gradient_is_exact(x64, num_updates):
     """Through targets, older copies, Adam and the rule's state; and in the config."""
     weights = np.random.default_rng(2).normal(size=6)

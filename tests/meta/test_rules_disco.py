@@ -144,7 +144,7 @@ def objective(params, data, num_updates, start, rate=2.0, frozen=None):
     return -jnp.mean(data["reward"] * log_prob), (seen, log_pi)
 
 
-@pytest.mark.parametrize("num_updates", [1, 2])
+@pytest.mark.parametrize("num_updates", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_meta_gradient_equals_finite_differences(x64, params, num_updates):
     """Policies and values that the rule reads have no derivative, as published."""
     data, start = random_data(0), as_double(disco.start())

@@ -330,7 +330,9 @@ def objective(config, rule_params, life):
     return meta_training.lifetime_loss(PARTS, config, rule_params, life)[0]
 
 
-@pytest.mark.parametrize("updates", [1, 2, 5])
+@pytest.mark.parametrize(
+    "updates", [1, *(pytest.param(k, marks=pytest.mark.slow) for k in (2, 5))]
+)
 def test_the_meta_gradient_equals_finite_differences(updates, x64):
     loss = functools.partial(objective, with_updates(updates))
 
@@ -346,7 +348,7 @@ def test_the_meta_gradient_equals_finite_differences(updates, x64):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7 * size + 1e-9)
 
 
-@pytest.mark.parametrize("updates", [1, 5])
+@pytest.mark.parametrize("updates", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_forward_mode_and_remat_give_the_same_meta_gradient(updates, x64):
     @jax.jit
     def all_three(params, life):
