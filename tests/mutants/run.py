@@ -103,7 +103,8 @@ def run_tests(mutant: Mutant | None, tests: list[str], log: str) -> None:
         os.environ["PYTHONPATH"] = folder  # for the processes that tests start
         import pytest
 
-        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
+        every = ["-m", "slow or not slow"]
+        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *every, *tests])
         sys.stdout.flush()
         os.chdir(ROOT)
     sys.exit(PYTEST + int(status))
