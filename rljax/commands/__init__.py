@@ -11,7 +11,7 @@ front              finds the command, and sets up devices before jax starts
 gradient_variance  measures how much priorities help a gradient
 looking            looks at a run before it starts
 maml               learns a policy that adapts to a new task
-meta_test          tests a rule on unseen tasks, beside others
+meta_scores          tests a rule on unseen tasks, beside others
 meta_train         learns an update rule for agents
 plot               compares runs in one picture
 sweep              trains with many hyperparameters in one program

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from rljax import config as cfg
-from rljax.commands import common, folders, meta_test
+from rljax.commands import common, folders, meta_scores
 from rljax.commands.train import Interrupt, end
 from rljax.envs import tasks
 from rljax.meta.rules import lpg, meta_training
@@ -318,8 +318,8 @@ def finish(
 
 
 def test(run: Run, options: Any, rule_params: Params) -> dict[str, Any]:
-    """Learn unseen tasks by a rule of the run; see `meta_test.test`."""
-    return meta_test.test(
+    """Learn unseen tasks by a rule of the run; see `meta_scores.test`."""
+    return meta_scores.test(
         run.parts(),
         run.config,
         rule_params,

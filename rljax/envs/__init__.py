@@ -47,9 +47,9 @@ from rljax.types import (
 __all__ = [
     "BatchedEnv",
     "Box",
+    "DelayRewards",
     "Discrete",
     "Env",
-    "DelayRewards",
     "EpisodeStatistics",
     "Levels",
     "Masked",

@@ -311,6 +311,8 @@ BAD_VALUES = {
     "clip_epsilon": (0.0, -0.2),
     "clip_rho": (0.0, -1.0),
     "clip_pg_rho": (0.0, -1.0),
+    "alpha_rho": (1.1, -0.1),
+    "alpha_c": (1.1, -0.1),
     "actor_period": (0, True),
     "max_kl": (0.0, -0.01),
     "damping": (-0.1, 1.5),

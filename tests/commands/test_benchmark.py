@@ -489,7 +489,7 @@ SMALL_A2C = agents.get("a2c").Config(num_envs=2, rollout_length=4, hidden_sizes=
 
 
 @functools.cache
-def untrained(agent, seed, number, *, trained=meta_worker.arguments.__wrapped__):
+def untrained(agent, env, seed, number, *, trained=meta_worker.arguments.__wrapped__):
     """Returns arguments as those that the worker trains, of random values."""
     rng = np.random.default_rng(seed)
 
@@ -503,7 +503,7 @@ def untrained(agent, seed, number, *, trained=meta_worker.arguments.__wrapped__)
             return rng.random(like.shape, np.float32)
         return rng.integers(2, size=like.shape).astype(like.dtype)
 
-    like = jax.eval_shape(lambda: trained(agent, seed, number)[1:])
+    like = jax.eval_shape(lambda: trained(agent, env, seed, number)[1:])
     state, rollout, key = jax.tree_util.tree_map_with_path(random, like)
     window = state.window._replace(count=np.int32(number))  # full: there is a gradient
     return SMALL_A2C, state._replace(window=window), rollout, key
@@ -553,7 +553,7 @@ def test_meta_step_is_that_of_the_iteration(small_a2c):
 def test_meta_arguments_come_from_training(small_a2c):
     """Adds values: in the fast tests the training is only traced."""
     train = untrained.__wrapped__.__kwdefaults__["trained"]
-    config, state, rollout, _ = train("a2c", 0, 2)
+    config, state, rollout, _ = train("a2c", "CartPole-v1", 0, 2)
     assert state.window.count == state.agent.step == 3  # the window of K = 2 is full
     assert jnp.isfinite(state.raw["gamma"]) and jnp.any(state.window.keys != 0)
     newest = jax.tree.map(lambda x: x[-1], state.window.rollouts)

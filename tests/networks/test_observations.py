@@ -15,7 +15,7 @@ from rljax.networks import observations
 from rljax.types import Levels, ObsSpec, Spec, States
 
 from .. import probe_envs
-from ..agent_case import CONTINUOUS_ONLY
+from ..agent_case import CONTINUOUS_ONLY, required
 from ..envs.test_boundary import OwnBox, OwnDiscrete
 
 N = 3
@@ -296,7 +296,7 @@ def test_every_network_of_every_agent_reads_observations(name, make, monkeypatch
         return read(reading, obs, ndim)
 
     monkeypatch.setattr(observations, "read", recording)
-    config = agents.get(name).Config()
+    config = agents.get(name).Config(**required(name))
     agent = make(env.spec)
 
     def everything(key):

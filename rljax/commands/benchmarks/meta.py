@@ -14,11 +14,11 @@ class Work:
     text: str
     agent: str
     comparisons: tuple[Comparison, ...]
-    env: str = "CartPole-v1"
     unit: str = "ms"  # of a call, "MB": temporary memory, or WITH_RESULTS
     rounds: int = 9  # samples of each function
     sample_s: float = 0.05  # see protocol.alternate
     suite: str = "meta"
+    env: str = "CartPole-v1"
 
     def __str__(self) -> str:
         """The line of --list."""
@@ -36,14 +36,14 @@ def _one_update(agent: str) -> tuple[Work, Work]:
     time = (Comparison("meta-step", "update", "<= 4.5"), whole)
     memory = (Comparison("meta-step", "update", "<= 3.5"), whole)
     return (
-        Work(f"time-{agent}", f"time to tune {text}", agent, time, env),
+        Work(f"time-{agent}", f"time to tune {text}", agent, time, env=env),
         Work(
             f"memory-{agent}",
             f"memory to tune {text}",
             agent,
             memory,
-            env,
-            unit=WITH_RESULTS,
+            WITH_RESULTS,
+            env=env,
         ),
     )
 
