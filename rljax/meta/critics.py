@@ -20,7 +20,7 @@ from rljax.learners import on_policy, optimizers
 from rljax.meta.types import OuterCritic, Settings
 from rljax.types import Cell, Leaf, Memory, Metrics, Params, Torso, num_rows
 
-PredictFn = Callable[[Params, Any], jax.Array]  # (params, examples) -> errors [...]
+ErrorsFn = Callable[[Params, Any], jax.Array]  # (params, examples) -> [...]
 
 
 class CriticConfig(NamedTuple):
@@ -87,7 +87,7 @@ def fit(
     critic: OuterCritic,
     *,
     examples: Any,
-    errors: PredictFn,
+    errors: ErrorsFn,
     progress: jax.Array,
     key: jax.Array,
 ) -> tuple[OuterCritic, Metrics]:

@@ -62,6 +62,10 @@ def tune(
     rollout. Each replayed update gets its recorded rollout, config and key; a replay is
     sampled as it is now.
 
+    `Agent` says what an agent shows of itself: with `policy_gradient` from what its
+    policy learns, with `recurrent` that what it shows takes a `Recalled`, with
+    `action_values` its critics, with `repeat` how it acts again in a simulation.
+
     An agent of your own needs a config with the fields of `contracts.TunedConfig`: a
     registered dataclass with `validate`, `num_envs`, `rollout_length` and
     `total_steps`. Its state may be any tree. The numbers of the outer critic come from

@@ -54,7 +54,7 @@ class Settings:
     evolution_pairs: int = 0  # of an estimate to compare the meta-gradient with
     # Of a learned reward or target.
     learned_rate: float = 1e-3  # of its network's Adam
-    learned_hidden_sizes: tuple[int, ...] = (64,)
+    learned_hidden_sizes: tuple[int, ...] = (64,)  # a target's memory: the last
     reward_scale: float = 0.1  # greatest size of a learned reward
     reward_extrinsic: float = 1.0  # weight of the environment's reward beside it
     target_bound: float = 100.0  # greatest size of a learned target

@@ -204,6 +204,8 @@ def test_delayed_rewards_are_handed_out_together():
         owed, waited = np.where(due, 0.0, owed), np.where(due, 0, waited)
     assert (delayed == 0).any() and ended.any()
     assert env.spec == inner.spec
+    scaled = wrappers.NormalizeRewards(env, 0.9)
+    np.testing.assert_array_equal(rewards(scaled)[1], true)  # of both together
     in_evaluation = env.for_evaluation(env.reset(jax.random.key(0), 2)[0])
     assert type(in_evaluation) is type(inner)  # of true rewards
 
