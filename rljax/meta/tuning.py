@@ -153,6 +153,7 @@ def tune(
         policy=None,
         q_values=None,
         value=None,
+        action_values=None,
         repeat=None,
     )
 
@@ -224,7 +225,7 @@ def init(tuning: Tuning, config: TunedConfig, key: jax.Array) -> TuneState:
     validate(tuning.tuned, config)
     agent, settings = tuning.agent, tuning.settings
     agent_key, critic_key, raw_key = jax.random.split(key, 3)
-    env_key = jax.random.fold_in(jax.random.clone(critic_key), 1)
+    env_key = jax.random.fold_in(jax.random.clone(key), 3)  # a fourth, beside these
     obs_spec = plain_spec(tuning)
     raw = {
         name: parameters.init(parameter, getattr(config, name), obs_spec, key)
@@ -314,7 +315,7 @@ def update(
     given, said = shaped(
         tuning, config=new_config, state=state.agent, raw=raw, rollout=rollout
     )
-    learned, more = agent.update(new_config, state.agent, given, agent_key)
+    new_agent, more = agent.update(new_config, state.agent, given, agent_key)
     progress = optimizers.progress(config, state.window.count)
     critic, critic_metrics = objective.update(
         config, state.critic, data, progress=progress, key=critic_key
@@ -325,7 +326,7 @@ def update(
     reward = parallel.mean(rollout.reward.mean())
     context, mean_square = _appended(state, reward, count)
     new_state = TuneState(
-        agent=learned,
+        agent=new_agent,
         raw=raw,
         opt_state=opt_state,
         critic=critic,
