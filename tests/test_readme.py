@@ -52,8 +52,10 @@ TUNE = "docs/meta-gradients.md", "In your own code"
 PARTS = "docs/meta-gradients.md", "The parts"
 ADAPT = "docs/meta-gradients.md", "Learn to adapt"
 LOOP = "docs/design.md", "The loop"
+LADDER = "docs/from-a-number-to-a-rule.md", "The ladder"
+RULE = LADDER[0], "A rule"  # goes on where the ladder ends
 OWN = "docs/bring-your-own.md"  # tests/commands/test_bring_your_own.py runs the page
-WITH_A_TEST = {API, LOSSES, AUTODIFF, CHECK, TUNE, PARTS, ADAPT, LOOP}
+WITH_A_TEST = {API, LOSSES, AUTODIFF, CHECK, TUNE, PARTS, ADAPT, LOOP, RULE}
 OTHERS = [
     (page, title)
     for page in PAGES
@@ -280,6 +282,25 @@ def test_learn_to_adapt():
     assert after > before + 0.2
     moved = jax.tree.map(np.subtract, names["adapted"], names["state"].params)
     assert all(np.any(x != 0) for x in jax.tree.leaves(moved))
+
+
+def test_a_rule_in_shapes():
+    code = "\n".join(snippets(*LADDER) + snippets(*RULE))
+    arrays, _ = jax.eval_shape(lambda: traced(code, {}))
+    assert {curve.shape for curve in arrays["curves"].values()} == {(160,)}
+
+
+@pytest.mark.slow
+def test_a_rule():
+    """Meta-trains the rules, which are as good and as bad as the page's table says."""
+    names = {}
+    for code in snippets(*LADDER) + snippets(*RULE):
+        execute(code, names)
+    (table,) = re.findall(r"---\|\n((?:\| .*\n)*)", sections(RULE[0])[RULE[1]])
+    rows = [re.findall(rf"\| ({NUMBER}) ", row) for row in table.splitlines()]
+    for name, row in zip(("one-step", "short", "long"), rows, strict=True):
+        curve = [names["curves"][name][i - 1] for i in (5, 10, 20, 40, 160)]
+        np.testing.assert_allclose(curve, [*map(float, row)], rtol=0.1, atol=0.05)
 
 
 def test_the_loop_in_shapes():
