@@ -137,8 +137,7 @@ def action_values(
     """
     net = network(spec, config)
     burn_in = config.burn_in
-    ended = sequence.terminated | sequence.truncated
-    starts = jnp.concatenate([jnp.zeros_like(ended[:1]), ended[:-1]])
+    starts = recurrent.starts_of(sequence.terminated | sequence.truncated)
     before = jax.tree.map(lambda x: x[:burn_in], sequence.obs)
     obs, next_obs = jax.tree.map(
         lambda x: x[burn_in:], (sequence.obs, sequence.next_obs)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rljax.networks.recurrent import recall
+from rljax.networks.recurrent import recall, starts_of
 from rljax.types import (
     AgentConfig,
     AgentState,
@@ -82,8 +82,7 @@ def split(
     num_steps = len(ended)
     if burn_in:
         steps = jax.tree.map(lambda *x: jnp.concatenate(x), past, steps)
-    # Where the very first step starts an episode, its memory is fresh already.
-    start = jnp.concatenate([jnp.zeros_like(steps.ended[:1]), steps.ended[:-1]])
+    start = starts_of(steps.ended)
 
     def first(x: jax.Array) -> jax.Array:
         return cut(x[:num_steps], length, length=1)[:, 0]

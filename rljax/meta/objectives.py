@@ -49,11 +49,11 @@ def choose(agent: Agent, spec: Spec, settings: Settings) -> Objective:
     if agent.policy is not None and agent.policy_gradient != "rollout":
         return of_actors.objective(agent, spec, settings)
     if agent.policy is not None:
-        return of_rollouts.of_policy(agent.policy, agent.value, spec, settings)
+        return of_rollouts.of_policy(agent, spec, settings)
     if agent.q_values is not None:
-        return of_values.objective(agent.q_values, spec, settings)
+        return of_values.objective(agent, spec, settings)
     if agent.value is not None and not agent.recurrent:
-        return of_rollouts.of_value(agent.value, spec, settings)
+        return of_rollouts.of_value(agent, spec, settings)
     raise ValueError("tune: the agent has no `policy`, `q_values` or `value` to score")
 
 

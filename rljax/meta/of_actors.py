@@ -75,7 +75,7 @@ class _Scored(Scored):
         network = _critics(self.spec, self.critic_config(config))
         return critics.applied(network, params, obs, *action)
 
-    def value(
+    def policy_value(
         self,
         config: TunedConfig,
         params: Params,
@@ -131,7 +131,7 @@ def _prepare(
     size = cast(ReplayConfig, config).batch_size  # `tuning.init` looked
     draw_key, next_key, key = jax.random.split(key, 3)
     seen = replay.sample(state.replay, draw_key, batch_size=size).windows
-    v_t = scored.value(
+    v_t = scored.policy_value(
         config,
         critic.target_params,
         seen.next_obs,
@@ -180,7 +180,9 @@ def _loss(
         score = jnp.mean(ratio * data.chosen.advantage)
     else:
         key = jax.random.clone(data.key)
-        values = scored.value(config, data.critic, data.obs, policy=policy, key=key)
+        values = scored.policy_value(
+            config, data.critic, data.obs, policy=policy, key=key
+        )
         score = values.mean()
     action_values, cost = scored.agent.action_values, scored.settings.outer_value_cost
     if action_values is None or not cost:

@@ -17,7 +17,7 @@ from rljax.envs.wrappers import where
 from rljax.learners import sequences
 from rljax.meta import critics
 from rljax.meta.critics import CriticConfig, critic_config
-from rljax.meta.of_rollouts import advantages, divergence, shown, surrogate
+from rljax.meta.of_rollouts import advantages, divergence, surrogate
 from rljax.meta.types import Objective, OuterBatch, OuterCritic, Scored, Settings
 from rljax.networks import recurrent
 from rljax.types import (
@@ -94,7 +94,7 @@ def _prepare(
     del state, key  # nothing is drawn
     own = critic_config(scored.settings, config)
     network: Any = _state_values(scored.spec, own)
-    start = starts(rollout)
+    start = recurrent.starts_of(rollout.terminated | rollout.truncated)
     v_tm1, after = network.apply(
         critic.params, rollout.obs, start, critic.memory, method="unroll"
     )
@@ -126,7 +126,7 @@ def _loss(
     batch = data.batch
     total = surrogate(scored.settings, scored.policy(config, state, batch.obs), batch)
     if scored.settings.outer_value_cost:
-        predicted = shown(scored.agent.value)(config, state, batch.obs)
+        predicted = scored.value(config, state, batch.obs)
         error = optax.l2_loss(predicted, batch.target).mean()
         total += scored.settings.outer_value_cost * error
     return total
@@ -188,15 +188,6 @@ def _pieces(config: TunedConfig, data: RecalledBatch) -> Piece:
         memory=jax.tree.map(lambda x: first(x)[:, 0], data.before),
         target=cut(data.batch.target),
     )
-
-
-def starts(rollout: Rollout) -> jax.Array:
-    """Whether an episode starts at each step, `[T, N]`.
-
-    Where the very first step starts one, its memory is fresh already.
-    """
-    ended = rollout.terminated | rollout.truncated
-    return jnp.concatenate([jnp.zeros_like(ended[:1]), ended[:-1]])
 
 
 def _state_values(spec: Spec, config: CriticConfig) -> recurrent.Recurrent:

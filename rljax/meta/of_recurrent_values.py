@@ -17,7 +17,6 @@ from rljax.contracts import ReplayConfig, TunedConfig
 from rljax.learners import on_policy
 from rljax.meta import critics
 from rljax.meta.critics import CriticConfig, critic_config
-from rljax.meta.of_recurrent_policies import starts
 from rljax.meta.recorded import HoldsReplay
 from rljax.meta.types import Objective, OuterCritic, Scored, Settings
 from rljax.networks import recurrent
@@ -103,7 +102,8 @@ def _prepare(
         state.replay, key, batch_size=size, length=burn_in + length
     )
     first = jax.tree.map(lambda x: x[0], steps.memory)
-    seen = Recalled(obs=steps.obs, start=starts(steps), memory=first)
+    start = recurrent.starts_of(steps.terminated | steps.truncated)
+    seen = Recalled(obs=steps.obs, start=start, memory=first)
     choice = scored.q_values(config, state, seen).argmax(axis=-1)
     own = critic_config(scored.settings, config)
     q = _unrolled(scored, critic.target_params, own, seen)

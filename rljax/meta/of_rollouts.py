@@ -1,6 +1,8 @@
 """Scores along the newest rollout, by state values and lambda returns."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,101 +13,60 @@ from rljax.contracts import TunedConfig
 from rljax.learners import on_policy
 from rljax.meta import critics
 from rljax.meta.critics import critic_config
-from rljax.meta.types import (
-    DistanceFn,
-    Objective,
-    OuterBatch,
-    OuterCritic,
-    OuterLossFn,
-    Settings,
-)
+from rljax.meta.types import Objective, OuterBatch, OuterCritic, Scored, Settings
 from rljax.networks import distributions
 from rljax.types import (
+    Agent,
     AgentState,
     Metrics,
     Params,
     Policy,
-    PolicyFn,
     Rollout,
     Spec,
-    ValuesFn,
 )
 
 
-def of_policy(
-    policy: PolicyFn, value: ValuesFn | None, spec: Spec, settings: Settings
-) -> Objective:
+def of_policy(agent: Agent, spec: Spec, settings: Settings) -> Objective:
     """Score a policy by its likelihood ratios and advantages, and its critic's error.
 
     The policy learns by the likelihood of the rollout's actions, so it is scored so.
     """
-    loss = functools.partial(_policy_loss, policy, value, settings)
-    distance = functools.partial(_divergence, policy)
-    return _objective(value, spec, settings, loss=loss, distance=distance)
+    scored = Scored(agent=agent, spec=spec, settings=settings)
+    return _objective(scored, loss=_policy_loss, distance=_policy_distance)
 
 
-def of_value(value: ValuesFn, spec: Spec, settings: Settings) -> Objective:
+def of_value(agent: Agent, spec: Spec, settings: Settings) -> Objective:
     """Score values by their errors: of an agent that only predicts."""
-    loss = functools.partial(_value_loss, value)
-    distance = functools.partial(_value_distance, value)
-    return _objective(value, spec, settings, loss=loss, distance=distance)
+    scored = Scored(agent=agent, spec=spec, settings=settings)
+    return _objective(scored, loss=_value_loss, distance=_value_distance)
 
 
 def _objective(
-    value: ValuesFn | None,
-    spec: Spec,
-    settings: Settings,
-    *,
-    loss: OuterLossFn,
-    distance: DistanceFn,
+    scored: Scored, *, loss: Callable[..., Any], distance: Callable[..., Any]
 ) -> Objective:
-    inner = settings.outer_critic == "inner"
-
-    def init(config: TunedConfig, key: jax.Array) -> OuterCritic:
-        if inner:
-            return OuterCritic(params=(), target_params=(), opt_state=())
-        own = critic_config(settings, config)
-        return critics.init(own, on_policy.critic(spec, own), key, spec.zeros(1))
-
-    def update(
-        config: TunedConfig,
-        critic: OuterCritic,
-        data: OuterBatch,
-        *,
-        progress: jax.Array,
-        key: jax.Array,
-    ) -> tuple[OuterCritic, Metrics]:
-        if inner:
-            return critic, {}
-        own = critic_config(settings, config)
-
-        def errors(params: Params, batch: OuterBatch) -> jax.Array:
-            network = on_policy.critic(spec, own)
-            return critics.applied(network, params, batch.obs) - batch.target
-
-        return critics.fit(
-            settings,
-            own,
-            critic,
-            examples=data,
-            errors=errors,
-            progress=progress,
-            key=key,
-        )
-
     return Objective(
-        init=init,
-        prepare=functools.partial(_along_rollout, value, spec, settings),
-        loss=loss,
-        distance=distance,
-        update=update,
+        init=functools.partial(_init, scored),
+        prepare=functools.partial(_prepare, scored),
+        loss=functools.partial(loss, scored),
+        distance=functools.partial(distance, scored),
+        update=functools.partial(_update, scored),
     )
 
 
-def _along_rollout(
-    value: ValuesFn | None,
-    spec: Spec,
-    settings: Settings,
+def _has_critic(scored: Scored) -> bool:
+    """Whether the score has a critic of its own."""
+    return scored.settings.outer_critic == "own"
+
+
+def _init(scored: Scored, config: TunedConfig, key: jax.Array) -> OuterCritic:
+    if not _has_critic(scored):
+        return OuterCritic(params=(), target_params=(), opt_state=())
+    own, spec = critic_config(scored.settings, config), scored.spec
+    return critics.init(own, on_policy.critic(spec, own), key, spec.zeros(1))
+
+
+def _prepare(
+    scored: Scored,
     config: TunedConfig,
     state: AgentState,
     critic: OuterCritic,
@@ -115,13 +76,14 @@ def _along_rollout(
 ) -> OuterBatch:
     """Data of every step of a rollout, with lambda returns as targets."""
     del key  # nothing is drawn
-    if settings.outer_critic == "inner":
-        judge = functools.partial(shown(value), config, state)
-    else:
-        network = on_policy.critic(spec, critic_config(settings, config))
+    if _has_critic(scored):
+        own = critic_config(scored.settings, config)
+        network = on_policy.critic(scored.spec, own)
         judge = functools.partial(network.apply, critic.params)
-    v_tm1, v_t = on_policy.bootstrap_values(judge, rollout, spec.max_steps)
-    adv = advantages(settings, rollout, v_tm1, v_t=v_t)
+    else:
+        judge = functools.partial(scored.value, config, state)
+    v_tm1, v_t = on_policy.bootstrap_values(judge, rollout, scored.spec.max_steps)
+    adv = advantages(scored.settings, rollout, v_tm1, v_t=v_t)
     batch = OuterBatch(
         obs=rollout.obs,
         action=rollout.action,
@@ -143,16 +105,6 @@ def advantages(
     return gae(rollout.reward, discount, v_tm1, v_t, lambda_)
 
 
-def shown(value: ValuesFn | None) -> ValuesFn:
-    """The agent's `value`; ValueError if the agent has none."""
-    if value is None:
-        raise ValueError(
-            "tune: the agent has no `value`, which is scored unless outer_value_cost=0 "
-            "and outer_critic='own'"
-        )
-    return value
-
-
 def surrogate(settings: Settings, policy: Policy, data: OuterBatch) -> jax.Array:
     """The policy's surrogate less an entropy bonus, `[]`.
 
@@ -166,21 +118,15 @@ def surrogate(settings: Settings, policy: Policy, data: OuterBatch) -> jax.Array
 
 
 def _policy_loss(
-    policy: PolicyFn,
-    value: ValuesFn | None,
-    settings: Settings,
-    config: TunedConfig,
-    state: AgentState,
-    data: OuterBatch,
+    scored: Scored, config: TunedConfig, state: AgentState, data: OuterBatch
 ) -> jax.Array:
     """The policy's surrogate, with the value's error.
 
     Without the change of the outer discount's own critic.
     """
-    total = surrogate(settings, policy(config, state, data.obs), data)
-    if settings.outer_value_cost:
-        error = _value_loss(shown(value), config, state, data)
-        total += settings.outer_value_cost * error
+    total = surrogate(scored.settings, scored.policy(config, state, data.obs), data)
+    if cost := scored.settings.outer_value_cost:
+        total += cost * _value_loss(scored, config, state, data)
     return total
 
 
@@ -189,32 +135,60 @@ def divergence(old: Policy, new: Policy) -> jax.Array:
     return jnp.sum(jnp.stack([d.mean() for d in distributions.divergences(old, new)]))
 
 
-def _divergence(
-    policy: PolicyFn,
+def _policy_distance(
+    scored: Scored,
     config: TunedConfig,
     target: AgentState,
     state: AgentState,
     *,
     data: OuterBatch,
 ) -> jax.Array:
-    old, new = (policy(config, x, data.obs) for x in (target, state))
+    old, new = (scored.policy(config, x, data.obs) for x in (target, state))
     return divergence(old, new)
 
 
 def _value_loss(
-    value: ValuesFn, config: TunedConfig, state: AgentState, data: OuterBatch
+    scored: Scored, config: TunedConfig, state: AgentState, data: OuterBatch
 ) -> jax.Array:
-    predicted = value(config, state, data.obs)
+    predicted = scored.value(config, state, data.obs)
     return optax.l2_loss(predicted, data.target).mean()
 
 
 def _value_distance(
-    value: ValuesFn,
+    scored: Scored,
     config: TunedConfig,
     target: AgentState,
     state: AgentState,
     *,
     data: OuterBatch,
 ) -> jax.Array:
-    goal, reached = (value(config, x, data.obs) for x in (target, state))
+    goal, reached = (scored.value(config, x, data.obs) for x in (target, state))
     return optax.l2_loss(reached, goal).mean()
+
+
+def _update(
+    scored: Scored,
+    config: TunedConfig,
+    critic: OuterCritic,
+    data: OuterBatch,
+    *,
+    progress: jax.Array,
+    key: jax.Array,
+) -> tuple[OuterCritic, Metrics]:
+    if not _has_critic(scored):
+        return critic, {}
+    own = critic_config(scored.settings, config)
+
+    def errors(params: Params, batch: OuterBatch) -> jax.Array:
+        network = on_policy.critic(scored.spec, own)
+        return critics.applied(network, params, batch.obs) - batch.target
+
+    return critics.fit(
+        scored.settings,
+        own,
+        critic,
+        examples=data,
+        errors=errors,
+        progress=progress,
+        key=key,
+    )

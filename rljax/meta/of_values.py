@@ -17,8 +17,9 @@ from rljax.learners import on_policy
 from rljax.meta import critics
 from rljax.meta.critics import CriticConfig, critic_config
 from rljax.meta.recorded import holds_replay
-from rljax.meta.types import Objective, OuterBatch, OuterCritic, Settings
+from rljax.meta.types import Objective, OuterBatch, OuterCritic, Scored, Settings
 from rljax.types import (
+    Agent,
     AgentState,
     Discrete,
     Metrics,
@@ -26,69 +27,30 @@ from rljax.types import (
     Params,
     Rollout,
     Spec,
-    ValuesFn,
 )
 
 _AT_ONCE = 512  # observations by two networks: of a whole rollout it takes much memory
 
 
-def objective(q_values: ValuesFn, spec: Spec, settings: Settings) -> Objective:
+def objective(agent: Agent, spec: Spec, settings: Settings) -> Objective:
     """Score action values as the agent learns them: by what their targets would be."""
-    network = functools.partial(_q_network, spec)
-
-    def init(config: TunedConfig, key: jax.Array) -> OuterCritic:
-        own = critic_config(settings, config)
-        return critics.init(own, network(own), key, spec.zeros(1), has_target=True)
-
-    def loss(config: TunedConfig, state: AgentState, data: OuterBatch) -> jax.Array:
-        q = q_values(config, state, data.obs)
-        chosen = losses.batched_index(q, data.action)
-        return optax.l2_loss(chosen, data.target).mean()
-
-    def distance(
-        config: TunedConfig, target: AgentState, state: AgentState, *, data: OuterBatch
-    ) -> jax.Array:
-        goal, q = (q_values(config, x, data.obs) for x in (target, state))
-        return optax.l2_loss(q, goal).mean()
-
-    def update(
-        config: TunedConfig,
-        critic: OuterCritic,
-        data: OuterBatch,
-        *,
-        progress: jax.Array,
-        key: jax.Array,
-    ) -> tuple[OuterCritic, Metrics]:
-        own = critic_config(settings, config)
-
-        def errors(params: Params, batch: OuterBatch) -> jax.Array:
-            q = critics.applied(network(own), params, batch.obs)
-            return losses.batched_index(q, batch.action) - batch.target
-
-        new, metrics = critics.fit(
-            settings,
-            own,
-            critic,
-            examples=data,
-            errors=errors,
-            progress=progress,
-            key=key,
-        )
-        return critics.follow(own, new), metrics
-
+    scored = Scored(agent=agent, spec=spec, settings=settings)
     return Objective(
-        init=init,
-        prepare=functools.partial(_of_choices, q_values, spec, settings),
-        loss=loss,
-        distance=distance,
-        update=update,
+        init=functools.partial(_init, scored),
+        prepare=functools.partial(_prepare, scored),
+        loss=functools.partial(_loss, scored),
+        distance=functools.partial(_distance, scored),
+        update=functools.partial(_update, scored),
     )
 
 
-def _of_choices(
-    q_values: ValuesFn,
-    spec: Spec,
-    settings: Settings,
+def _init(scored: Scored, config: TunedConfig, key: jax.Array) -> OuterCritic:
+    own, spec = critic_config(scored.settings, config), scored.spec
+    return critics.init(own, _q_network(spec, own), key, spec.zeros(1), has_target=True)
+
+
+def _prepare(
+    scored: Scored,
     config: TunedConfig,
     state: AgentState,
     critic: OuterCritic,
@@ -102,17 +64,17 @@ def _of_choices(
         size = cast(ReplayConfig, config).batch_size  # `tuning.init` looked
         seen = replay.sample(state.replay, key, batch_size=size).windows
         seen = seen._replace(reward=seen.reward[:, 0])
-    network = _q_network(spec, critic_config(settings, config))
+    network = _q_network(scored.spec, critic_config(scored.settings, config))
 
     def judge(obs: Obs) -> jax.Array:
         """The critic's value `[]` of the action that the agent would take."""
         alone = jax.tree.map(lambda x: x[None], obs)
-        action = q_values(config, state, alone).argmax(axis=-1)
+        action = scored.q_values(config, state, alone).argmax(axis=-1)
         q = critics.applied(network, critic.target_params, alone)
         return losses.batched_index(q, action)[0]
 
     v_t = jax.lax.map(judge, seen.next_obs, batch_size=_AT_ONCE)
-    discount = settings.outer_gamma * (1.0 - seen.terminated)
+    discount = scored.settings.outer_gamma * (1.0 - seen.terminated)
     batch = OuterBatch(
         obs=seen.obs,
         action=seen.action,
@@ -121,6 +83,53 @@ def _of_choices(
         target=seen.reward + discount * v_t,
     )
     return jax.lax.stop_gradient(batch)
+
+
+def _loss(
+    scored: Scored, config: TunedConfig, state: AgentState, data: OuterBatch
+) -> jax.Array:
+    q = scored.q_values(config, state, data.obs)
+    chosen = losses.batched_index(q, data.action)
+    return optax.l2_loss(chosen, data.target).mean()
+
+
+def _distance(
+    scored: Scored,
+    config: TunedConfig,
+    target: AgentState,
+    state: AgentState,
+    *,
+    data: OuterBatch,
+) -> jax.Array:
+    goal, q = (scored.q_values(config, x, data.obs) for x in (target, state))
+    return optax.l2_loss(q, goal).mean()
+
+
+def _update(
+    scored: Scored,
+    config: TunedConfig,
+    critic: OuterCritic,
+    data: OuterBatch,
+    *,
+    progress: jax.Array,
+    key: jax.Array,
+) -> tuple[OuterCritic, Metrics]:
+    own = critic_config(scored.settings, config)
+
+    def errors(params: Params, batch: OuterBatch) -> jax.Array:
+        q = critics.applied(_q_network(scored.spec, own), params, batch.obs)
+        return losses.batched_index(q, batch.action) - batch.target
+
+    new, metrics = critics.fit(
+        scored.settings,
+        own,
+        critic,
+        examples=data,
+        errors=errors,
+        progress=progress,
+        key=key,
+    )
+    return critics.follow(own, new), metrics
 
 
 def _q_network(spec: Spec, config: CriticConfig) -> networks.QNetwork:

@@ -162,6 +162,14 @@ class Recurrent(nn.Module):
         return self.head(found.outputs), found.memory
 
 
+def starts_of(ended: jax.Array) -> jax.Array:
+    """Whether an episode starts at each step, `[T, ...]` bool: the one before ended.
+
+    Where the very first step starts one, its memory is fresh already.
+    """
+    return jnp.concatenate([jnp.zeros_like(ended[:1]), ended[:-1]])
+
+
 def recall(
     net: RecurrentQNetwork | Recurrent,
     params: Params,
