@@ -489,7 +489,7 @@ SMALL_A2C = agents.get("a2c").Config(num_envs=2, rollout_length=4, hidden_sizes=
 
 
 @functools.cache
-def untrained(agent, env, seed, number, *, trained=meta_worker.arguments.__wrapped__):
+def untrained(*work, seed, number, trained=meta_worker.arguments.__wrapped__):
     """Returns arguments as those that the worker trains, of random values."""
     rng = np.random.default_rng(seed)
 
@@ -503,7 +503,7 @@ def untrained(agent, env, seed, number, *, trained=meta_worker.arguments.__wrapp
             return rng.random(like.shape, np.float32)
         return rng.integers(2, size=like.shape).astype(like.dtype)
 
-    like = jax.eval_shape(lambda: trained(agent, env, seed, number)[1:])
+    like = jax.eval_shape(lambda: trained(*work, seed=seed, number=number)[1:])
     state, rollout, key = jax.tree_util.tree_map_with_path(random, like)
     window = state.window._replace(count=np.int32(number))  # full: there is a gradient
     return SMALL_A2C, state._replace(window=window), rollout, key
@@ -516,8 +516,10 @@ def small_a2c(monkeypatch):
     monkeypatch.setattr(meta_worker, "arguments", untrained)
 
 
-def small_meta(*pairs, unit="ms"):
-    work = meta.Work("w", "", "a2c", pairs, unit, rounds=1, sample_s=0.0)
+def small_meta(*pairs, unit="ms", learned=()):
+    work = meta.Work(
+        "w", "", "a2c", pairs, unit, rounds=1, sample_s=0.0, learned=learned
+    )
     return work, dataclasses.asdict(work) | {"seed": 0}
 
 
@@ -549,11 +551,18 @@ def test_meta_step_is_that_of_the_iteration(small_a2c):
     assert len(state.window.keys) == 2  # K updates are there to be replayed
 
 
+def test_meta_suite_learns_networks(small_a2c):
+    _, job = small_meta(learned=("reward",))
+    meta_step, arguments = meta_worker.find(job, "meta-step")
+    raw, *_ = jax.eval_shape(meta_step, *arguments)
+    assert {*raw} == {"reward"}
+
+
 @pytest.mark.slow
 def test_meta_arguments_come_from_training(small_a2c):
     """Adds values: in the fast tests the training is only traced."""
     train = untrained.__wrapped__.__kwdefaults__["trained"]
-    config, state, rollout, _ = train("a2c", "CartPole-v1", 0, 2)
+    config, state, rollout, _ = train("a2c", "CartPole-v1", (), seed=0, number=2)
     assert state.window.count == state.agent.step == 3  # the window of K = 2 is full
     assert jnp.isfinite(state.raw["gamma"]) and jnp.any(state.window.keys != 0)
     newest = jax.tree.map(lambda x: x[-1], state.window.rollouts)

@@ -1,6 +1,7 @@
 """The suite `meta`: what tuning costs, in the agent's own updates."""
 
 import dataclasses
+import functools
 
 from .comparisons import Comparison, listed
 from .protocol import WITH_RESULTS
@@ -19,31 +20,33 @@ class Work:
     sample_s: float = 0.05  # see protocol.alternate
     suite: str = "meta"
     env: str = "CartPole-v1"
+    learned: tuple[str, ...] = ()  # networks in place of the discount
 
     def __str__(self) -> str:
         """The line of --list."""
         return listed(self)
 
 
-def _one_update(agent: str) -> tuple[Work, Work]:
+def _one_update(agent: str, learned: tuple[str, ...] = ()) -> tuple[Work, Work]:
     """Time and memory with K = 1, default settings.
 
     A new state counts as memory, whether it is returned or scored.
     """
-    text = f"gamma of {agent}, its default config, K = 1"
-    whole = Comparison("iteration", "update")
+    name = "-".join((agent, *learned))
+    tuned = f"a {learned[0]} network" if learned else "gamma"
+    text = f"{tuned} of {agent}, its default config, K = 1"
     env = "Pendulum-v1" if agent in ON_PENDULUM else "CartPole-v1"
-    time = (Comparison("meta-step", "update", "<= 4.5"), whole)
-    memory = (Comparison("meta-step", "update", "<= 3.5"), whole)
+    whole = Comparison("iteration", "update")
+    time = Comparison("meta-step", "update", "<= 6" if learned else "<= 4.5")
+    memory = Comparison("meta-step", "update", "<= 6" if learned else "<= 3.5")
+    made = functools.partial(Work, agent=agent, env=env, learned=learned)
     return (
-        Work(f"time-{agent}", f"time to tune {text}", agent, time, env=env),
-        Work(
-            f"memory-{agent}",
+        made(f"time-{name}", f"time to tune {text}", comparisons=(time, whole)),
+        made(
+            f"memory-{name}",
             f"memory to tune {text}",
-            agent,
-            memory,
-            WITH_RESULTS,
-            env=env,
+            comparisons=(memory, whole),
+            unit=WITH_RESULTS,
         ),
     )
 
@@ -55,6 +58,12 @@ AGENTS = (
 )
 WORKS = (
     *(work for agent in AGENTS for work in _one_update(agent)),
+    *(
+        work
+        for agent in ("a2c", "ppo")
+        for learned in ("reward", "target")
+        for work in _one_update(agent, (learned,))
+    ),
     Work(
         "time-growth",
         "time over many updates of a2c",

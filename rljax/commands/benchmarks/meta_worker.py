@@ -35,14 +35,18 @@ def made(work: dict[str, Any], how: Settings) -> tuple[Any, ...]:
     agent, env = work["agent"], envs.make(work["env"])
     config = agents.config_for(agent, work["env"])
     plain = agents.get(agent).make(env.spec)
-    fields = dict([parse_parameter("gamma", config)])
-    return env, plain, config, tune(plain, env.spec, fields, how, env=env)
+    learned = tuple(work["learned"])
+    fields = {} if learned else dict([parse_parameter("gamma", config)])
+    tuned = tune(plain, env.spec, fields, how, learned=learned, env=env)
+    return env, plain, config, tuned
 
 
 @functools.cache
-def arguments(agent: str, env_name: str, seed: int, number: int) -> tuple[Any, ...]:
+def arguments(
+    agent: str, env_name: str, learned: tuple[str, ...], *, seed: int, number: int
+) -> tuple[Any, ...]:
     """Returns those of a tuned update, from training with K of this number."""
-    work = {"agent": agent, "env": env_name}
+    work = {"agent": agent, "env": env_name, "learned": learned}
     env, _, config, tuned = made(work, Settings(num_updates=number))
     iterations = train.warm_up_iterations(config) + number + 1
     steps = iterations * train.steps_per_iteration(config)
@@ -74,7 +78,13 @@ def find(job: dict[str, Any], name: str) -> Call:
         return new._replace(agent=without_replay(new.agent)), metrics
 
     known = {"update": update, "meta-step": meta_step, "iteration": iteration}
-    given = arguments(job["agent"], job["env"], job["seed"], how.num_updates)
+    given = arguments(
+        job["agent"],
+        job["env"],
+        tuple(job["learned"]),
+        seed=job["seed"],
+        number=how.num_updates,
+    )
     return known[kind], given
 
 
