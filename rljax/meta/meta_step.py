@@ -20,13 +20,26 @@ from rljax.meta.gradients import (
 )
 from rljax.meta.parameters import Raw
 from rljax.meta.recorded import with_env, with_replay, without_replay
-from rljax.meta.types import OuterData, TuneState, Tuning
+from rljax.meta.types import OuterData, Settings, TuneState, Tuning
 from rljax.meta.unrolling import unroll
 from rljax.running import parallel
 from rljax.types import AgentState, Leaf, Metrics, OptState, Rollout
 
-OPTIMIZER = optax.scale_by_adam()
 _FEW = 4  # raw numbers, up to which forward mode costs less than reverse mode
+
+
+def optimizer(
+    settings: Settings, learned: tuple[str, ...]
+) -> optax.GradientTransformation:
+    """Adam of the raw numbers, without the rates; with its own momentum of networks."""
+    of_numbers = optax.scale_by_adam()
+    if not learned:
+        return of_numbers
+    of_networks = optax.scale_by_adam(b1=settings.learned_momentum)
+    return optax.partition(
+        {"numbers": of_numbers, "networks": of_networks},
+        lambda raw: {n: "networks" if n in learned else "numbers" for n in raw},
+    )
 
 
 def move(
@@ -59,6 +72,9 @@ def move(
     def score(raw: dict[str, Raw]) -> jax.Array:
         return outer(replayed(raw))
 
+    def total(raw: dict[str, Raw]) -> jax.Array:
+        return score(raw) + penalty(raw)
+
     check_paths(score, state.raw)
     mode = settings.mode
     if mode == "auto":
@@ -74,13 +90,13 @@ def move(
         )
     else:
         loss, gradient = meta_gradient(replayed, outer, state.raw, mode=mode)
-    if "target" in state.raw:
-        gradient = jax.tree.map(jnp.add, gradient, jax.grad(penalty)(state.raw))
+    gradient = jax.tree.map(jnp.add, gradient, jax.grad(penalty)(state.raw))
     loss, gradient = parallel.mean((loss, gradient))
     ready = state.window.count >= len(state.window.keys)
     loss, gradient = jax.tree.map(lambda x: jnp.where(ready, x, 0.0), (loss, gradient))
     updates: Any
-    updates, opt_state = OPTIMIZER.update(gradient, state.opt_state)
+    adam = optimizer(settings, tuning.learned)
+    updates, opt_state = adam.update(gradient, state.opt_state)
     rates = _rates(tuning, config, state)
     raw = {
         name: optax.tree.add_scale(numbers, -rates[name], updates[name])
@@ -90,14 +106,10 @@ def move(
     start = jax.tree.map(lambda x: x[0], state.window.states)
     metrics["saturated_clips"] = saturated_fraction(start, state.agent)
     if settings.evolution_pairs:
-        estimate = evolution_gradient(
-            score,
-            state.raw,
-            parallel.shared(key),  # all shards try the same numbers
-            num_pairs=settings.evolution_pairs,
-        )
-        estimate = parallel.mean(estimate)
-        metrics["evolution_cosine"] = cosine(gradient, estimate)
+        shared_key = parallel.shared(key)  # all shards try the same numbers
+        number = settings.evolution_pairs
+        estimate = evolution_gradient(total, state.raw, shared_key, num_pairs=number)
+        metrics["evolution_cosine"] = cosine(gradient, parallel.mean(estimate))
     return raw, opt_state, metrics
 
 
@@ -199,10 +211,13 @@ def _penalty(
 ) -> jax.Array:
     """Cost of targets that do not follow from each other, on the newest rollout.
 
-    In `raw` alone, with the agent as it is.
+    In `raw` alone, with the agent as it is; 0 without learned targets.
     """
+    if "target" not in raw:
+        return jnp.zeros((), jnp.float32)
     cost = shaping.inconsistency(
         tuning.agent,
+        tuning.spec,
         tuning.settings,
         config=config,
         state=state.agent,

@@ -135,14 +135,7 @@ def shaped(
     terminates: whatever return an actor-critic makes of it is the target, and its
     advantage the target less the value.
     """
-    metrics: Metrics = {}
-    if "reward" in raw:
-        network = _reward_network(spec, settings)
-        found = network.apply(raw["reward"], rollout.obs, rollout.action)
-        own = settings.reward_scale * jnp.tanh(_number(found))
-        reward = settings.reward_extrinsic * rollout.reward + own
-        rollout = rollout._replace(reward=reward)
-        metrics["meta_reward"] = own.mean()
+    rollout, metrics = _paid(spec, settings, raw=raw, rollout=rollout)
     if "target" in raw:
         target = _targets(
             agent, settings, config=config, state=state, raw=raw, rollout=rollout
@@ -155,6 +148,7 @@ def shaped(
 
 def inconsistency(
     agent: Agent,
+    spec: Spec,
     settings: Settings,
     *,
     config: TunedConfig,
@@ -166,9 +160,12 @@ def inconsistency(
 
     .. math:: \tfrac12 (\text{stop}(r_t + \gamma g_{t+1}) - g_t)^2
 
-    At the outer discount, over the steps that another one of the episode follows.
+    At the outer discount, over the steps that another one of the episode follows. The
+    reward is the environment's; the targets are those that the agent gets, which read a
+    learned reward if there is one.
     """
-    g = _targets(agent, settings, config=config, state=state, raw=raw, rollout=rollout)
+    paid, _ = _paid(spec, settings, raw=raw, rollout=rollout)
+    g = _targets(agent, settings, config=config, state=state, raw=raw, rollout=paid)
     later = rollout.reward[:-1] + settings.outer_gamma * g[1:]
     ended = (rollout.terminated | rollout.truncated)[:-1]
     errors = jax.lax.stop_gradient(later) - g[:-1]
@@ -176,6 +173,19 @@ def inconsistency(
 
 
 _NUM_FEATURES = 5
+
+
+def _paid(
+    spec: Spec, settings: Settings, *, raw: dict[str, Params], rollout: Rollout
+) -> tuple[Rollout, Metrics]:
+    """The rollout with a learned reward beside the environment's, if one is learned."""
+    if "reward" not in raw:
+        return rollout, {}
+    network = _reward_network(spec, settings)
+    found = network.apply(raw["reward"], rollout.obs, rollout.action)
+    own = settings.reward_scale * jnp.tanh(_number(found))
+    reward = settings.reward_extrinsic * rollout.reward + own
+    return rollout._replace(reward=reward), {"meta_reward": own.mean()}
 
 
 def _targets(

@@ -15,7 +15,7 @@ from rljax.envs.wrappers import with_statistics
 from rljax.learners import optimizers
 from rljax.meta import objectives, parameters, shaping
 from rljax.meta.conditioning import configured, plain_spec, seen, seen_rollout
-from rljax.meta.meta_step import OPTIMIZER, move, shaped
+from rljax.meta.meta_step import move, optimizer, shaped
 from rljax.meta.parameters import Parameter
 from rljax.meta.recorded import (
     check_replay,
@@ -254,7 +254,7 @@ def init(tuning: Tuning, config: TunedConfig, key: jax.Array) -> TuneState:
     return TuneState(
         agent=state,
         raw=raw,
-        opt_state=OPTIMIZER.init(raw),
+        opt_state=optimizer(settings, tuning.learned).init(raw),
         critic=tuning.objective.init(config, critic_key),
         context=context,
         mean_square=jnp.zeros((), jnp.float32),

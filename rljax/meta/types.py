@@ -54,6 +54,7 @@ class Settings:
     evolution_pairs: int = 0  # of an estimate to compare the meta-gradient with
     # Of a learned reward or target.
     learned_rate: float = 1e-3  # of its network's Adam
+    learned_momentum: float = 0.0  # likewise; what was best is not what will be
     learned_hidden_sizes: tuple[int, ...] = (64,)  # a target's memory: the last
     reward_scale: float = 0.1  # greatest size of a learned reward
     reward_extrinsic: float = 1.0  # weight of the environment's reward beside it
@@ -89,6 +90,7 @@ class Settings:
         cfg.check_range(self, "outer_gamma", "outer_lambda", low=0.0, high=1.0)
         cfg.check_range(self, "outer_value_cost", "outer_entropy_cost", low=0.0)
         cfg.check_range(self, "reward_extrinsic", "target_consistency", low=0.0)
+        cfg.check_range(self, "learned_momentum", low=0.0, high=0.999)
         cfg.check_sizes(self, "learned_hidden_sizes")
         if not self.learned_hidden_sizes:
             raise ValueError("learned_hidden_sizes=(): must have a size")
@@ -206,6 +208,15 @@ class Scored(NamedTuple):
         """The agent's, which `objectives.choose` knows to be there."""
         assert self.agent.policy is not None
         return self.agent.policy(config, state, obs)
+
+    def value(self, config: TunedConfig, state: AgentState, obs: Obs) -> jax.Array:
+        """The agent's; ValueError if the agent has none."""
+        if self.agent.value is None:
+            raise ValueError(
+                "tune: the agent has no `value`, which is scored unless "
+                "outer_value_cost=0 and outer_critic='own'"
+            )
+        return self.agent.value(config, state, obs)
 
     def q_values(self, config: TunedConfig, state: AgentState, obs: Obs) -> jax.Array:
         """Likewise."""
