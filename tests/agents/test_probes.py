@@ -186,6 +186,8 @@ ROWS = {
 }
 
 
+LONG = ("apg", "awr", "c51", "mpo", "ppo_rnn", "r2d2", "trpo")  # slow tests
+
 # Agents without a row, and why.
 _RANDOM = "the rule's numbers are random here: a policy learns nothing"
 UNPROBED = {"disco103": _RANDOM, "lpg": _RANDOM}
@@ -309,7 +311,7 @@ def check(name, probe, learned):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS))
+        pytest.param(name, marks=[pytest.mark.slow] * (name in (*VARIANTS, *LONG)))
         for name in ROWS
     ],
 )

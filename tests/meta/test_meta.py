@@ -156,7 +156,6 @@ def slow(*case):
     [
         *((tabular, kind, (1, 2, 5)) for kind in OPTIMIZERS),
         *((linear, kind, (1, 2, 5)) for kind in OPTIMIZERS),
-        (images, "adam", (2,)),
         *(slow(images, kind, (1, 2, 5)) for kind in OPTIMIZERS),
     ],
 )

@@ -348,7 +348,8 @@ def test_the_meta_gradient_equals_finite_differences(updates, x64):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7 * size + 1e-9)
 
 
-@pytest.mark.parametrize("updates", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("updates", [1, 5])
 def test_forward_mode_and_remat_give_the_same_meta_gradient(updates, x64):
     @jax.jit
     def all_three(params, life):
@@ -489,6 +490,7 @@ def test_the_outer_loss_is_of_fresh_data_by_the_policy_after_the_updates(x64):
     assert float(metrics["reward"]) == pytest.approx(reward, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_lifetimes_together_are_each_alone(x64):
     one = functools.partial(meta_training.lifetime_loss, PARTS, CONFIG, numbers())
     lives = jax.vmap(life_of_key)(jax.random.split(jax.random.key(5), 3))
@@ -558,6 +560,7 @@ def test_lives_end_at_different_times_and_begin_afresh(whole):
     assert young.age == 0
 
 
+@pytest.mark.slow
 def test_a_split_run_lives_the_same_lives(whole):
     """Two shards hold the same rule, and a half of the lifetimes each."""
     start, _, (state, metrics) = whole

@@ -225,6 +225,7 @@ CASES = {name: functools.partial(case_of, name) for name in agents.names()} | {
     "a2c bootstrapped": functools.partial(
         case_of, "a2c", tuned=["gamma"], settings=BOOTSTRAPPED
     ),
+    "a2c reward": functools.partial(case_of, "a2c", learned=("reward",)),
     "ppo learned": functools.partial(case_of, "ppo", learned=("reward", "target")),
 }
 CASES |= {
@@ -232,7 +233,7 @@ CASES |= {
     for name in agents.names()
     if name not in NOT_TUNED
 }
-FAST = ("ppo max_kl", "dqn priorities", "a2c bootstrapped", "ppo learned", "trpo")
+FAST = ("ppo max_kl", "dqn priorities", "a2c reward")
 
 
 def cases(*fast):
@@ -474,7 +475,7 @@ def test_an_update_of_all_data_is_that_of_its_parts(name):
 @pytest.mark.parametrize(
     "mode", ["forward", pytest.param("reverse", marks=pytest.mark.slow)]
 )
-def test_a_meta_gradient_of_all_data_is_that_of_its_parts(mode):
+def test_a_meta_gradient_of_all_data_is_that_of_its_parts(mode, x64):
     """And so are the estimate that it is compared with, and the size of rewards."""
     settings = Settings(mode=mode, num_updates=2, evolution_pairs=3)
     case = whole(

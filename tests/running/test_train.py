@@ -30,7 +30,7 @@ RATES = (1e-3, 1e-3, 3e-3, 1e-2, 1e-2)
 
 
 # One agent of each kind of state and update; the loop knows no more of an agent.
-each_kind = fast_for("apg", "dqn", "ppo", "ppo_rnn", "r2d2", "sac")
+each_kind = fast_for("apg", "dqn", "ppo", "ppo_rnn")
 
 
 class Result(NamedTuple):
