@@ -72,16 +72,13 @@ def move(
     def score(raw: dict[str, Raw]) -> jax.Array:
         return outer(replayed(raw))
 
-    def total(raw: dict[str, Raw]) -> jax.Array:
-        return score(raw) + penalty(raw)
-
     check_paths(score, state.raw)
     mode = settings.mode
     if mode == "auto":
         mode = "forward" if optax.tree.size(state.raw) <= _FEW else "reverse"
     if settings.num_target_updates:
         target = _descended(outer, state.agent, settings.target_rate)
-        loss, gradient = bootstrapped_meta_gradient(
+        loss, slope = bootstrapped_meta_gradient(
             inner=replayed,
             target=lambda _: target,
             matching=distance,
@@ -89,11 +86,11 @@ def move(
             mode=mode,
         )
     else:
-        loss, gradient = meta_gradient(replayed, outer, state.raw, mode=mode)
-    gradient = jax.tree.map(jnp.add, gradient, jax.grad(penalty)(state.raw))
-    loss, gradient = parallel.mean((loss, gradient))
+        loss, slope = meta_gradient(replayed, outer, state.raw, mode=mode)
+    found = parallel.mean((loss, slope, jax.grad(penalty)(state.raw)))
     ready = state.window.count >= len(state.window.keys)
-    loss, gradient = jax.tree.map(lambda x: jnp.where(ready, x, 0.0), (loss, gradient))
+    loss, slope, more = jax.tree.map(lambda x: jnp.where(ready, x, 0.0), found)
+    gradient = jax.tree.map(jnp.add, slope, more)
     updates: Any
     adam = optimizer(settings, tuning.learned)
     updates, opt_state = adam.update(gradient, state.opt_state)
@@ -108,8 +105,8 @@ def move(
     if settings.evolution_pairs:
         shared_key = parallel.shared(key)  # all shards try the same numbers
         number = settings.evolution_pairs
-        estimate = evolution_gradient(total, state.raw, shared_key, num_pairs=number)
-        metrics["evolution_cosine"] = cosine(gradient, parallel.mean(estimate))
+        estimate = evolution_gradient(score, state.raw, shared_key, num_pairs=number)
+        metrics["evolution_cosine"] = cosine(slope, parallel.mean(estimate))
     return raw, opt_state, metrics
 
 

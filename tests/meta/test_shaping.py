@@ -193,8 +193,8 @@ def test_modes_and_rematerialisation_agree(learned, how, x64):
 
 
 @pytest.mark.slow
-def test_evolution_estimates_the_cost_of_the_targets_too(x64):
-    """The cost of targets that do not follow from each other is most of the slope."""
+def test_evolution_is_compared_with_the_slope_of_the_score(x64):
+    """Not of the targets' cost, a semi-gradient, which here is most of the step."""
     past = past_of("a2c", ("target",), 1, evolution_pairs=4096, target_consistency=30.0)
     assert past.metrics[-1]["evolution_cosine"] > 0.9
 
