@@ -404,6 +404,8 @@ def fit(
     """
     grad = semi_gradient(loss, has_aux=True)
 
+    # A derivative of all steps in reverse keeps where each starts, and makes it again.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(carry: Any, index: jax.Array) -> tuple[Any, Metrics]:
         flat, opt_state = carry
         grads, metrics = grad(flat, jax.tree.map(lambda x: x[index], batch))

@@ -66,7 +66,7 @@ class TargetNetwork(nn.Module):
             return memory.astype(start.dtype), out
 
         scan = nn.scan(
-            step,
+            nn.remat(step, prevent_cse=False),  # of a step only its start is kept
             variable_broadcast="params",
             split_rngs={"params": False},
             reverse=True,
