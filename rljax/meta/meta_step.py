@@ -31,7 +31,7 @@ _FEW = 4  # raw numbers, up to which forward mode costs less than reverse mode
 def optimizer(
     settings: Settings, learned: tuple[str, ...]
 ) -> optax.GradientTransformation:
-    """Adam of the raw numbers, without the rates; with its own momentum of networks."""
+    """Adam of the raw numbers, without the rates; of networks with another momentum."""
     of_numbers = optax.scale_by_adam()
     if not learned:
         return of_numbers
@@ -89,8 +89,8 @@ def move(
         loss, slope = meta_gradient(replayed, outer, state.raw, mode=mode)
     found = parallel.mean((loss, slope, jax.grad(penalty)(state.raw)))
     ready = state.window.count >= len(state.window.keys)
-    loss, slope, more = jax.tree.map(lambda x: jnp.where(ready, x, 0.0), found)
-    gradient = jax.tree.map(jnp.add, slope, more)
+    loss, slope, of_penalty = jax.tree.map(lambda x: jnp.where(ready, x, 0.0), found)
+    gradient = jax.tree.map(jnp.add, slope, of_penalty)
     updates: Any
     adam = optimizer(settings, tuning.learned)
     updates, opt_state = adam.update(gradient, state.opt_state)

@@ -209,15 +209,6 @@ class Scored(NamedTuple):
         assert self.agent.policy is not None
         return self.agent.policy(config, state, obs)
 
-    def value(self, config: TunedConfig, state: AgentState, obs: Obs) -> jax.Array:
-        """The agent's; ValueError if the agent has none."""
-        if self.agent.value is None:
-            raise ValueError(
-                "tune: the agent has no `value`, which is scored unless "
-                "outer_value_cost=0 and outer_critic='own'"
-            )
-        return self.agent.value(config, state, obs)
-
     def q_values(self, config: TunedConfig, state: AgentState, obs: Obs) -> jax.Array:
         """Likewise."""
         assert self.agent.q_values is not None
@@ -229,6 +220,15 @@ class Scored(NamedTuple):
         """Likewise."""
         assert self.agent.repeat is not None
         return self.agent.repeat(config, state, obs, extras)
+
+    def value(self, config: TunedConfig, state: AgentState, obs: Obs) -> jax.Array:
+        """The agent's; ValueError if the agent has none."""
+        if self.agent.value is None:
+            raise ValueError(
+                "tune: the agent has no `value`, which is scored unless "
+                "outer_value_cost=0 and outer_critic='own'"
+            )
+        return self.agent.value(config, state, obs)
 
 
 class Window(NamedTuple):

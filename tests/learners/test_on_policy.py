@@ -127,6 +127,31 @@ def test_fit_takes_no_step_after_one_refused():
     np.testing.assert_allclose(metrics["steps_taken"], 2 / 5)
 
 
+def test_a_derivative_of_fit_keeps_the_starts_of_steps_alone():
+    """Not what the loss of each step computes, which is much more."""
+    size, examples = 64, 512
+
+    def loss(flat, _, x):
+        out = jnp.tanh(x[:, None] * flat)  # [B, size]: what is not to be kept
+        return jnp.mean(jnp.square(out)), {}
+
+    def end(rate, index):
+        optimizer = optax.scale_by_adam()
+        start = (jnp.ones(size), optimizer.init(jnp.ones(size)))
+        batch = jnp.linspace(0.1, 1.0, examples)
+        fitted, _ = on_policy.fit(
+            loss, start, batch, index=index, optimizer=optimizer, rate=rate
+        )
+        return fitted[0].sum()
+
+    def memory(steps):
+        index = jnp.zeros((steps, examples), jnp.int32)
+        found = jax.jit(jax.grad(end)).lower(0.1, index).compile()
+        return found.memory_analysis().temp_size_in_bytes
+
+    assert memory(48) - memory(16) < 32 * (6 * 4 * size)  # parameters, twice Adam's
+
+
 REPLAY = dict(capacity=1_024, batch_size=32, sequence_length=8)
 # What sets an agent's config apart from the others' in the test below.
 CONTINUOUS: dict[str, dict] = {
