@@ -475,7 +475,7 @@ def test_an_update_of_all_data_is_that_of_its_parts(name):
 @pytest.mark.parametrize(
     "mode", ["forward", pytest.param("reverse", marks=pytest.mark.slow)]
 )
-def test_a_meta_gradient_of_all_data_is_that_of_its_parts(mode, x64):
+def test_a_meta_gradient_of_all_data_is_that_of_its_parts(mode):
     """And so are the estimate that it is compared with, and the size of rewards."""
     settings = Settings(mode=mode, num_updates=2, evolution_pairs=3)
     case = whole(
@@ -483,6 +483,7 @@ def test_a_meta_gradient_of_all_data_is_that_of_its_parts(mode, x64):
         tuned=["gamma", "lambda_"],
         settings=settings,
         normalize_advantages=True,
+        learning_rate=0.1,  # large slopes, of which the estimate has more digits
     )
     (state, metrics), (of_part, parts) = both(case, count=3)
     np.testing.assert_allclose(of_part.mean_square, state.mean_square, rtol=1e-5)
@@ -491,7 +492,7 @@ def test_a_meta_gradient_of_all_data_is_that_of_its_parts(mode, x64):
         np.testing.assert_allclose(parts[name], metrics[name], rtol=1e-3)
     cosine = metrics["evolution_cosine"]
     assert abs(cosine) < 0.99
-    np.testing.assert_allclose(parts["evolution_cosine"], cosine, atol=0.02)
+    np.testing.assert_allclose(parts["evolution_cosine"], cosine, atol=1e-3)
 
 
 # Sizes.
