@@ -94,6 +94,7 @@ def fit(
     """Take as many gradient steps as the agent takes with a rollout.
 
     Fewer per pass where the agent's number of minibatches does not divide the rollout.
+    An older copy, if the critic has one, then moves towards the new parameters.
 
     Args:
       settings: of the tuning.
@@ -132,16 +133,15 @@ def fit(
             params=critic.params,
             opt_state=critic.opt_state,
         )
-    critic = critic._replace(params=params, opt_state=opt_state)
-    return critic, {"outer_value_loss": metrics["value_loss"]}
-
-
-def follow(config: CriticConfig, critic: OuterCritic) -> OuterCritic:
-    """The critic with its older copy moved to it."""
-    moved = optax.incremental_update(
-        critic.params, critic.target_params, config.target_rate
+    target_params = critic.target_params
+    if target_params:
+        target_params = optax.incremental_update(
+            params, target_params, config.target_rate
+        )
+    critic = critic._replace(
+        params=params, target_params=target_params, opt_state=opt_state
     )
-    return critic._replace(target_params=moved)
+    return critic, {"outer_value_loss": metrics["value_loss"]}
 
 
 def applied(network: Network, params: Params, *inputs: Any) -> jax.Array:

@@ -38,7 +38,9 @@ def optimizer(
     of_networks = optax.scale_by_adam(b1=settings.learned_momentum)
     return optax.partition(
         {"numbers": of_numbers, "networks": of_networks},
-        lambda raw: {n: "networks" if n in learned else "numbers" for n in raw},
+        lambda raw: {
+            name: "networks" if name in learned else "numbers" for name in raw
+        },
     )
 
 

@@ -102,12 +102,8 @@ def objective(agent: Agent, spec: Spec, settings: Settings) -> Objective:
     reaches the policy only with the next one.
     """
     scored = _Scored(agent=agent, spec=spec, settings=settings)
-    return Objective(
-        init=functools.partial(_init, scored),
-        prepare=functools.partial(_prepare, scored),
-        loss=functools.partial(_loss, scored),
-        distance=functools.partial(_distance, scored),
-        update=functools.partial(_update, scored),
+    return scored.objective(
+        init=_init, prepare=_prepare, loss=_loss, distance=_distance, update=_update
     )
 
 
@@ -224,7 +220,7 @@ def _update(
             return chosen - batch.target
         return scored.values(config, params, batch.obs, batch.action) - batch.target
 
-    new, metrics = critics.fit(
+    return critics.fit(
         scored.settings,
         own._replace(num_minibatches=0),  # one step for each batch of the replay
         critic,
@@ -233,7 +229,6 @@ def _update(
         progress=progress,
         key=key,
     )
-    return critics.follow(own, new), metrics
 
 
 def _critics(spec: Spec, config: CriticConfig) -> Network:

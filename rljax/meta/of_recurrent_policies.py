@@ -59,12 +59,8 @@ def objective(agent: Agent, spec: Spec, settings: Settings) -> Objective:
     of the whole rollout where the config has no such field.
     """
     scored = Scored(agent=agent, spec=spec, settings=settings)
-    return Objective(
-        init=functools.partial(_init, scored),
-        prepare=functools.partial(_prepare, scored),
-        loss=functools.partial(_loss, scored),
-        distance=functools.partial(_distance, scored),
-        update=functools.partial(_update, scored),
+    return scored.objective(
+        init=_init, prepare=_prepare, loss=_loss, distance=_distance, update=_update
     )
 
 
@@ -164,7 +160,7 @@ def _update(
         found, _ = network.apply(params, obs, start, pieces.memory, method="unroll")
         return found - target
 
-    new, metrics = critics.fit(
+    return critics.fit(
         scored.settings,
         own,
         critic._replace(memory=data.after),
@@ -173,7 +169,6 @@ def _update(
         progress=progress,
         key=key,
     )
-    return new, metrics
 
 
 def _pieces(config: TunedConfig, data: RecalledBatch) -> Piece:

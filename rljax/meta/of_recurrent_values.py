@@ -4,7 +4,6 @@ The outer critic remembers on its own: what the agent fails to remember must not
 hidden from its judge.
 """
 
-import functools
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -51,12 +50,8 @@ def objective(agent: Agent, spec: Spec, settings: Settings) -> Objective:
     the time limit cut has no successor in the sequence and is not scored.
     """
     scored = Scored(agent=agent, spec=spec, settings=settings)
-    return Objective(
-        init=functools.partial(_init, scored),
-        prepare=functools.partial(_prepare, scored),
-        loss=functools.partial(_loss, scored),
-        distance=functools.partial(_distance, scored),
-        update=functools.partial(_update, scored),
+    return scored.objective(
+        init=_init, prepare=_prepare, loss=_loss, distance=_distance, update=_update
     )
 
 
@@ -161,7 +156,7 @@ def _update(
         q = _unrolled(scored, params, own, batch.seen)[:-1]
         return batch.weight * (losses.batched_index(q, batch.action) - batch.target)
 
-    new, metrics = critics.fit(
+    return critics.fit(
         scored.settings,
         own._replace(num_minibatches=0),
         critic,
@@ -170,7 +165,6 @@ def _update(
         progress=progress,
         key=key,
     )
-    return critics.follow(own, new), metrics
 
 
 def _action_values(spec: Spec, config: CriticConfig) -> Any:

@@ -1,8 +1,6 @@
 """Scores along the newest rollout, by state values and lambda returns."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,24 +30,24 @@ def of_policy(agent: Agent, spec: Spec, settings: Settings) -> Objective:
     The policy learns by the likelihood of the rollout's actions, so it is scored so.
     """
     scored = Scored(agent=agent, spec=spec, settings=settings)
-    return _objective(scored, loss=_policy_loss, distance=_policy_distance)
+    return scored.objective(
+        init=_init,
+        prepare=_prepare,
+        loss=_policy_loss,
+        distance=_policy_distance,
+        update=_update,
+    )
 
 
 def of_value(agent: Agent, spec: Spec, settings: Settings) -> Objective:
     """Score values by their errors: of an agent that only predicts."""
     scored = Scored(agent=agent, spec=spec, settings=settings)
-    return _objective(scored, loss=_value_loss, distance=_value_distance)
-
-
-def _objective(
-    scored: Scored, *, loss: Callable[..., Any], distance: Callable[..., Any]
-) -> Objective:
-    return Objective(
-        init=functools.partial(_init, scored),
-        prepare=functools.partial(_prepare, scored),
-        loss=functools.partial(loss, scored),
-        distance=functools.partial(distance, scored),
-        update=functools.partial(_update, scored),
+    return scored.objective(
+        init=_init,
+        prepare=_prepare,
+        loss=_value_loss,
+        distance=_value_distance,
+        update=_update,
     )
 
 

@@ -50,12 +50,8 @@ def objective(agent: Agent, spec: Spec, settings: Settings) -> Objective:
             "acts there"
         )
     scored = Scored(agent=agent, spec=spec, settings=settings)
-    return Objective(
-        init=functools.partial(_init, scored),
-        prepare=functools.partial(_prepare, scored),
-        loss=functools.partial(_loss, scored),
-        distance=functools.partial(_distance, scored),
-        update=functools.partial(_update, scored),
+    return scored.objective(
+        init=_init, prepare=_prepare, loss=_loss, distance=_distance, update=_update
     )
 
 

@@ -5,7 +5,6 @@ the critic overrates is not tried, so nothing would correct the critic's own gre
 choice: Ostrovski et al. (2021), https://arxiv.org/abs/2110.14020.
 """
 
-import functools
 from typing import cast
 
 import jax
@@ -35,12 +34,8 @@ _AT_ONCE = 512  # observations by two networks: of a whole rollout it takes much
 def objective(agent: Agent, spec: Spec, settings: Settings) -> Objective:
     """Score action values as the agent learns them: by what their targets would be."""
     scored = Scored(agent=agent, spec=spec, settings=settings)
-    return Objective(
-        init=functools.partial(_init, scored),
-        prepare=functools.partial(_prepare, scored),
-        loss=functools.partial(_loss, scored),
-        distance=functools.partial(_distance, scored),
-        update=functools.partial(_update, scored),
+    return scored.objective(
+        init=_init, prepare=_prepare, loss=_loss, distance=_distance, update=_update
     )
 
 
@@ -120,7 +115,7 @@ def _update(
         q = critics.applied(_q_network(scored.spec, own), params, batch.obs)
         return losses.batched_index(q, batch.action) - batch.target
 
-    new, metrics = critics.fit(
+    return critics.fit(
         scored.settings,
         own,
         critic,
@@ -129,7 +124,6 @@ def _update(
         progress=progress,
         key=key,
     )
-    return critics.follow(own, new), metrics
 
 
 def _q_network(spec: Spec, config: CriticConfig) -> networks.QNetwork:

@@ -1,6 +1,8 @@
 """Settings of the tuning, its states, and the functions that it is made of."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -203,6 +205,11 @@ class Scored(NamedTuple):
     agent: Agent
     spec: Spec
     settings: Settings
+
+    def objective(self, **functions: Callable[..., Any]) -> Objective:
+        """The objective of functions that take this before all else, by their names."""
+        bound = {name: functools.partial(f, self) for name, f in functions.items()}
+        return Objective(**bound)
 
     def policy(self, config: TunedConfig, state: AgentState, obs: Obs) -> Policy:
         """The agent's, which `objectives.choose` knows to be there."""

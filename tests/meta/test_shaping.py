@@ -222,6 +222,22 @@ def test_what_is_learned_is_in_the_metrics_and_bounded(x64):
     assert np.isfinite(metrics["meta_target"])
 
 
+def test_a_derivative_of_targets_keeps_memories_alone():
+    """Of a step its memory and its output, not the gates between them."""
+    size, envs = 32, 16
+    net = shaping.TargetNetwork(size)
+
+    def memory(length):
+        steps, ended = jnp.zeros((length, envs, 5)), jnp.zeros((length, envs), bool)
+        params = jax.eval_shape(net.init, jax.random.key(0), steps, ended)
+        slope = jax.grad(lambda params, *x: net.apply(params, *x).sum())
+        found = jax.jit(slope).lower(params, steps, ended).compile()
+        return found.memory_analysis().temp_size_in_bytes
+
+    numbers = (memory(96) - memory(32)) / (64 * envs * size * 4)
+    assert numbers < 4
+
+
 @pytest.mark.parametrize(
     "space",
     [

@@ -29,7 +29,7 @@ SEEDS = (0, 1, 1, 1, 2)  # of a sweep, run by run
 RATES = (1e-3, 1e-3, 3e-3, 1e-2, 1e-2)
 
 
-# One agent of each kind of state and update; the loop knows no more of an agent.
+# Agents of several kinds of state and update; the loop knows no more of an agent.
 each_kind = fast_for("apg", "dqn", "ppo", "ppo_rnn")
 
 
