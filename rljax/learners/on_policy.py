@@ -11,6 +11,7 @@ import distrax
 import jax
 import jax.numpy as jnp
 import optax
+from jax.ad_checkpoint import checkpoint_name
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
@@ -56,6 +57,7 @@ from rljax.types import (
 )
 
 EPS = 1e-5  # of Adam
+_KEPT = "gradients"  # of each step, for a derivative of all steps in reverse
 _CACHED = 2**16  # numbers; networks on CPU are slower on more of them at once
 
 Tree = TypeVar("Tree")
@@ -404,16 +406,16 @@ def fit(
     """
     grad = semi_gradient(loss, has_aux=True)
 
-    # A derivative of all steps in reverse keeps where each starts, and makes it again.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(carry: Any, index: jax.Array) -> tuple[Any, Metrics]:
         flat, opt_state = carry
         grads, metrics = grad(flat, jax.tree.map(lambda x: x[index], batch))
+        grads = checkpoint_name(grads, _KEPT)
         updates, opt_state = optimizer.update(grads, opt_state)
         return (optax.tree.add_scale(flat, -rate, updates), opt_state), metrics
 
     if going_on is None:
-        end, metrics = jax.lax.scan(step, start, index)
+        end, metrics = _in_parts(step, start, index)
         return end, jax.tree.map(jnp.mean, metrics)
 
     def checked(carry: Any, index: jax.Array) -> tuple[Any, Any]:
@@ -424,9 +426,31 @@ def fit(
         kept = jax.tree.map(functools.partial(jnp.where, taken), new, old)
         return (kept, taken), (metrics, alive, taken)
 
-    carry, (metrics, alive, taken) = jax.lax.scan(checked, (start, True), index)
+    carry, (metrics, alive, taken) = _in_parts(checked, (start, True), index)
     mean = functools.partial(jnp.mean, where=alive)
     return carry[0], jax.tree.map(mean, metrics) | {"steps_taken": taken.mean()}
+
+
+def _in_parts(
+    step: Callable[[Any, jax.Array], tuple[Any, Any]], start: Any, index: jax.Array
+) -> tuple[Any, Any]:
+    """Scan over `index` by two loops, one in the other; results have both axes.
+
+    A derivative in reverse keeps the gradient of each step and where each inner loop
+    starts. The optimiser finds the other starts from the gradients, and a step computes
+    its loss once more.
+    """
+    number = len(index)
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    size = max(n for n in divisors if n * n <= number)
+    kept = jax.checkpoint_policies.save_only_these_names(_KEPT)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False, policy=kept)
+    def part(carry: Any, index: jax.Array) -> tuple[Any, Any]:
+        return jax.lax.scan(step, carry, index)
+
+    parts = index.reshape(number // size, size, *index.shape[1:])
+    return jax.lax.scan(part, start, parts)
 
 
 def minibatches(config: EpochsConfig, key: Key, size: int) -> jax.Array:
