@@ -27,6 +27,7 @@ from rljax.meta import (
     Settings,
     conditioned,
     parse_parameters,
+    tunable,
     tune,
     validate,
 )
@@ -107,6 +108,27 @@ class Run:
     def tuned(self) -> dict[str, Parameter]:
         """The tuned fields, and how each hangs on the raw numbers."""
         return parse_parameters(self.meta, self.config)
+
+    def named(self) -> "Run":
+        """The run with each field by its name that `all` stands for."""
+        if "all" not in self.meta:
+            return self
+        check_config(self.agent, self.config)
+        check_numbers(self.meta_settings)
+        env = envs.make(self.env, **self.env_params)
+        found = tunable(
+            agents.make(self.agent, env.spec),
+            env,
+            self.config,
+            self.meta_settings,
+            learned=self.learned,
+        )
+        others = [text for text in self.meta if text != "all"]
+        told = {text.partition("=")[0] for text in others}
+        meta = (*(name for name in found if name not in told), *others)
+        if not (meta or self.learned):
+            raise ValueError("all: no field with a declared range changes the score")
+        return dataclasses.replace(self, meta=meta)
 
     @property
     def learned(self) -> tuple[str, ...]:

@@ -126,6 +126,9 @@ def parse_command_line(argv: list[str], prog: str) -> tuple[common.Run, Any]:
         meta_target=options.meta_target,
         data_parallel=options.data_parallel,
     )
+    if "all" in run.meta:
+        run = run.named()
+        hosts.on_primary(lambda: print(f"tuned: {', '.join(run.meta)}"))
     if stored:
         refuse_other_run(stored, run)
     return run, options

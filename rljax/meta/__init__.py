@@ -48,7 +48,7 @@ from rljax.meta.parameters import (
     parse_parameter,
     parse_parameters,
 )
-from rljax.meta.tuning import tune, validate
+from rljax.meta.tuning import tunable, tune, validate
 from rljax.meta.types import Settings
 from rljax.meta.unrolling import unroll
 
@@ -73,6 +73,7 @@ __all__ = [
     "parse_parameter",
     "parse_parameters",
     "squared_distance",
+    "tunable",
     "tune",
     "unroll",
     "validate",

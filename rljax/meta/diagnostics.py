@@ -33,16 +33,26 @@ def paths(objective: Callable[[E], jax.Array], eta: E) -> E:
     return structure.unflatten(used[len(used) - len(leaves) :])
 
 
+class NoPath(ValueError):
+    """A derivative is zero whatever the data; `names` has in what."""
+
+    def __init__(self, names: tuple[str, ...]):
+        super().__init__(
+            f"{', '.join(names)}: the meta-gradient is zero whatever the data: the "
+            "update does not depend on it, or only behind a stop_gradient or a "
+            "comparison"
+        )
+        self.names = names
+
+
 def check_paths(
     objective: Callable[[dict[str, E]], jax.Array], eta: dict[str, E]
 ) -> None:
-    """Raise ValueError naming what the objective's derivative does not depend on."""
-    for name, used in paths(objective, eta).items():
-        if not any(jax.tree.leaves(used)):
-            raise ValueError(
-                f"{name}: the meta-gradient is zero whatever the data: the update does "
-                "not depend on it, or only behind a stop_gradient or a comparison"
-            )
+    """Raise NoPath naming all that the objective's derivative does not depend on."""
+    found = paths(objective, eta)
+    without = [name for name, used in found.items() if not any(jax.tree.leaves(used))]
+    if without:
+        raise NoPath(tuple(without))
 
 
 def saturated_fraction(start: object, end: object) -> jax.Array:

@@ -15,6 +15,7 @@ from rljax.envs.wrappers import with_statistics
 from rljax.learners import optimizers
 from rljax.meta import objectives, parameters, shaping
 from rljax.meta.conditioning import configured, plain_spec, seen, seen_rollout
+from rljax.meta.diagnostics import NoPath
 from rljax.meta.meta_step import move, optimizer, shaped
 from rljax.meta.parameters import Parameter
 from rljax.meta.recorded import (
@@ -24,7 +25,7 @@ from rljax.meta.recorded import (
     without_replay,
 )
 from rljax.meta.types import Settings, TuneState, Tuning, Window
-from rljax.running import parallel
+from rljax.running import parallel, train
 from rljax.types import (
     Agent,
     AgentState,
@@ -35,6 +36,7 @@ from rljax.types import (
     Rollout,
     Simulation,
     Spec,
+    TrainState,
 )
 
 T = TypeVar("T")  # a tree of arrays
@@ -156,6 +158,57 @@ def tune(
         action_values=None,
         repeat=None,
     )
+
+
+def tunable(
+    agent: Agent,
+    env: BatchedEnv,
+    config: TunedConfig,
+    settings: Settings | None = None,
+    *,
+    learned: tuple[str, ...] = (),
+) -> dict[str, Parameter]:
+    """Those fields that `declared` finds on which the agent's score depends.
+
+    With some configs a field has no derivative: PPO's `clip_epsilon` where the value is
+    not clipped. `tune` refuses such a field. Nothing is computed, one iteration of the
+    training is traced.
+
+    Args:
+      agent: as in `tune`.
+      env: that the agent is for.
+      config: the agent's.
+      settings: of the tuning.
+      learned: networks to learn beside the fields.
+
+    Raises:
+      ValueError: as `tune` and its `init`.
+
+    Example:
+      >>> from rljax import agents, envs
+      >>> env, ppo = envs.make("CartPole-v1"), agents.get("ppo")
+      >>> agent, config = ppo.make(env.spec), ppo.Config(clip_value=False)
+      >>> list(tunable(agent, env, config))
+      ['learning_rate', 'gamma', 'lambda_', 'entropy_cost']
+    """
+    fields = parameters.declared(config)
+    if not fields:
+        return {}
+    # No score has more paths or fewer for showing the tuned values to the networks.
+    settings = dataclasses.replace(settings or Settings(), condition=False)
+    tuned = tune(agent, env.spec, fields, settings, learned=learned, env=env)
+
+    def iteration(key: jax.Array) -> tuple[TrainState, Metrics]:
+        start = train.init(tuned, env, config, key)
+        return train.run(tuned, env, config, start, 1)
+
+    try:
+        jax.eval_shape(iteration, jax.random.key(0))
+    except NoPath as found:
+        if set(found.names) & set(learned):
+            raise
+        return {name: x for name, x in fields.items() if name not in found.names}
+    return fields
 
 
 def validate(tuned: Mapping[str, Parameter], config: TunedConfig) -> None:

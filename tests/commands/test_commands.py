@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from rljax import agents
+from rljax.commands import common, train
 from rljax.running.logging import read_csv
 from rljax.running.plotting import learning_curve, learning_curves
 
@@ -618,6 +619,21 @@ def test_a_run_whose_last_step_lacks_a_row_goes_on(scripts, folder):
     line = f"train {PPO} --config.learning-rate 0.01 --steps 320 --rows 4 --episodes 0"
     (resumed,) = scripts(folder, f"{line} --name lacks --resume")
     assert resumed["code"] == 0, resumed["err"]
+
+
+def test_all_is_written_down_by_name_and_without_what_has_no_path(capsys, monkeypatch):
+    line = "ppo --meta all lambda_=bounded,0.5,1 --config.hidden-sizes 8"
+    run, _ = train.parse_command_line(f"{line} --config.no-clip-value".split(), "train")
+    found = "learning_rate gamma entropy_cost lambda_=bounded,0.5,1"
+    assert run.meta == tuple(found.split())
+    assert capsys.readouterr().out == f"tuned: {', '.join(run.meta)}\n"
+    run, _ = train.parse_command_line(line.split(), "train")
+    assert "clip_epsilon" in run.meta
+    monkeypatch.setattr(common, "tunable", lambda *args, learned: {})
+    with pytest.raises(ValueError, match="all: no field with a declared range"):
+        train.parse_command_line(["a2c", "--meta", "all"], "train")
+    learns = ["a2c", "--meta", "all", "--meta-reward"]
+    assert train.parse_command_line(learns, "train")[0].meta == ()
 
 
 NUMBERS = """

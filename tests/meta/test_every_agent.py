@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -499,6 +500,62 @@ def test_reverse_mode_agrees_with_forward_mode(name, x64):
         metrics = step(past.config, past.before[-1], at(past.seen, -1), data)
         gradients[mode] = metrics["meta_gamma_gradient"]
     np.testing.assert_allclose(gradients["forward"], gradients["reverse"], rtol=1e-6)
+
+
+RUNS = {name: (kind, ()) for name, kind in KINDS.items()} | {
+    "a2c reward target": (Kind("a2c", {}, "CartPole-v1"), ("reward", "target")),
+    "ppo reward": (
+        Kind("ppo", dict(num_epochs=2, num_minibatches=2), "CartPole-v1"),
+        ("reward",),
+    ),
+    "ppo target": (
+        Kind("ppo", dict(num_epochs=2, num_minibatches=2), "CartPole-v1"),
+        ("target",),
+    ),
+    "impala target": (Kind("impala", {}, "CartPole-v1"), ("target",)),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name == "a2c reward target"
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in RUNS
+    ],
+)
+def test_chunks_and_seeds_beside_each_other_are_runs_of_their_own(name):
+    """Chunks to the bit; seeds side by side to rounding."""
+    kind, learned = RUNS[name]
+    env, settings = ENVS[kind.env], Settings(num_updates=2)
+    plain, fields = (
+        agents.get(kind.agent).make(env.spec),
+        {} if learned else {"gamma": GAMMA},
+    )
+    tuned = tune(plain, env.spec, fields, settings, learned=learned, env=env)
+    config = dataclasses.replace(config_of(kind), learning_rate=1e-3)
+    init = jax.jit(functools.partial(train.init, tuned, env, config))
+    run = functools.partial(train.run, tuned, env, config)
+    keys = jax.random.split(jax.random.key(3), 3)
+
+    def as_data(ts):
+        return ts._replace(key=jax.random.key_data(ts.key))
+
+    whole, rows = jax.jit(lambda ts: run(ts, 6))(init(keys[0]))
+    half = jax.jit(lambda ts: run(ts, 3))
+    middle, first_rows = half(init(keys[0]))
+    end, last_rows = half(middle)
+    chex.assert_trees_all_equal(as_data(end), as_data(whole))
+    joined = jax.tree.map(lambda *x: np.concatenate(x), first_rows, last_rows)
+    chex.assert_trees_all_equal(joined, jax.device_get(rows))
+
+    together, _ = jax.jit(jax.vmap(lambda key: run(init(key), 6)))(keys)
+    chex.assert_trees_all_close(
+        at(together.agent, 0), whole.agent, rtol=1e-3, atol=1e-5
+    )
+    moved = [np.asarray(x) for x in jax.tree.leaves(together.agent.raw)]
+    assert any((x[0] != x[1]).any() for x in moved)
 
 
 @pytest.mark.parametrize("name", ["sac", "td3", "mpo", "ppo_rnn", "r2d2", "apg"])

@@ -27,6 +27,7 @@ from rljax.meta import (
     parameters,
     parse_parameter,
     parse_parameters,
+    tunable,
     tune,
     validate,
 )
@@ -717,6 +718,32 @@ def test_all_is_what_the_config_declares_and_may_be_told_otherwise():
     assert list(found) == [
         *("learning_rate", "gamma", "lambda_", "alpha_rho", "alpha_c", "entropy_cost")
     ]
+
+
+def test_what_the_score_does_not_depend_on_is_not_tunable():
+    """All of it is told at once, and what is learned beside it is no field."""
+    agent, config = agent_of("a2c"), config_of("a2c")
+    assert list(tunable(agent, ENV, config)) == list(declared(config))
+
+    def update(config, state, rollout, key):
+        fixed = dataclasses.replace(config, gamma=0.9, entropy_cost=0.1)
+        return agent.update(fixed, state, rollout, key)
+
+    stopped = agent._replace(update=update)
+    assert list(tunable(stopped, ENV, config)) == ["learning_rate", "lambda_"]
+    with pytest.raises(ValueError, match="^entropy_cost, gamma: the meta-gradient"):
+        tuned = tune(stopped, SPEC, declared(config))
+        jax.eval_shape(
+            functools.partial(train.train, tuned, ENV, config), jax.random.key(0)
+        )
+
+    def nothing(config, state, rollout, key):
+        return state, {}
+
+    with pytest.raises(ValueError, match="reward: the meta-gradient is zero"):
+        unmoved = agent._replace(update=nothing)
+        tunable(unmoved, ENV, config, learned=("reward",))
+    assert tunable(agent, ENV, Settings()) == {}
 
 
 def test_all_is_tuned_at_once(x64):
