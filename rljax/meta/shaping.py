@@ -12,7 +12,7 @@ from rljax.contracts import TunedConfig
 from rljax.meta.recorded import holds_replay
 from rljax.meta.types import Settings
 from rljax.networks import distributions
-from rljax.networks.layers import dense
+from rljax.networks.layers import dense, orthogonal
 from rljax.networks.torsos import Body, Encoder, mlp
 from rljax.types import (
     Action,
@@ -54,7 +54,7 @@ class TargetNetwork(nn.Module):
     @nn.compact
     def __call__(self, steps: jax.Array, ended: jax.Array) -> jax.Array:
         """Map features `[T, N, F]` and ends `[T, N]` of episodes to `[T, N]`."""
-        cell = nn.GRUCell(self.hidden_size)
+        cell = nn.GRUCell(self.hidden_size, recurrent_kernel_init=orthogonal())
         start = jnp.zeros((*ended[0].shape, self.hidden_size), steps.dtype)
 
         def step(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -197,6 +198,15 @@ def test_evolution_is_compared_with_the_slope_of_the_score(x64):
     """Not of the targets' cost, a semi-gradient, which here is most of the step."""
     past = past_of("a2c", ("target",), 1, evolution_pairs=4096, target_consistency=30.0)
     assert past.metrics[-1]["evolution_cosine"] > 0.9
+
+
+def test_networks_start_without_a_factorisation():
+    """That of LAPACK can wait for ever where seeds train side by side."""
+    tuned = tune(agent_of("a2c"), SPEC, {}, learned=("reward", "target"))
+    init = functools.partial(tuned.init, config_of("a2c"))
+    found = str(jax.make_jaxpr(init)(jax.random.key(0)))
+    assert "erf_inv" in found  # numbers are drawn
+    assert not re.findall(r"= (qr|geqrf|householder_product)\b", found)
 
 
 def test_what_is_learned_is_in_the_metrics_and_bounded(x64):
