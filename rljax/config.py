@@ -44,6 +44,7 @@ class Range(NamedTuple):
     low: float
     high: float
     scale: str  # "linear", "log", or "horizon": even in the log of 1 / (1 - value)
+    pace: float = 1.0  # of the tuning, in multiples of its learning rate
 
 
 def discount(default: float, low: float = 0.0, high: float = 0.9999) -> Any:
@@ -52,8 +53,12 @@ def discount(default: float, low: float = 0.0, high: float = 0.9999) -> Any:
 
 
 def rate(default: float, low: float = 1e-5, high: float = 1e-1) -> Any:
-    """A float field that scales steps: in steps of its logarithm."""
-    return _tunable(default, Range(low, high, "log"))
+    """A float field that scales steps: in steps of its logarithm, ten times smaller.
+
+    A rate that follows the next update's score closely overshoots: greater steps look
+    better until the policy is gone.
+    """
+    return _tunable(default, Range(low, high, "log", pace=0.1))
 
 
 def cost(default: float, low: float = 1e-5, high: float = 1.0) -> Any:
@@ -82,7 +87,7 @@ def ranges(config: object) -> dict[str, Range]:
       ...     gamma: float = discount(0.99)
       ...     epsilon: float = 0.1
       >>> ranges(Config())
-      {'gamma': Range(low=0.0, high=0.9999, scale='horizon')}
+      {'gamma': Range(low=0.0, high=0.9999, scale='horizon', pace=1.0)}
     """
     fields = dataclasses.fields(config)  # pyright: ignore[reportArgumentType]
     return {x.name: x.metadata["range"] for x in fields if "range" in x.metadata}

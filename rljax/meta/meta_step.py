@@ -9,7 +9,7 @@ import optax
 
 from rljax.contracts import TunedConfig
 from rljax.learners import optimizers
-from rljax.meta import shaping
+from rljax.meta import parameters, shaping
 from rljax.meta.conditioning import configured
 from rljax.meta.critics import critic_config
 from rljax.meta.diagnostics import check_paths, cosine, saturated_fraction
@@ -31,8 +31,12 @@ _FEW = 4  # raw numbers, up to which forward mode costs less than reverse mode
 def optimizer(
     settings: Settings, learned: tuple[str, ...]
 ) -> optax.GradientTransformation:
-    """Adam of the raw numbers, without the rates; of networks with another momentum."""
-    of_numbers = optax.scale_by_adam()
+    """AMSGrad of the raw numbers, Adam of networks, both without the rates.
+
+    Scores and their gradients are near 0 for long once a task is solved. Adam would
+    forget how large the gradients were, and one bad episode would be a leap.
+    """
+    of_numbers = optax.scale_by_amsgrad()
     if not learned:
         return of_numbers
     of_networks = optax.scale_by_adam(b1=settings.learned_momentum)
@@ -121,7 +125,9 @@ def _rates(tuning: Tuning, config: TunedConfig, state: TuneState) -> dict[str, L
         name: optimizers.annealed(
             own,
             progress,
-            settings.learned_rate if name in tuning.learned else settings.learning_rate,
+            settings.learned_rate
+            if name in tuning.learned
+            else settings.learning_rate * parameters.pace(tuning.tuned[name]),
         )
         for name in state.raw
     }

@@ -17,7 +17,7 @@ from rljax.contracts import TunedConfig
 from rljax.types import Obs, ObsSpec
 
 _EDGE = 1e-3  # of the scale: nearer to a bound hardly anything would move
-_LOG_RANGE = (1e-5, 1.0)  # of a field that declares none
+_LOG_RANGE = Range(1e-5, 1.0, "log")  # of a field that declares none
 _STARTS_SMALL = 0.1  # scale of a network's last layer: near the start everywhere
 
 
@@ -78,9 +78,11 @@ class Logarithmic:
 
     low: float
     high: float
+    pace: float = 1.0  # of its raw number, in multiples of the tuning's learning rate
 
     def __post_init__(self) -> None:
         _check_bounds(self)
+        check_range(self, "pace", low=0.0, open_low=True)
         if self.low <= 0.0:
             raise ValueError(f"{self}: bounds must be above 0")
 
@@ -135,7 +137,7 @@ Parameter = Scale | StateDependent | Contextual
 # The numbers behind a tuned value: []; of a network {"start": [], "network": params}
 Raw = Any
 
-SCALES = {"linear": Bounded, "log": Logarithmic, "horizon": LogHorizon}
+SCALES = {"linear": Bounded, "horizon": LogHorizon}  # but for the logarithmic one
 KINDS = ("bounded", "log", "log_horizon", "state_dependent", "contextual")
 
 
@@ -173,8 +175,9 @@ def parse_parameter(text: str, config: TunedConfig) -> tuple[str, Parameter]:
         low, high = numbers or (LogHorizon.low, LogHorizon.high)
         scale = LogHorizon(low=low, high=high)
     elif kind == "log":
-        low, high = numbers or (known or _LOG_RANGE)[:2]
-        scale = Logarithmic(low=low, high=high)
+        declared = known or _LOG_RANGE
+        low, high = numbers or (declared.low, declared.high)
+        scale = Logarithmic(low=low, high=high, pace=declared.pace)
     else:
         low, high = numbers or _default_bounds(name, config)
         scale = Bounded(low=low, high=high)
@@ -225,6 +228,8 @@ def declared(config: TunedConfig) -> dict[str, Parameter]:
 
 def of_range(known: Range) -> Scale:
     """The scale of a declared range."""
+    if known.scale == "log":
+        return Logarithmic(low=known.low, high=known.high, pace=known.pace)
     return SCALES[known.scale](low=known.low, high=known.high)
 
 
@@ -245,6 +250,12 @@ def scale(parameter: Parameter) -> Scale:
     if isinstance(parameter, Scale):
         return parameter
     return parameter.scale
+
+
+def pace(parameter: Parameter) -> float:
+    """How fast its raw numbers move, in multiples of the tuning's learning rate."""
+    found = scale(parameter)
+    return found.pace if isinstance(found, Logarithmic) else 1.0
 
 
 def context_length(parameter: Parameter) -> int:

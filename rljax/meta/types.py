@@ -31,7 +31,7 @@ from rljax.types import (
 class Settings:
     """Numbers and choices of the tuning."""
 
-    learning_rate: float = 1e-2  # of the raw numbers' Adam; annealed with the agent's
+    learning_rate: float = 1e-2  # of the raw numbers; annealed with the agent's
     outer_gamma: float = 0.99  # discount of the outer loss, fixed
     outer_lambda: float = 0.95  # trace decay of the outer advantages
     outer_value_cost: float = 0.5  # of the value's error beside the policy's loss
@@ -255,7 +255,7 @@ class TuneState(NamedTuple):
 
     agent: AgentState
     raw: dict[str, Raw]  # numbers that the tuned values hang on
-    opt_state: OptState  # of their Adam
+    opt_state: OptState  # of their AMSGrad, and of networks' Adam
     critic: OuterCritic
     context: jax.Array  # [C] of the newest rollouts' rewards, from -1 to 1
     mean_square: jax.Array  # [] of the rollouts' mean rewards

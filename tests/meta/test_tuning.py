@@ -343,19 +343,35 @@ def tuned_a2c(parameters=None, **settings):
 
 
 @pytest.mark.parametrize("name", ["a2c", "pqn"])
-def test_raw_numbers_move_by_adam(name, x64):
-    """The rate falls with the agent's, if it does."""
+def test_raw_numbers_move_by_amsgrad(name, x64):
+    """The rate falls with the agent's, if it does; the greatest square stays."""
     past = past_of(name)
     raw = raws_of(past, "gamma")
     gradients = [metrics["meta_gamma_gradient"] for metrics in past.metrics]
     assert gradients[0] == 0  # there is nothing to replay yet
-    mean = square = 0.0
+    mean = square = greatest = 0.0
     for i, gradient in enumerate(gradients):
         rate = 0.01 * (1.0 - past.config.anneal * i * T * N / 10_000)
         mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 1e-3 * gradient**2
-        root = math.sqrt(square / (1 - 0.999 ** (i + 1)))
-        step = mean / (1 - 0.9 ** (i + 1)) / (root + 1e-8)
+        greatest = max(greatest, square / (1 - 0.999 ** (i + 1)))
+        step = mean / (1 - 0.9 ** (i + 1)) / (math.sqrt(greatest) + 1e-8)
         np.testing.assert_allclose(raw[i + 1] - raw[i], -rate * step, rtol=1e-6)
+
+
+def test_a_rate_moves_at_a_pace_of_its_own(x64):
+    agent, config = agent_of("a2c"), config_of("a2c")
+    settings = Settings(**OUTER)
+
+    def first_move(pace):
+        fields = {"learning_rate": Logarithmic(1e-5, 1e-1, pace=pace)}
+        tuned = tune(agent, SPEC, fields, settings)
+        init = functools.partial(tuned.init, config)
+        state = numbers(jax.eval_shape(init, jax.random.key(0)))
+        past = run_updates(agent, tuned, config, settings, state, rollouts(2))
+        return np.diff(raws_of(past, "learning_rate"))[-1]
+
+    assert abs(first_move(1.0)) > 1e-3
+    np.testing.assert_allclose(first_move(0.1), 0.1 * first_move(1.0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["a2c", "pqn"])
@@ -684,8 +700,8 @@ def test_observations_of_every_kind_are_conditioned(obs):
         ("gamma=state_dependent", StateDependent(LogHorizon(0.0, 0.9999))),
         ("gamma=state_dependent,0,1", StateDependent(Bounded(0.0, 1.0))),
         ("lambda_", Bounded(0.0, 1.0)),
-        ("learning_rate", Logarithmic(1e-5, 1e-1)),  # as the config declares
-        ("learning_rate=log,1e-4,1e-2", Logarithmic(1e-4, 1e-2)),
+        ("learning_rate", Logarithmic(1e-5, 1e-1, pace=0.1)),  # as the config declares
+        ("learning_rate=log,1e-4,1e-2", Logarithmic(1e-4, 1e-2, pace=0.1)),
         ("entropy_cost=log", Logarithmic(1e-5, 1.0)),
         ("adam_epsilon", Bounded(0.01 * 1e-5, 1.0)),  # 0 is not allowed
         ("max_grad_norm", Bounded(0.01 * 2.0, 10.0 * 2.0)),
@@ -804,6 +820,7 @@ def test_horizons_are_even_in_their_logarithm():
         (lambda: tune(A2C, SPEC, {}), "tuned: names no field"),
         (lambda: Bounded(1.0, 1.0), "low must be below high"),
         (lambda: Logarithmic(0.0, 1.0), "bounds must be above 0"),
+        (lambda: Logarithmic(0.1, 1.0, pace=0.0), "pace=0.0"),
         (
             lambda: parse_parameters(["gamma", "gamma"], config_of("a2c")),
             "gamma is to be tuned twice",
