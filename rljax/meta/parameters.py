@@ -175,9 +175,9 @@ def parse_parameter(text: str, config: TunedConfig) -> tuple[str, Parameter]:
         low, high = numbers or (LogHorizon.low, LogHorizon.high)
         scale = LogHorizon(low=low, high=high)
     elif kind == "log":
-        declared = known or _LOG_RANGE
-        low, high = numbers or (declared.low, declared.high)
-        scale = Logarithmic(low=low, high=high, pace=declared.pace)
+        span = known or _LOG_RANGE
+        low, high = numbers or (span.low, span.high)
+        scale = Logarithmic(low=low, high=high, pace=span.pace)
     else:
         low, high = numbers or _default_bounds(name, config)
         scale = Bounded(low=low, high=high)
