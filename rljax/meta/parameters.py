@@ -253,7 +253,7 @@ def scale(parameter: Parameter) -> Scale:
 
 
 def pace(parameter: Parameter) -> float:
-    """How fast its raw numbers move, in multiples of the tuning's learning rate."""
+    """Speed of its raw numbers, in multiples of the tuning's learning rate."""
     found = scale(parameter)
     return found.pace if isinstance(found, Logarithmic) else 1.0
 
