@@ -1,6 +1,8 @@
 """The lists of breakages fit the tree: `make mutants` tries them."""
 
 import ast
+import subprocess
+import sys
 
 import pytest
 
@@ -30,6 +32,23 @@ def test_each_is_a_change_of_the_file_that_still_compiles(name, tmp_path):
         path.write_text(source)
         mutant.apply(tmp_path)
         assert ast.dump(ast.parse(path.read_text())) != ast.dump(ast.parse(source))
+
+
+def test_the_tests_that_find_them_are_there():
+    """By the names that pytest gives: a row that is added renames those after it."""
+    wanted = {test for mutant in MUTANTS for test in mutant.tests}
+    files = sorted({test.partition("::")[0] for test in wanted})
+    collect = ["pytest", "-q", "--collect-only", "-m", "slow or not slow", *files]
+    found = subprocess.run(
+        [sys.executable, "-m", *collect, "-p", "no:cacheprovider"],
+        cwd=run.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=200,
+    ).stdout.splitlines()
+    functions = [test.partition("[")[0] for test in found]
+    assert wanted - set(found) - set(functions) == set()
 
 
 def test_a_text_that_is_not_there_once_is_refused(tmp_path):
