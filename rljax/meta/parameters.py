@@ -19,6 +19,8 @@ from rljax.types import Obs, ObsSpec
 _EDGE = 1e-3  # of the scale: nearer to a bound hardly anything would move
 _LOG_RANGE = Range(1e-5, 1.0, "log")  # of a field that declares none
 _STARTS_SMALL = 0.1  # scale of a network's last layer: near the start everywhere
+# Of a scale's raw numbers, in multiples of the tuning's learning rate.
+_PACE = dataclasses.field(default=1.0, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Bounded:
 
     low: float
     high: float
+    pace: float = _PACE
 
     def __post_init__(self) -> None:
         _check_bounds(self)
@@ -52,6 +55,7 @@ class LogHorizon:
 
     low: float = 0.0
     high: float = 0.9999
+    pace: float = _PACE
 
     def __post_init__(self) -> None:
         _check_bounds(self)
@@ -78,11 +82,10 @@ class Logarithmic:
 
     low: float
     high: float
-    pace: float = 1.0  # of its raw number, in multiples of the tuning's learning rate
+    pace: float = _PACE
 
     def __post_init__(self) -> None:
         _check_bounds(self)
-        check_range(self, "pace", low=0.0, open_low=True)
         if self.low <= 0.0:
             raise ValueError(f"{self}: bounds must be above 0")
 
@@ -137,7 +140,7 @@ Parameter = Scale | StateDependent | Contextual
 # The numbers behind a tuned value: []; of a network {"start": [], "network": params}
 Raw = Any
 
-SCALES = {"linear": Bounded, "horizon": LogHorizon}  # but for the logarithmic one
+SCALES = {"linear": Bounded, "log": Logarithmic, "horizon": LogHorizon}
 KINDS = ("bounded", "log", "log_horizon", "state_dependent", "contextual")
 
 
@@ -170,17 +173,17 @@ def parse_parameter(text: str, config: TunedConfig) -> tuple[str, Parameter]:
         numbers = [float(bound) for bound in bounds]
     except ValueError as error:
         raise ValueError(f"{text!r}: LOW and HIGH must be numbers") from error
+    span = known or _LOG_RANGE
     discount = name == "gamma" and not numbers and kind != "bounded"
     if kind == "log_horizon" or discount:
         low, high = numbers or (LogHorizon.low, LogHorizon.high)
-        scale = LogHorizon(low=low, high=high)
+        scale = LogHorizon(low=low, high=high, pace=span.pace)
     elif kind == "log":
-        span = known or _LOG_RANGE
         low, high = numbers or (span.low, span.high)
         scale = Logarithmic(low=low, high=high, pace=span.pace)
     else:
         low, high = numbers or _default_bounds(name, config)
-        scale = Bounded(low=low, high=high)
+        scale = Bounded(low=low, high=high, pace=span.pace)
     wrapped = {"state_dependent": StateDependent, "contextual": Contextual}
     return name, wrapped[kind](scale) if kind in wrapped else scale
 
@@ -228,9 +231,7 @@ def declared(config: TunedConfig) -> dict[str, Parameter]:
 
 def of_range(known: Range) -> Scale:
     """The scale of a declared range."""
-    if known.scale == "log":
-        return Logarithmic(low=known.low, high=known.high, pace=known.pace)
-    return SCALES[known.scale](low=known.low, high=known.high)
+    return SCALES[known.scale](low=known.low, high=known.high, pace=known.pace)
 
 
 def _default_bounds(name: str, config: TunedConfig) -> tuple[float, float]:
@@ -254,8 +255,7 @@ def scale(parameter: Parameter) -> Scale:
 
 def pace(parameter: Parameter) -> float:
     """Speed of its raw numbers, in multiples of the tuning's learning rate."""
-    found = scale(parameter)
-    return found.pace if isinstance(found, Logarithmic) else 1.0
+    return scale(parameter).pace
 
 
 def context_length(parameter: Parameter) -> int:
@@ -313,5 +313,6 @@ def _network(
 
 def _check_bounds(bounds: Scale) -> None:
     check_range(bounds, "low", "high")
+    check_range(bounds, "pace", low=0.0, open_low=True)
     if not bounds.low < bounds.high:
         raise ValueError(f"{bounds}: low must be below high")

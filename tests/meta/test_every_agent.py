@@ -502,16 +502,11 @@ def test_reverse_mode_agrees_with_forward_mode(name, x64):
     np.testing.assert_allclose(gradients["forward"], gradients["reverse"], rtol=1e-6)
 
 
+PPO = Kind("ppo", dict(num_epochs=2, num_minibatches=2), "CartPole-v1")
 RUNS = {name: (kind, ()) for name, kind in KINDS.items()} | {
     "a2c reward target": (Kind("a2c", {}, "CartPole-v1"), ("reward", "target")),
-    "ppo reward": (
-        Kind("ppo", dict(num_epochs=2, num_minibatches=2), "CartPole-v1"),
-        ("reward",),
-    ),
-    "ppo target": (
-        Kind("ppo", dict(num_epochs=2, num_minibatches=2), "CartPole-v1"),
-        ("target",),
-    ),
+    "ppo reward": (PPO, ("reward",)),
+    "ppo target": (PPO, ("target",)),
     "impala target": (Kind("impala", {}, "CartPole-v1"), ("target",)),
 }
 
@@ -529,10 +524,8 @@ def test_chunks_and_seeds_beside_each_other_are_runs_of_their_own(name):
     """Chunks to the bit; seeds side by side to rounding."""
     kind, learned = RUNS[name]
     env, settings = ENVS[kind.env], Settings(num_updates=2)
-    plain, fields = (
-        agents.get(kind.agent).make(env.spec),
-        {} if learned else {"gamma": GAMMA},
-    )
+    plain = agents.get(kind.agent).make(env.spec)
+    fields = {} if learned else {"gamma": GAMMA}
     tuned = tune(plain, env.spec, fields, settings, learned=learned, env=env)
     config = dataclasses.replace(config_of(kind), learning_rate=1e-3)
     init = jax.jit(functools.partial(train.init, tuned, env, config))

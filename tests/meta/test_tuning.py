@@ -702,6 +702,7 @@ def test_observations_of_every_kind_are_conditioned(obs):
         ("lambda_", Bounded(0.0, 1.0)),
         ("learning_rate", Logarithmic(1e-5, 1e-1, pace=0.1)),  # as the config declares
         ("learning_rate=log,1e-4,1e-2", Logarithmic(1e-4, 1e-2, pace=0.1)),
+        ("learning_rate=bounded,0,1", Bounded(0.0, 1.0, pace=0.1)),
         ("entropy_cost=log", Logarithmic(1e-5, 1.0)),
         ("adam_epsilon", Bounded(0.01 * 1e-5, 1.0)),  # 0 is not allowed
         ("max_grad_norm", Bounded(0.01 * 2.0, 10.0 * 2.0)),
@@ -821,6 +822,7 @@ def test_horizons_are_even_in_their_logarithm():
         (lambda: Bounded(1.0, 1.0), "low must be below high"),
         (lambda: Logarithmic(0.0, 1.0), "bounds must be above 0"),
         (lambda: Logarithmic(0.1, 1.0, pace=0.0), "pace=0.0"),
+        (lambda: Bounded(0.1, 1.0, pace=-1.0), "pace=-1.0"),
         (
             lambda: parse_parameters(["gamma", "gamma"], config_of("a2c")),
             "gamma is to be tuned twice",
