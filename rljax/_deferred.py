@@ -15,16 +15,18 @@ class _Deferred(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # asked by the import system itself
             raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:  # used while it still stands there
+            del sys.modules[self.__name__]
         return getattr(importlib.import_module(self.__name__), name)
 
 
 @contextlib.contextmanager
-def deferred(name: str) -> Iterator[None]:
-    """Give modules imported within `name` as a module that loads at its first use.
+def deferred(*names: str) -> Iterator[None]:
+    """Give modules imported within `names` as modules that load at their first use.
 
     Args:
-      name: a top-level module that they import but seldom use. Loaded already, it
-        stays as it is.
+      *names: modules that they import but seldom use, a package before its own
+        modules. One that is loaded already stays as it is.
 
     Example:
       >>> with deferred("modulefinder"):
@@ -32,14 +34,18 @@ def deferred(name: str) -> Iterator[None]:
       >>> modulefinder.ModuleFinder.__name__  # imported now
       'ModuleFinder'
     """
-    if name in sys.modules:
-        yield
-        return
-    sys.modules[name] = _Deferred(name)
+    stand_ins = {name: _Deferred(name) for name in names if name not in sys.modules}
+    for name, stand_in in stand_ins.items():
+        package, _, module = name.rpartition(".")
+        if package in stand_ins:  # `import package.module as m` reads this attribute
+            setattr(stand_ins[package], module, stand_in)
+    sys.modules.update(stand_ins)
     try:
         yield
     finally:
-        del sys.modules[name]
+        for name, stand_in in stand_ins.items():
+            if sys.modules.get(name) is stand_in:
+                del sys.modules[name]
 
 
 def submodule(package: str, name: str) -> types.ModuleType:

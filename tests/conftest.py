@@ -17,6 +17,8 @@ os.environ.setdefault(
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
 
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # nothing in homes
+
 import jax
 import numpy as np
 import pytest

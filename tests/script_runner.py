@@ -117,7 +117,7 @@ def main() -> None:
     answering = sys.argv[1:] == ["--answer"]
     from rljax.commands import front
 
-    front.set_up_devices()  # before gymnax starts jax
+    front.set_up_jax()  # before gymnax starts jax
     import gymnax
     import probe_envs
 

@@ -28,6 +28,38 @@ def test_module_is_imported_at_its_first_use(module):
         _ = seldom_used.no_such
 
 
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Name of a package whose module notes that it was imported."""
+    folder = tmp_path / "large_package"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "part.py").write_text("value = 4\n")
+    (tmp_path / "importer.py").write_text(
+        "import large_package.part as first\nfrom large_package import part as second\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "large_package"
+    for name in ("large_package", "large_package.part", "importer"):
+        sys.modules.pop(name, None)
+
+
+def test_module_of_a_package_is_imported_at_its_first_use(package):
+    with deferred(package, f"{package}.part"):
+        importer = importlib.import_module("importer")
+    assert not {package, f"{package}.part"} & set(sys.modules)
+    assert importer.first.value == importer.second.value == 4
+    assert f"{package}.part" in sys.modules
+
+
+def test_module_can_be_used_before_the_imports_end(package):
+    with deferred(f"{package}.part"):
+        importer = importlib.import_module("importer")
+        assert importer.first.value == 4
+        real = sys.modules[f"{package}.part"]
+    assert sys.modules[f"{package}.part"] is real
+
+
 def test_imported_module_stays(module):
     first = importlib.import_module(module)
     with deferred(module):
@@ -45,7 +77,7 @@ SELDOM_USED = """
 import sys
 import rljax.running.checkpoint, rljax.envs
 names = {name.partition(".")[0] for name in sys.modules}
-sys.exit(", ".join(names & {"seaborn", "orbax"}) or 0)
+sys.exit(", ".join(names & {"matplotlib", "orbax", "scipy", "seaborn"}) or 0)
 """
 
 

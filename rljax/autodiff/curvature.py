@@ -9,13 +9,13 @@ vmapped on CPU.
 from collections.abc import Callable
 from typing import Literal, Protocol, TypeVar, get_args
 
-import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
+from rljax._distrax import distrax
 from rljax.autodiff._checks import describe, floats
 from rljax.autodiff._solve import VectorProduct, conjugate_gradients
 from rljax.autodiff._spectrum import eigh, lanczos, matmul

@@ -177,6 +177,11 @@ class Run:
         at_once = sharding.runs_at_once(self.shard().num_envs)
         return sharding.map_runs(function, at_once, agent.parts, self.mesh())
 
+    def placement(self) -> jax.sharding.NamedSharding:
+        """The devices on which `map_runs` leaves its results."""
+        agent, _ = self.build()
+        return sharding.placement(self.seeds, agent.parts, self.mesh())
+
     def of_seeds(self, array: np.ndarray) -> np.ndarray:
         """A result that is the same for all shards, `[S, ...]`."""
         return array[:, 0] if self.is_split else array
@@ -185,6 +190,14 @@ class Run:
         """The state of the first seed, of its first shard."""
         place = (0, 0) if self.is_split else 0
         return jax.tree.map(lambda x: x[place], states)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and places of `initial_state`, for a program to compile."""
+        shapes = jax.eval_shape(self.initial_state(), self.keys())
+        place = self.placement()
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
+        )
 
     def initial_state(self) -> Callable[[jax.Array], TrainState]:
         """Function from `keys()` to the state at the start, a leading axis per seed."""
@@ -304,7 +317,10 @@ def restore_state(folder: Path, run: Run) -> TrainState:
       CheckpointError: missing, damaged or of another run.
     """
     like = jax.eval_shape(run.initial_state(), run.keys())
-    return restore(folder / CHECKPOINTS, like)
+    state = restore(folder / CHECKPOINTS, like)
+    if hosts.several():
+        return state
+    return jax.device_put(state, run.placement())  # where its programs look for it
 
 
 def latest_step(folder: Path) -> int | None:
@@ -312,10 +328,10 @@ def latest_step(folder: Path) -> int | None:
     return latest(folder / CHECKPOINTS)
 
 
-def evaluate_run(
-    run: Run, states: TrainState, episodes: int, explore: bool = False
-) -> np.ndarray:
-    """Returns `[S, episodes]` of final policies, on keys of their own."""
+def evaluation(
+    run: Run, episodes: int, explore: bool = False
+) -> Callable[[TrainState, jax.Array], jax.Array]:
+    """Make the jitted function from states and `run.keys()` to returns of policies."""
     agent, env = run.build()
 
     def returns(ts: TrainState, key: jax.Array) -> jax.Array:
@@ -324,8 +340,16 @@ def evaluate_run(
             agent, env, run.shard(), ts, key, episodes, explore=explore
         ).returns
 
-    found = hosts.to_host(run.map_runs(returns)(states, run.keys()))
-    return run.of_seeds(found)
+    return jax.jit(run.map_runs(returns))
+
+
+def evaluate_run(
+    run: Run,
+    states: TrainState,
+    program: Callable[[TrainState, jax.Array], jax.Array],
+) -> np.ndarray:
+    """Returns `[S, episodes]` of final policies, as `evaluation` made the program."""
+    return run.of_seeds(hosts.to_host(program(states, run.keys())))
 
 
 def summary(returns: np.ndarray) -> str:

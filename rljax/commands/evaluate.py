@@ -100,7 +100,9 @@ def main(argv: list[str], prog: str) -> None:
     states = common.restore_state(options.run, run)
     print(
         common.summary(
-            common.evaluate_run(run, states, options.episodes, options.explore)
+            common.evaluate_run(
+                run, states, common.evaluation(run, options.episodes, options.explore)
+            )
         )
     )
     if gif:

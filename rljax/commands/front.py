@@ -82,7 +82,7 @@ def _run(name: str, argv: list[str], prog: str) -> None:
     if on_hosts:
         join_hosts(asked)
     if COMMANDS[name].starts_jax:
-        set_up_devices()
+        set_up_jax()
     module = importlib.import_module(f"rljax.commands.{name.replace('-', '_')}")
     with printing(on_hosts):
         module.main(argv, prog)
@@ -105,14 +105,15 @@ def printing(on_hosts: bool) -> contextlib.AbstractContextManager[None]:
 
 
 @functools.cache
-def set_up_devices() -> None:
-    """Make a jax device per core, so that seeds run side by side.
+def set_up_jax() -> None:
+    """Make a jax device per core, so that seeds run side by side, and keep programs.
 
     This comes before anything starts jax, and importing gymnax does.
     """
-    from rljax.running import hosts, sharding
+    from rljax.running import hosts, programs, sharding
 
     sharding.set_cpu_devices(hosts.cores())
+    programs.keep()
 
 
 def overview(prog: str) -> str:

@@ -4,11 +4,12 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import importlib
 import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rljax.commands import common, folders
 from rljax.commands.looking import Shards, look
 from rljax.config import check_range
 from rljax.meta import Settings
-from rljax.running import hosts, train
+from rljax.running import hosts, programs, train
 from rljax.running.checkpoint import save
 from rljax.running.logging import CsvSink, Progress, Row, TensorBoardSink, WandbSink
 from rljax.running.plotting import learning_curve
@@ -223,19 +224,47 @@ def start_state(run: common.Run, folder: Path) -> tuple[int, Any]:
     return done, common.restore_state(folder, run)
 
 
+class Programs:
+    """Programs of a run, made ready side by side before the training asks."""
+
+    def __init__(self, run: common.Run, episodes: int) -> None:
+        agent, env = run.build()
+        iterations = run.chunks().iterations
+
+        def chunk(ts: Any) -> Any:
+            return train.run(agent, env, run.shard(), ts, iterations, iterations)
+
+        mapped, place = run.map_runs(chunk), run.placement()
+        self.chunk = jax.jit(mapped, donate_argnums=0, out_shardings=place)
+        self.evaluation = common.evaluation(run, episodes) if episodes else None
+        self._run = run
+
+    def start(self, ahead: programs.Ahead, folder: Path) -> tuple[int, Any]:
+        """Return what `start_state` does, with the chunk compiled meanwhile."""
+        state = ahead.start(start_state, self._run, folder)
+        if ahead.threaded:
+            like = self._run.abstract_state()
+            programs.compile_for(self.chunk, like)
+            if self.evaluation:  # while the training runs
+                keys = self._run.keys()
+                ahead.start(programs.compile_for, self.evaluation, like, keys)
+            for module in ("orbax.checkpoint", "matplotlib.figure"):
+                ahead.start(importlib.import_module, module)
+        return state()
+
+
 def train_in_chunks(
-    run: common.Run, options: Any, folder: Path, sinks: list[Any], stop: "Interrupt"
+    run: common.Run,
+    options: Any,
+    folder: Path,
+    *,
+    sinks: list[Any],
+    stop: "Interrupt",
+    chunk: Callable[[Any], Any],
+    start: tuple[int, Any],
 ) -> Any:
     """Run chunk by chunk, with metrics, checkpoints and signals between them."""
-    agent, env = run.build()
-    chunks, iterations = run.chunks(), run.chunks().iterations
-    chunk = jax.jit(
-        run.map_runs(
-            lambda ts: train.run(agent, env, run.shard(), ts, iterations, iterations)
-        ),
-        donate_argnums=0,
-    )
-    done, ts = start_state(run, folder)
+    chunks, (done, ts) = run.chunks(), start
     shards = Shards(run, ts)
     now = last_save = begin = time.monotonic()
     total_steps = run.seeds * chunks.step(chunks.count)
@@ -302,11 +331,13 @@ def end(number: int, _: object) -> None:
     sys.exit(128 + number)
 
 
-def finish(run: common.Run, options: Any, folder: Path, ts: Any) -> None:
+def finish(
+    run: common.Run, options: Any, folder: Path, *, ts: Any, evaluation: Any
+) -> None:
     """Evaluate the final policies, draw the curve, say where things are."""
     hosts.on_primary(lambda: draw_curve(run, folder))
     if options.episodes:
-        returns = common.evaluate_run(run, ts, options.episodes)
+        returns = common.evaluate_run(run, ts, evaluation)
         result = {
             "episodes": options.episodes,
             "mean_return": float(returns.mean()),
@@ -365,8 +396,19 @@ def main(argv: list[str], prog: str) -> None:
             run_folder(run, options) as folder,
         ):
             hosts.on_primary(lambda: common.write_run(folder, run))
-            with open_sinks(run, options, folder) as sinks:
-                ts = train_in_chunks(run, options, folder, sinks, stop)
-            finish(run, options, folder, ts)
+            threaded = not hosts.several()  # several compile in one order
+            with programs.Ahead(threaded) as ahead:
+                own = Programs(run, options.episodes)
+                with open_sinks(run, options, folder) as sinks:
+                    ts = train_in_chunks(
+                        run,
+                        options,
+                        folder,
+                        sinks=sinks,
+                        stop=stop,
+                        chunk=own.chunk,
+                        start=own.start(ahead, folder),
+                    )
+                finish(run, options, folder, ts=ts, evaluation=own.evaluation)
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -8,7 +8,8 @@ _WANTED = "gymnax >= 1.0.1"
 Action = int | float | jax.Array  # as hooks take it
 
 try:
-    with deferred("seaborn"):  # only to draw Pong, and a third of all import time
+    # What draws its environments takes longer to import than the environments.
+    with deferred("seaborn", "matplotlib", "matplotlib.pyplot", "matplotlib.colors"):
         import gymnax
         from gymnax.environments import environment, spaces
 

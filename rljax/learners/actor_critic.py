@@ -7,13 +7,13 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import distrax
 import jax
 import jax.numpy as jnp
 import optax
 
 from rljax import config as cfg
 from rljax import losses, networks, replay
+from rljax._distrax import distrax
 from rljax.contracts import (
     ActorCriticConfig,
     DampedConfig,

@@ -7,13 +7,13 @@ trajectories. The network's outputs are a dict; its policy is `logits` `[..., A]
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar, cast
 
-import distrax
 import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
+from rljax._distrax import distrax
 from rljax.contracts import (
     Network,
     RuleConfig,

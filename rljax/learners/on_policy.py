@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-import distrax
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
 from rljax import losses, networks, prng
+from rljax._distrax import distrax
 from rljax.autodiff import semi_gradient
 from rljax.contracts import (
     ActorCriticState,

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +9,7 @@ from jax.scipy.special import log_ndtr
 from jax.typing import ArrayLike
 
 from rljax import prng
+from rljax._distrax import distrax
 from rljax.types import Box, Discrete, Policy, Spec
 
 # Logit of an action that has no chance. Not minus infinity: 0 times that, in an

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable
 
-import distrax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rljax._distrax import distrax
 from rljax.networks import distributions
 from rljax.networks.layers import NoisyDense, dense, orthogonal
 from rljax.networks.torsos import Body, Encoder, mlp

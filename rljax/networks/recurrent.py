@@ -6,13 +6,13 @@ Their memory is the carry of a recurrent cell, a tree of arrays `[..., size]`, a
 
 from typing import Any, NamedTuple, cast
 
-import distrax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from rljax import config as cfg
 from rljax import loading
+from rljax._distrax import distrax
 from rljax.contracts import MemoryConfig
 from rljax.networks.layers import dense, orthogonal, precise
 from rljax.networks.torsos import Body, Encoder, compute_dtype, mlp

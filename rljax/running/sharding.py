@@ -193,24 +193,47 @@ def map_runs(
         runs = _length(args)
         grid = mesh or _mesh(runs, parts)
         spread = _spread(run, grid, at_once)
-        rows = grid.shape[_RUNS]
+        rows, place = grid.shape[_RUNS], placement(runs, parts, mesh)
         if runs % rows == 0:
-            return jax.jit(spread)(args)
+            return jax.jit(spread, out_shardings=place)(args)
 
         def filled(args: Args) -> T:
             index = np.minimum(np.arange(-(-runs // rows) * rows), runs - 1)
             results = spread(jax.tree.map(lambda x: x[index], args))
             return jax.tree.map(lambda x: x[:runs], results)
 
-        return jax.jit(filled, out_shardings=_shared(grid, runs))(args)
+        return jax.jit(filled, out_shardings=place)(args)
 
     return mapped
+
+
+def placement(runs: int, parts: int = 1, mesh: Mesh | None = None) -> NamedSharding:
+    """Say on which devices `map_runs` leaves its results.
+
+    Args:
+      runs: how many there are.
+      parts: as `map_runs` takes it.
+      mesh: likewise.
+
+    Example:
+      >>> placement(runs=1).spec
+      PartitionSpec('runs',)
+    """
+    grid = mesh or _mesh(runs, parts)
+    if runs % grid.shape[_RUNS] == 0:
+        return NamedSharding(grid, PartitionSpec(*_axes(grid)))
+    return _shared(grid, runs)
+
+
+def _axes(mesh: Mesh) -> tuple[str, ...]:
+    """The leading axes of arguments and results, as the mesh divides them."""
+    return (_RUNS, parallel.AXIS) if parallel.AXIS in mesh.axis_names else (_RUNS,)
 
 
 def _spread(run: Callable[..., T], mesh: Mesh, at_once: int) -> Callable[[Args], T]:
     """Spread runs over the rows of a mesh, and their shards, if any, over columns."""
     split = parallel.AXIS in mesh.axis_names
-    axes = (_RUNS, parallel.AXIS) if split else (_RUNS,)
+    axes = _axes(mesh)
 
     def one_device(args: Args) -> T:
         group = at_once if _on_cpu(mesh) else _length(args)

@@ -1,5 +1,6 @@
 """The one training loop: pure functions to jit, vmap, shard and differentiate."""
 
+from functools import partial
 from typing import cast
 
 import jax
@@ -130,6 +131,7 @@ def run(
         raise ValueError(f"log_every={log_every}: must divide iterations={iterations}")
     config = as_arrays(config)
 
+    @partial(jax.jit, inline=True)  # traced once
     def iteration(train_state: TrainState, _: None) -> tuple[TrainState, Metrics]:
         key, rollout_key, update_key = jax.random.split(train_state.key, 3)
         update_key = parallel.fold(update_key)

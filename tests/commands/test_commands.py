@@ -93,6 +93,35 @@ def test_a_signal_to_another_process_stops_this_one(scripts, tmp_path):
     assert [path.name for path in steps] == ["160"]
 
 
+COMPILED = """
+import jax
+found = []
+
+def listen(event, seconds, fun_name="", **rest):
+    if event.endswith("backend_compile_duration"):
+        found.append(fun_name)
+
+jax.monitoring.register_event_duration_secs_listener(listen)
+code = run("{line}")
+jax.monitoring.unregister_event_duration_listener(listen)
+print("mapped:", sum("mapped" in name for name in found))
+"""
+
+
+@pytest.mark.parametrize("how", ["--seeds 3", "--data-parallel 2"])
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_each_program_is_compiled_once(scripts, tmp_path, how):
+    """The chunk and the evaluation, which are compiled before there is a state."""
+    settings = PPO.replace("--seeds 2", how)
+    line = f"train {settings} --steps 320 --episodes 3 --rows 4 --name"
+    (stopped,) = scripts(tmp_path, f"{line} stopped", interrupt=2)
+    assert stopped["code"] == 130
+    for rest in ("once", "stopped --resume"):
+        done = scripts.code(tmp_path, COMPILED.format(line=f"{line} {rest}"))
+        assert done["code"] == 0, done["err"]
+        assert done["out"].endswith("mapped: 2\n"), (rest, done["out"])
+
+
 SAME_ON_BOTH = """
 import pathlib, jax
 from rljax.commands import common

@@ -110,7 +110,7 @@ def test_usage_names_the_door(door, prog):
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, argv, code, out, err):
     monkeypatch.setattr(sys, "argv", ["/somewhere/rljax", *argv])
-    monkeypatch.setattr(front, "set_up_devices", lambda: None)  # jax has started
+    monkeypatch.setattr(front, "set_up_jax", lambda: None)  # jax has started
     try:
         front.main()
         found = 0

@@ -65,10 +65,12 @@ def plain(tree):
     (one, two), key = tree
     return np.concatenate([one, two, jax.random.key_data(key)], axis=-1).tolist()
 
-results = {}
+results, placed = {}, []
 for parts, at_once, runs in ((1, 1, 48), {cases}):
     mapped = sharding.map_runs(draw, at_once, parts)(keys[:runs])
     devices = [len(x.sharding.device_set) for x in jax.tree.leaves(mapped)]
+    place = sharding.placement(runs, parts)
+    placed.append(all(x.sharding == place for x in jax.tree.leaves(mapped)))
     again = sharding.map_runs(lambda *x: x)(mapped)[0]
     results[f"{parts} {at_once} {runs}"] = devices, plain(mapped), plain(again)
 def fold(key):
@@ -78,6 +80,8 @@ for shards, runs in {splits}:
     mesh = sharding.split_mesh(runs, shards)
     keys_of_shards = sharding.copies(keys[:runs], shards)
     mapped = sharding.map_runs(fold, mesh=mesh)(keys_of_shards)
+    place = sharding.placement(runs, mesh=mesh)
+    placed.append(all(x.sharding == place for x in mapped))
     devices = [len(x.sharding.device_set) for x in jax.tree.leaves(mapped)]
     own, sums = jax.random.key_data(mapped[0]).tolist(), mapped[1].tolist()
     expected = jax.vmap(jax.vmap(fold, axis_name=parallel.AXIS))(keys_of_shards)
@@ -99,6 +103,7 @@ def temporary(mesh, *axes):
     compiled = changed.lower(replay, jnp.zeros(axes)).compile()
     return compiled.memory_analysis().temp_size_in_bytes / replay.nbytes
 
+results["placed"] = placed
 results["temporary"] = temporary(None, 1), temporary(sharding.split_mesh(1, 1), 1, 1)
 jax.process_count = lambda: 2
 results["rows of 3 runs by 2 processes"] = sharding._mesh(3, 1).shape["runs"]
@@ -136,6 +141,11 @@ def test_shards_are_on_as_many_devices(eight_devices, shards, runs):
     """And what they draw and exchange is that of `vmap(axis_name)`."""
     devices, equal = eight_devices[f"{shards} shards of {runs}"]
     assert set(devices) == {shards * min(runs, 8 // shards)} and equal
+
+
+def test_results_are_where_they_are_said_to_be(eight_devices):
+    """By the same words, which a program that is compiled for them compares."""
+    assert eight_devices["placed"] == [True] * (1 + len(SPREAD) + len(SHARDS))
 
 
 def test_a_replay_of_one_environment_is_changed_in_place(eight_devices):
