@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 
+_ENABLED, _FOLDER = "jax_enable_compilation_cache", "jax_compilation_cache_dir"
 _LEAST_SECONDS = 0.2  # to compile a program that is worth keeping
 _MOST_BYTES = 2**30  # of all kept programs; the one that was used least recently goes
 P = ParamSpec("P")
@@ -38,10 +39,11 @@ def keep(folder: Path | None = None) -> Path | None:
       True
       >>> jax.config.update("jax_compilation_cache_dir", None)
     """
-    if not jax.config.jax_enable_compilation_cache:
+    if not getattr(jax.config, _ENABLED):
         return None
-    if jax.config.jax_compilation_cache_dir:
-        return Path(jax.config.jax_compilation_cache_dir)
+    asked = getattr(jax.config, _FOLDER)
+    if asked:
+        return Path(asked)
     try:
         folder = folder or kept_in()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -49,7 +51,7 @@ def keep(folder: Path | None = None) -> Path | None:
         return None
     if not os.access(folder, os.W_OK):
         return None
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update(_FOLDER, str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
     jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
     return folder
