@@ -5,6 +5,7 @@ differentiate what they lead to, and `tune` has any agent move floats of its own
 along them while it learns. `adapt` and `maml_loss` are for learning to adapt.
 
 adaptation    gradient steps as a differentiable function
+carried       the newest update's derivative, taken while the agent learns
 conditioning  networks that see the tuned values
 critics       networks that learn values at the outer discount
 diagnostics   checks of a meta-gradient, and what cuts it

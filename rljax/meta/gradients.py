@@ -11,6 +11,8 @@ from rljax.autodiff._checks import floats, scalar
 
 E = TypeVar("E")  # eta, a tree of floating arrays
 S = TypeVar("S")  # a state, any tree
+T = TypeVar("T")  # a tree of floating arrays
+A = TypeVar("A")  # anything else
 MODES = ("reverse", "forward")
 
 
@@ -67,9 +69,57 @@ def meta_gradient(
         value = scalar("outer(...)", value)
         return value, (value, aux)
 
-    transform = jax.grad if mode == "reverse" else jax.jacfwd
-    gradient, (value, aux) = transform(objective, has_aux=True)(eta)
+    if mode == "reverse":
+        gradient, (value, aux) = jax.grad(objective, has_aux=True)(eta)
+    else:
+        flat, unravel = ravel_pytree(eta)
+        _, slopes, (value, aux) = pushed_forward(lambda x: objective(unravel(x)), flat)
+        gradient = unravel(slopes)
     return ((value, aux) if has_aux else value), gradient
+
+
+def pushed_forward(
+    function: Callable[[jax.Array], tuple[T, A]], numbers: jax.Array
+) -> tuple[T, T, A]:
+    """Call a function, with its derivative in each of a few numbers on the way.
+
+    Args:
+      function: `[n] -> (tree of floating arrays, anything else)`.
+      numbers: `[n]`.
+
+    Returns:
+      The tree, its derivatives `[n, ...]`, and what else the function returns.
+
+    Example:
+      >>> _, slopes, _ = pushed_forward(lambda x: (x.prod(), ()), jnp.array([2.0, 3.0]))
+      >>> slopes.tolist()
+      [3.0, 2.0]
+    """
+
+    def along(direction: jax.Array) -> tuple[T, T, A]:
+        return jax.jvp(function, (numbers,), (direction,), has_aux=True)
+
+    directions = jnp.eye(numbers.size, dtype=numbers.dtype)
+    return each(along, directions, out_axes=(None, 0, None))
+
+
+def each(
+    function: Callable[[E], tuple[Any, ...]],
+    directions: E,
+    *,
+    out_axes: tuple[int | None, ...],
+) -> tuple[Any, ...]:
+    """Call `jax.vmap` of a function, or where there is one direction, the function.
+
+    Products of a batch of one are slower than products without a batch.
+    """
+    if len(jax.tree.leaves(directions)[0]) > 1:
+        return jax.vmap(function, out_axes=out_axes)(directions)
+    outputs = function(jax.tree.map(lambda x: x[0], directions))
+    return tuple(
+        output if axis is None else jax.tree.map(lambda x: x[None], output)
+        for output, axis in zip(outputs, out_axes, strict=True)
+    )
 
 
 def bootstrapped_meta_gradient(

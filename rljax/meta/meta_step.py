@@ -9,10 +9,10 @@ import optax
 
 from rljax.contracts import TunedConfig
 from rljax.learners import optimizers
-from rljax.meta import parameters, shaping
+from rljax.meta import carried, parameters, shaping
 from rljax.meta.conditioning import configured
 from rljax.meta.critics import critic_config
-from rljax.meta.diagnostics import check_paths, cosine, saturated_fraction
+from rljax.meta.diagnostics import check_paths, cosine
 from rljax.meta.gradients import (
     bootstrapped_meta_gradient,
     evolution_gradient,
@@ -24,8 +24,6 @@ from rljax.meta.types import OuterData, Settings, TuneState, Tuning
 from rljax.meta.unrolling import unroll
 from rljax.running import parallel
 from rljax.types import AgentState, Leaf, Metrics, OptState, Rollout
-
-_FEW = 4  # raw numbers, up to which forward mode costs less than reverse mode
 
 
 def optimizer(
@@ -78,11 +76,11 @@ def move(
     def score(raw: dict[str, Raw]) -> jax.Array:
         return outer(replayed(raw))
 
-    check_paths(score, state.raw)
-    mode = settings.mode
-    if mode == "auto":
-        mode = "forward" if optax.tree.size(state.raw) <= _FEW else "reverse"
-    if settings.num_target_updates:
+    mode = "forward" if carried.forward(settings, state.raw) else "reverse"
+    if carried.carries(settings, state.raw):
+        loss, slope = carried.score(tuning, config, state, data)
+    elif settings.num_target_updates:
+        check_paths(score, state.raw)
         target = _descended(outer, state.agent, settings.target_rate)
         loss, slope = bootstrapped_meta_gradient(
             inner=replayed,
@@ -92,9 +90,10 @@ def move(
             mode=mode,
         )
     else:
+        check_paths(score, state.raw)
         loss, slope = meta_gradient(replayed, outer, state.raw, mode=mode)
     found = parallel.mean((loss, slope, jax.grad(penalty)(state.raw)))
-    ready = state.window.count >= len(state.window.keys)
+    ready = state.count >= window_length(settings)
     loss, slope, of_penalty = jax.tree.map(lambda x: jnp.where(ready, x, 0.0), found)
     gradient = jax.tree.map(jnp.add, slope, of_penalty)
     updates: Any
@@ -106,8 +105,6 @@ def move(
         for name, numbers in state.raw.items()
     }
     metrics = {"meta_loss": loss} | _gradient_metrics(tuning, gradient)
-    start = jax.tree.map(lambda x: x[0], state.window.states)
-    metrics["saturated_clips"] = saturated_fraction(start, state.agent)
     if settings.evolution_pairs:
         shared_key = parallel.shared(key)  # all shards try the same numbers
         number = settings.evolution_pairs
@@ -116,10 +113,15 @@ def move(
     return raw, opt_state, metrics
 
 
+def window_length(settings: Settings) -> int:
+    """Updates before the first score: those replayed, and more for a target."""
+    return settings.num_updates + max(settings.num_target_updates - 1, 0)
+
+
 def _rates(tuning: Tuning, config: TunedConfig, state: TuneState) -> dict[str, Leaf]:
     """Learning rates of the raw numbers, by name."""
     settings = tuning.settings
-    progress = optimizers.progress(config, state.window.count)
+    progress = optimizers.progress(config, state.count)
     own = critic_config(settings, config)
     return {
         name: optimizers.annealed(
@@ -147,6 +149,7 @@ def _replay(
     Each with the raw numbers of its time, moved as far as `raw` is from `state.raw`.
     """
     window, size = state.window, tuning.settings.num_updates
+    assert window
     moves = jax.tree.map(jnp.subtract, raw, state.raw)
     impl = jax.random.key_impl(like)
 
@@ -164,8 +167,14 @@ def _replay(
         rollout = with_env(rollout, newest)
         agent = with_replay(agent, state.agent)
         key = jax.random.wrap_key_data(key, impl=impl)
-        given, _ = shaped(
-            tuning, config=changed, state=agent, raw=there, rollout=rollout
+        given, _ = shaping.shaped(
+            tuning.agent,
+            tuning.spec,
+            tuning.settings,
+            config=changed,
+            state=agent,
+            raw=there,
+            rollout=rollout,
         )
         new, metrics = tuning.agent.update(changed, agent, given, key)
         return without_replay(new), metrics
@@ -182,28 +191,6 @@ def _replay(
         remat=tuning.settings.remat,
     )
     return end
-
-
-def shaped(
-    tuning: Tuning,
-    *,
-    config: TunedConfig,
-    state: AgentState,
-    raw: dict[str, Raw],
-    rollout: Rollout,
-) -> tuple[Rollout, Metrics]:
-    """The rollout that the agent learns from: `shaping.shaped`."""
-    if not tuning.learned:
-        return rollout, {}
-    return shaping.shaped(
-        tuning.agent,
-        tuning.spec,
-        tuning.settings,
-        config=config,
-        state=state,
-        raw=raw,
-        rollout=rollout,
-    )
 
 
 def _penalty(

@@ -14,9 +14,10 @@ from rljax.contracts import BatchedEnv, TunedConfig
 from rljax.envs.wrappers import with_statistics
 from rljax.learners import optimizers
 from rljax.meta import objectives, parameters, shaping
+from rljax.meta.carried import carries, learn, no_slopes
 from rljax.meta.conditioning import configured, plain_spec, seen, seen_rollout
-from rljax.meta.diagnostics import NoPath
-from rljax.meta.meta_step import move, optimizer, shaped
+from rljax.meta.diagnostics import NoPath, saturated_fraction
+from rljax.meta.meta_step import move, optimizer, window_length
 from rljax.meta.parameters import Parameter
 from rljax.meta.recorded import (
     check_replay,
@@ -58,11 +59,13 @@ def tune(
     .. math:: \eta \leftarrow \eta - \beta \nabla_\eta J(\theta_t(\eta), \tau_t),
               \qquad \theta_{k+1} = U(\eta, \theta_k, \tau_k)
 
-    Every update replays the K updates before it, scores their result on the newest
-    rollout, which they did not see, by a fixed discount and a critic of that discount,
-    and moves the tuned values along the gradient. Then the agent learns from that
-    rollout. Each replayed update gets its recorded rollout, config and key; a replay is
-    sampled as it is now.
+    Every update scores the result of the K updates before it on the newest rollout,
+    which they did not see, by a fixed discount and a critic of that discount, and moves
+    the tuned values along the gradient. Then the agent learns from that rollout.
+
+    With K = 1 and up to four numbers the derivative of each update is taken while the
+    agent makes it, and waits for the score. Else the updates are made again. Each gets
+    its recorded rollout, config and key; a replay is sampled as it is now.
 
     `Agent` says what an agent shows of itself: with `policy_gradient` from what its
     policy learns, with `recurrent` that what it shows takes a `Recalled`, with
@@ -99,7 +102,7 @@ def tune(
       metrics also have, for every tuned NAME, `meta_NAME`, its mean value,
       `meta_NAME_gradient`, `..._gradient_norm` and `..._gradient_sign` of the raw
       number; of learned networks `meta_reward` and `meta_target`, the mean output, and
-      its `..._gradient_norm`; `meta_loss`; `saturated_clips`, the share of the replayed
+      its `..._gradient_norm`; `meta_loss`; `saturated_clips`, the share of the update's
       steps whose gradient was clipped; and `evolution_cosine` with
       `settings.evolution_pairs`.
 
@@ -297,13 +300,16 @@ def init(tuning: Tuning, config: TunedConfig, key: jax.Array) -> TuneState:
     shaping.check_state(tuning.learned, state)
     length = max(map(parameters.context_length, tuning.tuned.values()), default=0)
     context = jnp.zeros(length, jnp.float32)
-    size = settings.num_updates + max(settings.num_target_updates - 1, 0)
-
-    def repeated(tree: T) -> T:
-        return jax.tree.map(
-            lambda x: jnp.repeat(jnp.asarray(x)[None], size, axis=0), tree
+    window = ()
+    if not carries(settings, raw):
+        size = window_length(settings)
+        window = Window(
+            states=_repeated(without_replay(state), size),
+            raw=_repeated(raw, size),
+            context=_repeated(context, size),
+            rollouts=_repeated(_no_rollout(tuning, config, state, env_key), size),
+            keys=_repeated(jnp.zeros_like(jax.random.key_data(key)), size),
         )
-
     return TuneState(
         agent=state,
         raw=raw,
@@ -311,15 +317,14 @@ def init(tuning: Tuning, config: TunedConfig, key: jax.Array) -> TuneState:
         critic=tuning.objective.init(config, critic_key),
         context=context,
         mean_square=jnp.zeros((), jnp.float32),
-        window=Window(
-            states=repeated(without_replay(state)),
-            raw=repeated(raw),
-            context=repeated(context),
-            rollouts=repeated(_no_rollout(tuning, config, state, env_key)),
-            keys=repeated(jnp.zeros_like(jax.random.key_data(key))),
-            count=jnp.zeros((), jnp.int32),
-        ),
+        count=jnp.zeros((), jnp.int32),
+        window=window,
+        slopes=no_slopes(raw, state) if carries(settings, raw) else (),
     )
+
+
+def _repeated(tree: T, size: int) -> T:
+    return jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], size, axis=0), tree)
 
 
 def act(
@@ -353,7 +358,7 @@ def update(
     key: jax.Array,
 ) -> tuple[TuneState, Metrics]:
     """Tune by the newest rollout, then learn from that rollout."""
-    agent, objective = tuning.agent, tuning.objective
+    objective = tuning.objective
     agent_key, data_key, critic_key, noise_key = jax.random.split(key, 4)
     rollout = seen_rollout(tuning, state, rollout)
     data = objective.prepare(
@@ -362,39 +367,36 @@ def update(
     raw, opt_state, metrics = move(
         tuning, config, state, rollout=rollout, data=data, key=noise_key
     )
-    new_config = configured(
-        tuning, config, raw, context=state.context, obs=rollout.next_obs
+    learned = learn(
+        tuning, config, state, raw=raw, rollout=rollout, data=data, key=agent_key
     )
-    given, said = shaped(
-        tuning, config=new_config, state=state.agent, raw=raw, rollout=rollout
-    )
-    new_agent, more = agent.update(new_config, state.agent, given, agent_key)
-    progress = optimizers.progress(config, state.window.count)
+    progress = optimizers.progress(config, state.count)
     critic, critic_metrics = objective.update(
         config, state.critic, data, progress=progress, key=critic_key
     )
-    for name in tuning.tuned:
-        metrics[f"meta_{name}"] = jnp.mean(getattr(new_config, name))
-    count = cfg.next_count(state.window.count)
+    metrics["saturated_clips"] = saturated_fraction(state.agent, learned.agent)
+    count = cfg.next_count(state.count)
     reward = parallel.mean(rollout.reward.mean())
     context, mean_square = _appended(state, reward, count)
+    newest = Window(
+        states=without_replay(state.agent),
+        raw=raw,
+        context=state.context,
+        rollouts=without_env(rollout),
+        keys=jax.random.key_data(agent_key),
+    )
     new_state = TuneState(
-        agent=new_agent,
+        agent=learned.agent,
         raw=raw,
         opt_state=opt_state,
         critic=critic,
         context=context,
         mean_square=mean_square,
-        window=Window(
-            states=_newer(state.window.states, without_replay(state.agent)),
-            raw=_newer(state.window.raw, raw),
-            context=_newer(state.window.context, state.context),
-            rollouts=_newer(state.window.rollouts, without_env(rollout)),
-            keys=_newer(state.window.keys, jax.random.key_data(agent_key)),
-            count=count,
-        ),
+        count=count,
+        window=_newer(state.window, newest) if state.window else (),
+        slopes=learned.slopes,
     )
-    return new_state, metrics | more | critic_metrics | said
+    return new_state, metrics | learned.metrics | critic_metrics
 
 
 def _newer(recorded: T, newest: T) -> T:

@@ -246,8 +246,6 @@ class Window(NamedTuple):
     context: jax.Array  # [W, C]
     rollouts: Rollout  # [W, T, N, ...], with the simulation but for its environment
     keys: jax.Array  # [W, ...] data of each update's key
-    # [] int32, updates so far
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class TuneState(NamedTuple):
@@ -259,7 +257,10 @@ class TuneState(NamedTuple):
     critic: OuterCritic
     context: jax.Array  # [C] of the newest rollouts' rewards, from -1 to 1
     mean_square: jax.Array  # [] of the rollouts' mean rewards
-    window: Window
+    # [] int32, updates so far
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    window: Window | tuple[()]  # to replay; () where slopes are carried
+    slopes: tuple[jax.Array, ...]  # of `carried`; () where updates are replayed
 
 
 class Tuning(NamedTuple):

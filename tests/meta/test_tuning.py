@@ -167,8 +167,8 @@ class Past(NamedTuple):
 @functools.cache
 def past_of(name, **more):
     agent, config = agent_of(name), config_of(name, gamma=0.9)
-    outer = OUTER | MORE_OUTER.get(name, {}) | more
-    settings = Settings(num_updates=STEPS[name], **outer)
+    steps = dict(num_updates=STEPS[name])
+    settings = Settings(**steps | OUTER | MORE_OUTER.get(name, {}) | more)
     fields = FIELDS.get(name, {"gamma": GAMMA})
     tuned = tune(agent, SPEC, fields, settings)
     init = functools.partial(tuned.init, config)
@@ -288,7 +288,7 @@ def score_after(name, past):
         def update(state, inputs):
             values, rollout, data = inputs
             changed = dataclasses.replace(config, **values)
-            if name == "dqn":  # draws from what is in the replay now
+            if name == "dqn" and steps > 1:  # draws from what is in the replay now
                 state = state._replace(replay=before.agent.replay)
             key = jax.random.split(key_of(data), 4)[0]
             return past.agent.update(changed, state, rollout, key)[0], None
@@ -311,7 +311,10 @@ def test_tuned_discount_follows_finite_differences(name, steps, x64):
 
     Before there are enough of them, nothing moves.
     """
-    past = past_of(name)
+    check_against_differences(name, past_of(name), steps)
+
+
+def check_against_differences(name, past, steps):
     score, metrics = score_after(name, past), past.metrics[-1]
     raws = {field: raws_of(past, field) for field in past.end.raw}
     tried = {field: raw[-1 - steps : -1] for field, raw in raws.items()}
@@ -329,6 +332,34 @@ def test_tuned_discount_follows_finite_differences(name, steps, x64):
         np.testing.assert_allclose(metrics[found], want, rtol=1e-4)
         assert metrics[f"{found}_sign"] == np.sign(want)
         np.testing.assert_allclose(metrics[f"{found}_norm"], abs(want), 1e-4)
+
+
+CARRIED = dict(num_updates=1, evolution_pairs=0)
+
+
+def fast(*names):
+    """Of all agents these; the others are slow tests."""
+    return [n if n in names else pytest.param(n, marks=pytest.mark.slow) for n in STEPS]
+
+
+@pytest.mark.parametrize("name", fast("a2c", "dqn"))
+def test_one_updates_derivative_is_taken_with_the_update(name, x64):
+    """Of the batch that the update drew from a replay, not of another one."""
+    past = past_of(name, **CARRIED)
+    assert past.end.window == () and past.before[-1].slopes
+    check_against_differences(name, past, steps=1)
+
+
+@pytest.mark.parametrize("name", [n for n in fast("a2c", "ppo") if n != "dqn"])
+def test_an_update_made_again_has_the_same_derivative(name, x64):
+    """Backwards through the replayed update, for agents without a replay memory."""
+    carried = past_of(name, **CARRIED)
+    replayed = past_of(name, **CARRIED, mode="reverse")
+    assert replayed.end.slopes == () and len(replayed.end.window.keys) == 1
+    for ours, theirs in zip(carried.metrics, replayed.metrics, strict=True):
+        assert ours.keys() == theirs.keys()
+        chex.assert_trees_all_close(ours, theirs, rtol=1e-8, atol=1e-12)
+    chex.assert_trees_all_close(carried.end.raw, replayed.end.raw, rtol=1e-10)
 
 
 def test_values_start_at_the_config(x64):
@@ -380,10 +411,10 @@ def test_steps_shrink_with_the_agents_learning_rate(name, x64):
     past = past_of(name)
     start = past.before[-1]
     count = np.int32(2**31 - 1)  # also after the greatest number of updates
-    state = start._replace(window=start.window._replace(count=count))
+    state = start._replace(count=count)
     _, new, _ = past.step(past.config, state, at(past.seen, -1), KEYS[-1])
     assert (new.raw["gamma"] == start.raw["gamma"]) == past.config.anneal
-    assert new.window.count == count
+    assert new.count == count
 
 
 NETWORKS = {
@@ -641,7 +672,8 @@ def test_conditioned_networks_see_the_tuned_values(x64):
     spec = conditioned(SPEC, 2)
     assert [leaf.shape for leaf in spec.obs.leaves] == [(2,), (4,)]
     fields = {"gamma": Bounded(0.5, 1.0), "lambda_": LAMBDA}
-    plain, settings = agent_of("prediction", spec), Settings(condition=True)
+    settings = Settings(condition=True, mode="reverse")  # replays: records rollouts
+    plain = agent_of("prediction", spec)
     agent = tune(plain, spec, fields, settings)
     config = config_of("prediction")
     shapes = jax.eval_shape(functools.partial(agent.init, config), jax.random.key(0))

@@ -1,10 +1,11 @@
 """Measures what tuning costs, in the agent's own updates.
 
 The functions, by name: `update` is the agent's; `meta-step` scores the newest rollout,
-differentiates K replayed updates and moves the tuned value; `iteration` is a tuned
-agent's whole update: the meta-step, the agent's update, the outer critic's, and what is
-recorded. Their arguments come from training; a replay memory is no result, as training
-changes it in place.
+moves the tuned value, and differentiates K replayed updates, or where the derivative
+goes along with the agent's update, makes that; `iteration` is a tuned agent's whole
+update: the meta-step, the agent's update, the outer critic's, and what is recorded.
+Their arguments come from training; a replay memory is no result, as training changes it
+in place.
 """
 
 import dataclasses
@@ -17,9 +18,11 @@ from protocol import print_result, read_job
 
 from rljax import agents, envs
 from rljax.meta import Settings, parse_parameter, tune
+from rljax.meta.carried import carries, learn
 from rljax.meta.meta_step import move
 from rljax.meta.recorded import without_replay
 from rljax.running import train
+from rljax.running.rollout import unroll
 
 
 def settings(words: list[str]) -> Settings:
@@ -43,17 +46,31 @@ def made(work: dict[str, Any], how: Settings) -> tuple[Any, ...]:
 
 @functools.cache
 def arguments(
-    agent: str, env_name: str, learned: tuple[str, ...], *, seed: int, number: int
+    agent: str, env_name: str, learned: tuple[str, ...], *, seed: int, how: Settings
 ) -> tuple[Any, ...]:
-    """Returns those of a tuned update, from training with K of this number."""
+    """Returns those of a tuned update, from training with these settings."""
     work = {"agent": agent, "env": env_name, "learned": learned}
-    env, _, config, tuned = made(work, Settings(num_updates=number))
-    iterations = train.warm_up_iterations(config) + number + 1
+    env, _, config, tuned = made(work, how)
+    iterations = train.warm_up_iterations(config) + how.num_updates + 1
     steps = iterations * train.steps_per_iteration(config)
     short, key = dataclasses.replace(config, total_steps=steps), jax.random.key(seed)
-    ts, _ = jax.jit(train.train, static_argnums=0)(tuned, env, short, key)
-    rollout = jax.tree.map(lambda x: x[-1], ts.agent.window.rollouts)
-    return config, ts.agent, rollout, key
+
+    @jax.jit
+    def trained(key: jax.Array) -> tuple[Any, ...]:
+        ts, _ = train.train(tuned, env, short, key)
+        ts, rollout, _ = unroll(
+            tuned.act,
+            env,
+            config,
+            ts,
+            memory=tuned.memory,
+            key=ts.key,
+            length=config.rollout_length,
+            simulates=tuned.simulates,
+        )
+        return tuned.observe(config, ts.agent, rollout), rollout
+
+    return config, *trained(key), key
 
 
 def find(job: dict[str, Any], name: str) -> Call:
@@ -71,7 +88,14 @@ def find(job: dict[str, Any], name: str) -> Call:
         data = tuning.objective.prepare(
             config, state.agent, state.critic, rollout=rollout, key=key
         )
-        return move(tuning, config, state, rollout=rollout, data=data, key=key)
+        raw, *rest = move(tuning, config, state, rollout=rollout, data=data, key=key)
+        if not carries(tuning.settings, raw):
+            return raw, *rest
+        learned = learn(
+            tuning, config, state, raw=raw, rollout=rollout, data=data, key=key
+        )
+        agent = without_replay(learned.agent)
+        return raw, *rest, learned._replace(agent=agent)
 
     def iteration(config: Any, state: Any, rollout: Any, key: Any) -> Any:
         new, metrics = tuned.update(config, state, rollout, key)
@@ -83,7 +107,7 @@ def find(job: dict[str, Any], name: str) -> Call:
         job["env"],
         tuple(job["learned"]),
         seed=job["seed"],
-        number=how.num_updates,
+        how=how,
     )
     return known[kind], given
 
