@@ -26,7 +26,7 @@ Slopes = tuple[jax.Array, ...]  # [n, ...] of the state's floating arrays, per n
 
 
 class Learned(NamedTuple):
-    """What an update gives."""
+    """Results of an update."""
 
     agent: AgentState
     metrics: Metrics
