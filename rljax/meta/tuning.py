@@ -43,6 +43,7 @@ from rljax.types import (
 T = TypeVar("T")  # a tree of arrays
 
 _TINY = 1e-30  # in place of no reward at all
+_EXPLORING = 0.01  # cost of the score's entropy bonus
 
 
 def tune(
@@ -139,6 +140,8 @@ def tune(
             "condition=True: not of an agent that runs its environments again, which "
             "do not show the tuned values"
         )
+    if settings.outer_entropy_cost is None and "entropy_cost" in tuned:
+        settings = dataclasses.replace(settings, outer_entropy_cost=_EXPLORING)
     objective = objectives.choose(agent, spec, settings)
     tuning = Tuning(
         agent=agent,

@@ -35,7 +35,9 @@ class Settings:
     outer_gamma: float = 0.99  # discount of the outer loss, fixed
     outer_lambda: float = 0.95  # trace decay of the outer advantages
     outer_value_cost: float = 0.5  # of the value's error beside the policy's loss
-    outer_entropy_cost: float = 0.0  # and of an entropy bonus
+    # And of an entropy bonus; None: 0.01 where `entropy_cost` is tuned, else 0. No score
+    # of one rollout shows what exploration is good for.
+    outer_entropy_cost: float | None = None
     outer_critic: str = "own"  # or "inner": the agent's, for comparison only
     outer_critic_rate: float = 1.0  # its learning rate, in multiples of the plain one
     # Of the outer critic, where None is what the agent's config has, else the default
@@ -90,7 +92,9 @@ class Settings:
         if self.critic_torso is not None:
             torsos.check(self, "critic_torso")
         cfg.check_range(self, "outer_gamma", "outer_lambda", low=0.0, high=1.0)
-        cfg.check_range(self, "outer_value_cost", "outer_entropy_cost", low=0.0)
+        cfg.check_range(self, "outer_value_cost", low=0.0)
+        if self.outer_entropy_cost is not None:
+            cfg.check_range(self, "outer_entropy_cost", low=0.0)
         cfg.check_range(self, "reward_extrinsic", "target_consistency", low=0.0)
         cfg.check_range(self, "learned_momentum", low=0.0, high=0.999)
         cfg.check_sizes(self, "learned_hidden_sizes")

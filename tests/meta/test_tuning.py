@@ -417,6 +417,26 @@ def test_steps_shrink_with_the_agents_learning_rate(name, x64):
     assert new.count == count
 
 
+@pytest.mark.parametrize(
+    "name, asked, cost",
+    [("entropy_cost", None, 0.01), ("entropy_cost", 0.0, 0.0), ("gamma", None, 0.0)],
+)
+def test_score_explores_where_the_cost_of_it_is_tuned(name, asked, cost):
+    """Else every cost of entropy looks too high to the next rollout."""
+    tuned = tuned_a2c({name: Bounded(0.0, 0.999)}, outer_entropy_cost=asked)
+    tuning, config = tuned.update.args[0], config_of("a2c")
+    state = jax.jit(functools.partial(tuned.init, config))(jax.random.key(0))
+    rollout = at(rollouts(1), 0)
+    data = tuning.objective.prepare(
+        config, state.agent, state.critic, rollout=rollout, key=jax.random.key(0)
+    )
+    found = tuning.objective.loss(config, state.agent, data)
+    without = tuned_a2c({name: LAMBDA}, outer_entropy_cost=0.0).update.args[0]
+    entropy = A2C.policy(config, state.agent, rollout.obs).entropy().mean()
+    plain = without.objective.loss(config, state.agent, data)
+    np.testing.assert_allclose(found, plain - cost * entropy, rtol=1e-5)
+
+
 NETWORKS = {
     "gamma": StateDependent(Bounded(0.5, 0.95), (3,)),
     "lambda_": LAMBDA,
