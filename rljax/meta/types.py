@@ -35,8 +35,8 @@ class Settings:
     outer_gamma: float = 0.99  # discount of the outer loss, fixed
     outer_lambda: float = 0.95  # trace decay of the outer advantages
     outer_value_cost: float = 0.5  # of the value's error beside the policy's loss
-    # And of an entropy bonus; None: 0.01 where `entropy_cost` is tuned, else 0. No score
-    # of one rollout shows what exploration is good for.
+    # And of an entropy bonus; None: 0.01 where `entropy_cost` is tuned, else 0. No
+    # rollout's score shows what exploration is good for.
     outer_entropy_cost: float | None = None
     outer_critic: str = "own"  # or "inner": the agent's, for comparison only
     outer_critic_rate: float = 1.0  # its learning rate, in multiples of the plain one
