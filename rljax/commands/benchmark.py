@@ -3,6 +3,7 @@
     rljax benchmark --suite speed
     rljax benchmark --only ppo-4 dqn-10k --repeats 3
     rljax benchmark --no-peers
+    rljax benchmark --rltools-python .bench/rltools/bin/python
     rljax benchmark --suite td
     rljax benchmark --suite pg
     rljax benchmark --suite autodiff
@@ -14,8 +15,9 @@ Every measurement is a fresh process (`benchmarks/*_worker.py`). What is compare
 turns, A B A B, so that a machine that drifts slows both; ratios are taken pair by
 pair. In the suites `speed`, `td` and `pg` all libraries do the same work with the same
 hyperparameters; the peers live in a virtual environment of their own, built on first
-use. Their works are in benchmarks/works.py, those of the suites `autodiff`, `meta` and
-`scale` in files of these names beside it.
+use, but RLtools, which needs a C++ compiler, in one that you name. Their works are in
+benchmarks/works.py, those of the suites `autodiff`, `meta` and `scale` in files of
+these names beside it.
 
 `--against REVISION` measures this tree, uncommitted changes included, and another git
 revision of it with the same worker scripts, interpreter and dependencies, and prints
@@ -45,7 +47,7 @@ from rljax.commands.benchmarks import (
     scale,
 )
 from rljax.commands.benchmarks.protocol import run_worker
-from rljax.commands.benchmarks.works import PG, RLJAX, SPEED, TD, Work
+from rljax.commands.benchmarks.works import PG, RLJAX, RLTOOLS, SPEED, TD, Work
 
 _AROUND = pathlib.Path(__file__).resolve().parents[2]
 # The checkout: that of this file, or the one where an installed package is called.
@@ -97,6 +99,8 @@ class Args:
     """The peers' virtual environment, built if missing or of other versions."""
     peers_python: pathlib.Path | None = None
     """A Python that has the peers already, instead of --peers-env."""
+    rltools_python: pathlib.Path | None = None
+    """A Python that has RLtools, which is measured only if this is given."""
     torch_spec: str = "torch==2.13.0"
     """torch, as pip takes it. Stable-Baselines3 is measured on the CPU."""
     jax_spec: str = "jax==0.10.2"
@@ -158,12 +162,17 @@ class Row:
 # ---- the peers' environment ----------------------------------------------------------
 
 
+def existing(option: str, python: pathlib.Path) -> pathlib.Path:
+    """Returns the interpreter that an option names, as an absolute path."""
+    if not python.exists():
+        raise SystemExit(f"{option} {python}: no such file")
+    return python.absolute()
+
+
 def peers_python(args: Args) -> pathlib.Path:
     """Returns the peers' interpreter; builds its environment where needed."""
     if args.peers_python:
-        if not args.peers_python.exists():
-            raise SystemExit(f"--peers-python {args.peers_python}: no such file")
-        return args.peers_python.absolute()
+        return existing("--peers-python", args.peers_python)
     wanted = (*REQUIREMENTS, args.jax_spec, args.torch_spec)
     python = args.peers_env.absolute() / "bin" / "python"
     marker = args.peers_env / "requirements.txt"
@@ -179,6 +188,18 @@ def peers_python(args: Args) -> pathlib.Path:
             raise SystemExit(message) from error
         marker.write_text("\n".join(wanted) + "\n")  # last: the mark of success
     return python
+
+
+def pythons_of_peers(args: Args, peers: set[str]) -> dict[str, pathlib.Path]:
+    """Returns the interpreters of the peers that can be measured."""
+    pythons = {}
+    if RLTOOLS in peers and args.rltools_python:
+        pythons[RLTOOLS] = existing("--rltools-python", args.rltools_python)
+    elif RLTOOLS in peers:
+        print(f"{RLTOOLS} is left out: no --rltools-python", flush=True)
+    if others := peers - {RLTOOLS}:
+        pythons |= dict.fromkeys(others, peers_python(args))
+    return pythons
 
 
 # ---- one measurement -----------------------------------------------------------------
@@ -353,7 +374,7 @@ def training_rows(args: Args, works: Sequence[Work], trees: Trees) -> Iterator[R
     pythons = {RLJAX: pathlib.Path(sys.executable)}
     if args.peers and not args.against:
         peers = {peer for work in works for peer in work.peers}
-        pythons |= dict.fromkeys(peers, peers_python(args))
+        pythons |= pythons_of_peers(args, peers)
 
     def measure(work: Work, library: str, repeat: int) -> dict[str, Any]:
         name, at, commit = library.partition("@")
@@ -408,8 +429,9 @@ def run(args: Args) -> None:
         raise SystemExit(f"--repeats {args.repeats}: must be at least 1")
     if not args.timeout > 0:
         raise SystemExit(f"--timeout {args.timeout}: must be above 0")
-    if args.against and args.peers_python:
-        raise SystemExit("--against measures no peers: leave --peers-python out")
+    if args.against and (args.peers_python or args.rltools_python):
+        options = "--peers-python and --rltools-python"
+        raise SystemExit(f"--against measures no peers: leave {options} out")
     begin = time.time()
     with open_trees(args.against) as trees:
         ending = "".join(trees).replace("@", "-against-")

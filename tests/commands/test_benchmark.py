@@ -304,6 +304,22 @@ def test_peers_python_must_exist(tmp_path):
         benchmark.peers_python(args)
 
 
+def test_rltools_is_measured_only_in_a_python_that_is_named(tmp_path, capsys):
+    args = benchmark.Args(peers_env=tmp_path / "never built")
+    assert benchmark.pythons_of_peers(args, {"rltools"}) == {}
+    assert capsys.readouterr().out == "rltools is left out: no --rltools-python\n"
+    python = pathlib.Path(sys.executable)
+    args = dataclasses.replace(args, rltools_python=python)
+    assert benchmark.pythons_of_peers(args, {"rltools"}) == {"rltools": python}
+    assert benchmark.pythons_of_peers(args, set()) == {}
+    args = dataclasses.replace(args, peers_python=tmp_path)
+    found = benchmark.pythons_of_peers(args, {"rejax", "rltools"})
+    assert found == {"rejax": tmp_path, "rltools": python}
+    args = dataclasses.replace(args, rltools_python=tmp_path / "python")
+    with pytest.raises(SystemExit, match="--rltools-python .*: no such file"):
+        benchmark.pythons_of_peers(args, {"rltools"})
+
+
 @pytest.mark.parametrize("suite", benchmark.SUITES)
 def test_list(suite, capsys):
     benchmark.run(benchmark.Args(suite=suite, list_works=True))
@@ -865,8 +881,10 @@ def test_against_what_is_no_revision(checkout, revision, message):
 
 def test_against_needs_git_alone(checkout, tmp_path, monkeypatch):
     python = pathlib.Path(sys.executable)
-    with pytest.raises(SystemExit, match="--against measures no peers"):
-        benchmark.run(benchmark.Args(against="HEAD", peers_python=python))
+    for option in ("peers_python", "rltools_python"):
+        args = benchmark.Args(against="HEAD", **{option: python})
+        with pytest.raises(SystemExit, match="--against measures no peers"):
+            benchmark.run(args)
     monkeypatch.setattr(benchmark, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     with pytest.raises(SystemExit, match="--against HEAD: fatal: not a git repository"):

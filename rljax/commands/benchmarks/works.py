@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-RLJAX = "rljax"
+RLJAX, RLTOOLS = "rljax", "rltools"
 
 PPO = {
     "rollout_length": 128,
