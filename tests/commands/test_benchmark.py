@@ -347,6 +347,176 @@ def test_main_measures_prints_and_writes(tmp_path, monkeypatch, capsys):
         benchmark.run(args)
 
 
+# RLtools, which need not be there.
+
+
+@pytest.fixture
+def rltools(tmp_path, monkeypatch):
+    """The worker, beside an RLtools that only notes what it is asked for."""
+    asked = []
+
+    def make(env, **arguments):
+        asked.append((env, arguments))
+        fake.steps = 0
+        return types.SimpleNamespace(State=State)
+
+    class State:
+        def __init__(self, seed):
+            fake.seed = seed
+
+        def step(self):
+            fake.steps += 1
+
+    fake = types.SimpleNamespace(PPO=make, SAC=make, TD3=make, CACHE_PATH=str(tmp_path))
+    monkeypatch.setitem(sys.modules, "rltools", fake)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1")
+    worker = load(WORKERS / "rltools_worker.py")
+    return types.SimpleNamespace(worker=worker, fake=fake, asked=asked)
+
+
+def rltools_jobs():
+    works = (*benchmark.SPEED, *benchmark.TD)
+    named = {work.name: work for work in works if "rltools" in work.peers}
+    return {
+        name: benchmark.job(work, "rltools", seed=5) for name, work in named.items()
+    }
+
+
+def without_compiler(tmp_path, environ):
+    """Runs the worker where an empty package stands for RLtools, and no program is."""
+    (tmp_path / "rltools.py").write_text("PPO = SAC = TD3 = CACHE_PATH = None\n")
+    variables = environ | {"PATH": "", "PYTHONPATH": str(tmp_path)}
+    script = WORKERS / "rltools_worker.py"
+    job = {"env": "CartPole-v1"}
+    return protocol.run_worker(sys.executable, script, job, 20.0, environ=variables)
+
+
+def test_works_of_rltools():
+    names = ["ppo-pendulum-4", "ppo-pendulum-64", "sac", "sac-64", "td3-64"]
+    assert list(rltools_jobs()) == names
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        (
+            "ppo-pendulum-64",
+            dict(
+                N_ENVIRONMENTS=64,
+                ON_POLICY_RUNNER_STEPS_PER_ENV=128,
+                N_EPOCHS=4,
+                BATCH_SIZE=2048,
+                LAMBDA=0.95,
+                EPSILON_CLIP=0.2,
+                ACTION_ENTROPY_COEFFICIENT=0.01,
+                NORMALIZE_ADVANTAGE=True,
+                OPTIMIZER_ALPHA=2.5e-4,
+                ACTOR_ACTIVATION_FUNCTION="TANH",
+                CRITIC_HIDDEN_DIM=64,
+                STEP_LIMIT=245,
+            ),
+        ),
+        (
+            "sac",
+            dict(
+                ACTOR_BATCH_SIZE=256,
+                CRITIC_BATCH_SIZE=256,
+                ACTOR_HIDDEN_DIM=256,
+                CRITIC_HIDDEN_DIM=256,
+                REPLAY_BUFFER_CAP=20_000,
+                N_WARMUP_STEPS=500,
+                ACTOR_POLYAK=0.995,
+                CRITIC_POLYAK=0.995,
+                OPTIMIZER_ALPHA=1e-3,
+                ACTOR_ACTIVATION_FUNCTION="RELU",
+                STEP_LIMIT=10_000,
+            ),
+        ),
+        (
+            "td3-64",
+            dict(
+                CRITIC_BATCH_SIZE=128,
+                CRITIC_NUM_LAYERS=3,
+                ACTOR_TRAINING_INTERVAL=2,
+                ACTOR_TARGET_UPDATE_INTERVAL=2,
+                CRITIC_TARGET_UPDATE_INTERVAL=2,
+                TARGET_NEXT_ACTION_NOISE_STD=0.2,
+                TARGET_NEXT_ACTION_NOISE_CLIP=0.5,
+                EXPLORATION_NOISE=0.1,
+                N_WARMUP_STEPS=128,
+            ),
+        ),
+    ],
+)
+def test_rltools_does_the_work_of_a_job(rltools, name, wanted):
+    rltools.worker.compiled(rltools_jobs()[name])
+    ((env, arguments),) = rltools.asked
+    assert arguments | wanted | {"GAMMA": 0.99} == arguments
+    assert not arguments["enable_evaluation"] and arguments["enable_blas"]
+    header = pathlib.Path(env["path"]) / "environment.h"
+    assert "environments::Pendulum" in header.read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hyper": {"hidden_sizes": [64, 32]}}, "one size, not .64, 32"),
+        ({"hyper": {"num_updates": 2}}, "updates once per step"),
+        ({"hyper": {"num_envs": 4}}, "updates once per step"),
+        ({"env": "CartPole-v1"}, "CartPole-v1 is not among"),
+    ],
+)
+def test_rltools_refuses_other_work(rltools, change, message):
+    job = rltools_jobs()["sac"]
+    job |= change | {"hyper": job["hyper"] | change.get("hyper", {})}
+    with pytest.raises(ValueError, match=message):
+        rltools.worker.compiled(job)
+
+
+def test_rltools_compiles_each_configuration_once(rltools, monkeypatch):
+    """A module that was compiled before counts as it did then."""
+    clock = types.SimpleNamespace(perf_counter=iter([0, 9, 20, 21, 40, 45]).__next__)
+    monkeypatch.setattr(rltools.worker, "time", clock)
+    job = rltools_jobs()["sac"]
+    assert rltools.worker.compiled(job)[1:] == (9.0, 9)
+    assert rltools.worker.compiled(job | {"seed": 6})[1:] == (9.0, 1)
+    other = job | {"hyper": job["hyper"] | {"gamma": 0.9}}
+    assert rltools.worker.compiled(other)[1:] == (5.0, 5)
+    first, again, new = (arguments["interface_name"] for _, arguments in rltools.asked)
+    assert first == again != new
+
+
+@pytest.mark.parametrize("mkl", [True, False])
+@pytest.mark.parametrize("name", ["ppo-pendulum-4", "td3-64"])
+def test_rltools_worker_counts_its_steps(rltools, monkeypatch, capsys, name, mkl):
+    job = rltools_jobs()[name] | {"start": time.time()}
+    job["full_steps"] = job["steps"] = 51_200
+    monkeypatch.setenv("MKL_NUM_THREADS", "8")
+    monkeypatch.setattr(rltools.worker, "read_job", lambda: job)
+    monkeypatch.setattr(rltools.worker, "check_compiler", lambda: None)
+    if not mkl:
+        monkeypatch.setattr(rltools.worker, "packages", lambda: ("rltools",))
+    rltools.worker.main()
+    result = json.loads(capsys.readouterr().out)
+    times = 100 if name == "ppo-pendulum-4" else 51_200
+    assert rltools.fake.steps == times * result["executions"]
+    assert result["steps"] == 51_200 and rltools.fake.seed == 5
+    assert result["versions"] == ("rltools 1, mkl 1" if mkl else "rltools 1")
+    assert result["note"] == ("" if mkl else "without MKL")
+    assert rltools.asked[0][1]["enable_blas"] is mkl
+    assert os.environ["MKL_NUM_THREADS"] == "1"
+
+
+def test_rltools_needs_a_compiler(tmp_path):
+    note = without_compiler(tmp_path, environ={})["note"]
+    line = "no C++ compiler: RLtools needs g++ or clang++"
+    assert note == f"failed: exit status 1: {line}"
+    note = without_compiler(tmp_path, environ={"RL_TOOLS_COMPILER": "/mine/c++"})[
+        "note"
+    ]
+    assert "CartPole-v1 is not among" in note  # it went on, to compile
+
+
 # The suite autodiff.
 
 PAIR = autodiff.Work("w", "", (Comparison("a", "b", "<= 2"), Comparison("c", "b")))

@@ -22,6 +22,7 @@ PPO = {
     "clip_value": True,
     "normalize_advantages": True,
 }
+UNCLIPPED = {"clip_value": False, "max_grad_norm": 1e6}  # as RLtools' PPO
 DQN = {  # one update per iteration of 10 environment steps
     "num_envs": 10,
     "rollout_length": 1,
@@ -115,6 +116,18 @@ SPEED = (
         peers=(),
         env="Pong-misc",
     ),
+    *(
+        Work(
+            f"ppo-pendulum-{num_envs}",
+            f"ppo on Pendulum, {num_envs} envs, {steps}",
+            "ppo",
+            rollouts * num_envs * 128,
+            PPO | UNCLIPPED | {"num_envs": num_envs},
+            peers=(RLTOOLS,),
+            env="Pendulum-v1",
+        )
+        for num_envs, rollouts, steps in ((4, 977, "500k steps"), (64, 245, "2M steps"))
+    ),
 )
 
 
@@ -152,6 +165,17 @@ SAC = {  # one update per step
     "activation": "relu",
     "n_step": 1,
 }
+SMALL = {"batch_size": 128, "hidden_sizes": (64, 64)}
+TD3 = SAC | {  # the same for the critics
+    "rollout_length": 2,
+    "num_updates": 2,
+    "policy_delay": 2,
+    "warmup_steps": 128,  # one batch; RLtools learns from step 100 on, always
+    "target_noise": 0.2,
+    "target_noise_clip": 0.5,
+    "noise_start": 0.1,  # RLtools' does not fall
+    "noise_end": 0.1,
+}
 REPLAY = {"num_envs": 10, "batch_size": 128, "priority": "td_error"}
 
 TD = (
@@ -177,8 +201,26 @@ TD = (
         "sac",
         10_000,
         SAC,
-        peers=("rejax", "sb3"),
+        peers=("rejax", "sb3", RLTOOLS),
         short={"rejax": 5_000, "sb3": 2_000},
+        env="Pendulum-v1",
+    ),
+    Work(
+        "sac-64",
+        "sac on Pendulum, 64-64, batch 128, one update per step",
+        "sac",
+        10_000,
+        SAC | SMALL,
+        peers=(RLTOOLS,),
+        env="Pendulum-v1",
+    ),
+    Work(
+        "td3-64",
+        "td3 on Pendulum, 64-64, batch 128, one update per step",
+        "td3",
+        10_000,
+        TD3 | SMALL,
+        peers=(RLTOOLS,),
         env="Pendulum-v1",
     ),
     Work(
