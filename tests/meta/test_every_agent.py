@@ -608,7 +608,8 @@ class Silent(Drift):
 
 def test_a_simulator_is_tuned_as_training_runs_it():
     apg, env = agents.get("apg"), Silent()
-    agent = tune(apg.make(env.spec), env.spec, {"gamma": GAMMA}, env=env)
+    two = Settings(num_updates=2)  # which are made again
+    agent = tune(apg.make(env.spec), env.spec, {"gamma": GAMMA}, two, env=env)
     go = functools.partial(train.train, agent, env, config_of(KINDS["apg"]))
     _, metrics = jax.eval_shape(go, jax.random.key(0))
     assert "meta_gamma" in metrics
