@@ -216,8 +216,8 @@ def placement(runs: int, parts: int = 1, mesh: Mesh | None = None) -> NamedShard
       mesh: likewise.
 
     Example:
-      >>> placement(runs=1).spec
-      PartitionSpec('runs',)
+      >>> tuple(placement(runs=1).spec)
+      ('runs',)
     """
     grid = mesh or _mesh(runs, parts)
     if runs % grid.shape[_RUNS] == 0:

@@ -696,7 +696,15 @@ restore, common.restore_state = common.restore_state, lambda *_: jnp.array([1.0]
 options = types.SimpleNamespace(allow_nan=False, checkpoint_seconds=1e9)
 sink = types.SimpleNamespace(write=rows.append, sync=lambda: None)
 try:
-    ts = train.train_in_chunks(fake, options, folder, [sink], train.Interrupt())
+    ts = train.train_in_chunks(
+        fake,
+        options,
+        folder,
+        sinks=[sink],
+        stop=train.Interrupt(),
+        chunk=jax.jit(fake.map_runs(None), donate_argnums=0),
+        start=train.start_state(fake, folder),
+    )
 finally:
     common.restore_state = restore
 assert float(ts[0]) == 10, ts
