@@ -83,13 +83,15 @@ def learn(
             rollout=rollout,
         )
         new, metrics = tuning.agent.update(changed, state.agent, given, key)
-        for name in tuning.tuned:
-            metrics[f"meta_{name}"] = jnp.mean(getattr(changed, name))
-        return new, metrics | said
+        values = {
+            f"meta_{name}": jnp.mean(getattr(changed, name)) for name in tuning.tuned
+        }
+        return new, metrics | said | values
 
     def numbers(raw: dict[str, Raw]) -> tuple[tuple[jax.Array, ...], Learned]:
         new, metrics = updated(raw)
-        return _numbers(without_replay(new)), Learned(new, metrics, ())
+        learned = Learned(agent=new, metrics=metrics, slopes=())
+        return _numbers(without_replay(new)), learned
 
     def score(raw: dict[str, Raw]) -> jax.Array:
         new = without_replay(updated(raw)[0])
