@@ -4,9 +4,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 from jax.extend import random as jex_random
 from jax.typing import ArrayLike
 
+_JAXLIB = jaxlib.version.__version_info__
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
@@ -67,11 +69,27 @@ def _random_bits(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.
     )
 
 
-# New keys come from jax's own loop: unrolled, one derived from the next, they make
-# LLVM's vectoriser in jaxlib 0.11 take exponentially long.
-def _split(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _unrolled_split(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    keys = jnp.stack(_threefry2x32(key, *_counts(shape)), axis=-1)
+    # Keys that are made of keys would else be computed again in each of their users.
+    return jax.lax.optimization_barrier(keys)
+
+
+def _jax_split(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     keys = jax.random.split(jax.random.wrap_key_data(key, impl="threefry2x32"), shape)
     return jax.random.key_data(keys)
+
+
+def _split(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    # Unrolled, keys derived from keys make LLVM's vectoriser in jaxlib 0.11 take
+    # exponentially long.
+    if _JAXLIB >= (0, 11):
+        return _jax_split(key, shape)
+    return jax.lax.platform_dependent(
+        key,
+        cpu=functools.partial(_unrolled_split, shape=shape),
+        default=functools.partial(_jax_split, shape=shape),
+    )
 
 
 def _fold_in(key: jax.Array, data: ArrayLike) -> jax.Array:
@@ -100,8 +118,8 @@ def fusible(key: jax.Array) -> jax.Array:
 
     jax lowers threefry on CPU to a loop, which costs more than a whole environment
     step of a small program. Unrolled, the rounds that draw bits fuse; those that make
-    new keys stay as they are. Lowered for another platform, bits are drawn as jax
-    draws them. A key of another kind comes back as it is.
+    new keys are one kernel of their own. Lowered for another platform, bits and keys
+    are made as jax makes them. A key of another kind comes back as it is.
 
     Args:
       key: typed key of any shape.

@@ -52,7 +52,10 @@ def test_numbers_equal_jax():
         np.testing.assert_array_equal(mapped[name][1], want[name], name)
 
 
-def test_keys_equal_jax():
+@pytest.mark.parametrize("jaxlib", [(0, 10, 2), (0, 11, 0)])
+def test_keys_equal_jax(monkeypatch, jaxlib):
+    monkeypatch.setattr(prng, "_JAXLIB", jaxlib)
+
     def derive(key):
         return {name: fn(key) for name, fn in KEYS.items()}
 
@@ -80,13 +83,26 @@ def test_numbers_of_64_bits_equal_jax(x64):
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-def test_bits_are_unrolled_on_cpu_and_jax_own_elsewhere():
-    traced = jax.jit(lambda key: jax.random.bits(prng.fusible(key), (4,))).trace(key())
+@pytest.mark.parametrize(
+    "make",
+    [lambda key: jax.random.bits(key, (4,)), lambda key: jax.random.split(key)],
+    ids=["bits", "keys"],
+)
+def test_rounds_are_unrolled_on_cpu_and_jax_own_elsewhere(monkeypatch, make):
+    monkeypatch.setattr(prng, "_JAXLIB", (0, 10, 2))
+    traced = jax.jit(lambda key: make(prng.fusible(key))).trace(key())
     on_cpu = traced.lower(lowering_platforms=("cpu",)).as_text()
     assert "shift_left" in on_cpu and "stablehlo.while" not in on_cpu
     for platform in ("cuda", "tpu"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert "call @threefry2x32" in text
+
+
+def test_keys_are_jax_own_where_llvm_takes_too_long(monkeypatch):
+    monkeypatch.setattr(prng, "_JAXLIB", (0, 11, 0))
+    traced = jax.jit(lambda key: jax.random.split(prng.fusible(key))).trace(key())
+    on_cpu = traced.lower(lowering_platforms=("cpu",)).as_text()
+    assert "call @threefry2x32" in on_cpu or "stablehlo.while" in on_cpu
 
 
 def test_plain_undoes_fusible():

@@ -31,7 +31,7 @@ from rljax.meta import (
     tune,
     validate,
 )
-from rljax.running import hosts, sharding, train
+from rljax.running import cpu, hosts, sharding, train
 from rljax.running.checkpoint import latest, restore
 from rljax.running.evaluate import evaluate
 from rljax.running.logging import read_csv
@@ -170,6 +170,14 @@ class Run:
         if not self.is_split:
             return None
         return sharding.split_mesh(self.seeds, self.data_parallel)
+
+    def cpu_share(self) -> cpu.Share:
+        """The devices and threads with which the run is fastest on CPU."""
+        agent, env = self.build()
+        parts, product = agent.parts, train.largest_product(env.spec, self.config)
+        if self.is_split:  # its shards need a device each
+            parts, product = self.data_parallel, None
+        return cpu.share(hosts.cores(), runs=self.seeds, parts=parts, product=product)
 
     def map_runs(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Map a function of one seed's shard over seeds, always on the same devices."""

@@ -110,9 +110,9 @@ def set_up_jax() -> None:
 
     This comes before anything starts jax, and importing gymnax does.
     """
-    from rljax.running import hosts, programs, sharding
+    from rljax.running import cpu, hosts, programs
 
-    sharding.set_cpu_devices(hosts.cores())
+    cpu.set_cpu_devices(hosts.cores())
     programs.keep()
 
 

@@ -21,7 +21,7 @@ from rljax.commands import common, folders
 from rljax.commands.looking import Shards, look
 from rljax.config import check_range
 from rljax.meta import Settings
-from rljax.running import hosts, programs, train
+from rljax.running import cpu, hosts, programs, train
 from rljax.running.checkpoint import save
 from rljax.running.logging import CsvSink, Progress, Row, TensorBoardSink, WandbSink
 from rljax.running.plotting import learning_curve
@@ -386,6 +386,8 @@ def open_sinks(run: common.Run, options: Any, folder: Path) -> Iterator[list[Any
 def main(argv: list[str], prog: str) -> None:
     """Train, evaluate, plot."""
     run, options = parse_command_line(argv, prog)
+    if not hosts.several():
+        cpu.take(run.cpu_share())
     hosts.on_primary(lambda: look(run))
     stop = Interrupt()
     previous = signal.signal(signal.SIGTERM, end)

@@ -1,6 +1,7 @@
 """From observations of any tree to features: torsos by name, or of your own."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -94,6 +95,30 @@ def check(config: object, name: str) -> None:
     own = isinstance(torso, str) and loading.is_reference(torso)
     if not (own or isinstance(torso, nn.Module)):
         cfg.check_choice(config, name, tuple(TORSOS), beside="module:Class")
+
+
+def most_weights(spec: Spec, config: NetworkConfig) -> int | None:
+    """The number of weights of a body's largest matrix.
+
+    Args:
+      spec: of the environment.
+      config: the agent's.
+
+    Returns:
+      The number; None where only the torso knows: of images, or of one's own.
+
+    Example:
+      >>> from rljax import agents, envs
+      >>> config = agents.get("dqn").Config(hidden_sizes=(32, 16))
+      >>> most_weights(envs.make("CartPole-v1").spec, config)
+      512
+    """
+    shapes = [observations.shape_read(leaf) for leaf in spec.obs.leaves]
+    images = any(len(shape) == 3 for shape in shapes)
+    if config.torso not in TORSOS or (images and config.torso != "mlp"):
+        return None
+    widths = [sum(math.prod(shape) for shape in shapes), *config.hidden_sizes]
+    return max((a * b for a, b in itertools.pairwise(widths)), default=None)
 
 
 def _found(torso: Torso) -> Torso:

@@ -2,6 +2,7 @@
 
 checking    faults of an agent of one's own, in a line
 checkpoint  train states on disk, complete or not there
+cpu         devices and threads of runs on CPU
 evaluate    returns of whole episodes
 hosts       several processes that run one program
 logging     rows of metrics: CSV, console, TensorBoard, Weights & Biases
@@ -20,6 +21,7 @@ from rljax._deferred import submodule
 if TYPE_CHECKING:  # for editors; a test compares it with the folder
     from rljax.running import checking as checking
     from rljax.running import checkpoint as checkpoint
+    from rljax.running import cpu as cpu
     from rljax.running import evaluate as evaluate
     from rljax.running import hosts as hosts
     from rljax.running import logging as logging

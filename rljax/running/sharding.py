@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rljax.contracts import RunConfig
 from rljax.running import parallel
+from rljax.running.cpu import set_cpu_devices as set_cpu_devices
 
 _RUNS, _PARTS = "runs", "parts"  # axes of the mesh, beside that of the shards
 _USED = 0.8  # of a device's memory, by one program
@@ -22,24 +23,6 @@ _DIVIDED = ("num_envs", "capacity", "batch_size", "warmup_steps")  # over shards
 T = TypeVar("T")  # a tree of arrays
 C = TypeVar("C", bound=RunConfig)
 Args = tuple[Any, ...]  # of a run: trees of arrays, `[R, ...]` of R runs
-
-
-def set_cpu_devices(num_devices: int) -> None:
-    """Split the host's CPU into several jax devices with one thread each.
-
-    A small program runs faster on one thread than on two (DQN on CartPole by a
-    fifth); two of them on two devices use two cores. Call it before jax computes
-    anything. The environment variable PJRT_NPROC, where set, keeps the threads that
-    all devices share at that number: large networks are faster with more.
-
-    Args:
-      num_devices: usually the number of cores, at most the number of runs.
-
-    Raises:
-      RuntimeError: jax has started already.
-    """
-    jax.config.update("jax_num_cpu_devices", num_devices)
-    os.environ.setdefault("PJRT_NPROC", str(num_devices))
 
 
 def runs_at_once(num_envs: int) -> int:

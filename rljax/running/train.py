@@ -7,13 +7,20 @@ import jax
 import jax.numpy as jnp
 
 from rljax import config as cfg
-from rljax import prng
+from rljax import contracts, prng
 from rljax.config import as_arrays
-from rljax.contracts import BatchedEnv, RunConfig, TrainConfig, WarmUpConfig
+from rljax.contracts import (
+    BatchedEnv,
+    NetworkConfig,
+    RunConfig,
+    TrainConfig,
+    WarmUpConfig,
+)
 from rljax.envs.wrappers import with_statistics
+from rljax.networks import torsos
 from rljax.running import parallel
 from rljax.running.rollout import unroll
-from rljax.types import Agent, Metrics, Rollout, TrainState
+from rljax.types import Agent, Metrics, Rollout, Spec, TrainState
 
 PER_EPISODE = ("episode_return", "episode_length")  # metrics that need one
 _MAX_ROWS = 1000  # of metrics that `train` returns, however long it runs
@@ -42,6 +49,34 @@ def _warm_up_steps(config: RunConfig) -> int:
 def steps_per_iteration(config: RunConfig) -> int:
     """Count the environment steps of one rollout, in all environments."""
     return config.num_envs * config.rollout_length
+
+
+def largest_product(spec: Spec, config: RunConfig) -> int | None:
+    """Estimate the multiplications of a gradient step's largest matrix product.
+
+    Args:
+      spec: of the environment.
+      config: the agent's.
+
+    Returns:
+      The rows of a batch times the weights of the largest matrix; None where a torso of
+      images or of one's own has others, or the config lacks a network's fields.
+
+    Example:
+      >>> from rljax import agents, envs
+      >>> spec = envs.make("CartPole-v1").spec
+      >>> config = agents.get("dqn").Config(batch_size=64, hidden_sizes=(32, 16))
+      >>> largest_product(spec, config)
+      32768
+    """
+    if not all(hasattr(config, name) for name in contracts.fields(NetworkConfig)):
+        return None
+    weights = torsos.most_weights(spec, cast(NetworkConfig, config))
+    if weights is None:
+        return None
+    steps = steps_per_iteration(config) // getattr(config, "num_minibatches", 1)
+    rows = getattr(config, "batch_size", steps)
+    return rows * getattr(config, "num_samples", 1) * weights  # MPO's actions in each
 
 
 def init(

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from protocol import measure, print_result, read_job, result
 
-from rljax.running import sharding
+from rljax.running import cpu, sharding
 
 
 def main():
     """Compiles the training of all seeds, then times it."""
     job = read_job()
     seeds, hyper = job["seeds"], job["hyper"]
-    sharding.set_cpu_devices(job["cores"])
+    cpu.set_cpu_devices(job["cores"])
     from rljax import agents, envs
     from rljax.running import train  # not before: gymnax's import starts jax
 
@@ -27,6 +27,8 @@ def main():
     hyper.pop("value_cost", None)  # the critic has an optimiser of its own
     config = dataclasses.replace(module.Config(), **hyper, total_steps=job["steps"])
     config.validate()
+    product = train.largest_product(env.spec, config)
+    cpu.take(cpu.share(job["cores"], runs=seeds, parts=agent.parts, product=product))
 
     start = jax.vmap(jax.random.key)(job["seed"] + jnp.arange(seeds))
     skipped = 0
