@@ -119,6 +119,9 @@ class Row:
     compile_s: float | None
     cold_start_s: float | None  # process start to the end of the first full result
     best_steps_per_s: float | None
+    # Of the first repeat of rljax, see benchmarks/limits.py:
+    peak_share: float | None  # of the peak, that matrix products reach
+    env_steps_per_s: float | None  # of the environments with random actions
     import_s: float | None
     steps: int | None  # of one execution, all seeds
     executions: int | None
@@ -205,8 +208,15 @@ def pythons_of_peers(args: Args, peers: set[str]) -> dict[str, pathlib.Path]:
 # ---- one measurement -----------------------------------------------------------------
 
 
-def job(work: Work, library: str, seed: int) -> dict[str, Any]:
-    """Returns what a worker is asked to do; the caller adds `start`."""
+def job(work: Work, library: str, seed: int, *, limits: bool = False) -> dict[str, Any]:
+    """Returns what a worker is asked to do; the caller adds `start`.
+
+    Args:
+      work: what to do.
+      library: which library does it.
+      seed: the first one.
+      limits: also measure how near rljax comes to what the machine can do.
+    """
     return {
         "agent": work.agent,
         "env": work.env,
@@ -217,6 +227,7 @@ def job(work: Work, library: str, seed: int) -> dict[str, Any]:
         "cores": report.cores(),
         "hyper": work.hyper | work.variants.get(library, {}),
         "warm": work.warm,
+        "limits": limits,
     }
 
 
@@ -297,6 +308,8 @@ HEADER = (
     "max",
     "compile s",
     "cold start s",
+    "of peak",
+    "envs alone",
     "rljax/peer (min-max)",
     "cold peer/rljax (min-max)",
     "notes",
@@ -322,7 +335,10 @@ def table_line(rows: Sequence[Row], work: str, library: str) -> list[str]:
             report.ratio_text([1 / value for value in colder]),
         ]
     seconds = [f"{compile_s:.1f}", f"{cold_start:.1f}"]
-    return [work, library, *rates, *seconds, *against, notes]
+    shares = [f"{r.peak_share:.0%}" for r in good if r.peak_share is not None]
+    alone = [f"{r.env_steps_per_s:,.0f}" for r in good if r.env_steps_per_s is not None]
+    limits = [(cells or [""])[0] for cells in (shares, alone)]
+    return [work, library, *rates, *seconds, *limits, *against, notes]
 
 
 def format_table(rows: Sequence[Row]) -> str:
@@ -379,7 +395,8 @@ def training_rows(args: Args, works: Sequence[Work], trees: Trees) -> Iterator[R
     def measure(work: Work, library: str, repeat: int) -> dict[str, Any]:
         name, at, commit = library.partition("@")
         python = pythons.get(name, pythons[RLJAX])  # a variant is rljax's own
-        asked = job(work, name, seed=repeat)
+        first = repeat == 0 and not args.against
+        asked = job(work, name, seed=repeat, limits=first)
         script = worker(work, name)
         return run_in(trees[at + commit], python, script, asked, args.timeout)
 

@@ -49,8 +49,8 @@ measuring = importlib.import_module("measuring")  # as the workers import it
 WORK = benchmark.Work("w", "", "ppo", 1000, {"num_envs": 2}, peers=("rejax", "sb3"))
 
 
-def make_row(library, repeat, rate=None, cold=None, work="w", note=""):
-    result = {
+def make_row(library, repeat, rate=None, cold=None, work="w", note="", **limits):
+    result = limits | {
         "steps_per_s": rate,
         "cold_start_s": cold,
         "compile_s": None if rate is None else 1.5,
@@ -60,7 +60,7 @@ def make_row(library, repeat, rate=None, cold=None, work="w", note=""):
 
 
 ROWS = [
-    make_row("rljax", 0, 200.0, 4.0),
+    make_row("rljax", 0, 200.0, 4.0, peak_share=0.314, env_steps_per_s=12345.6),
     make_row("rejax", 0, 100.0, 8.0),
     make_row("rljax", 1, 90.0, 10.0),  # the machine was slow in this pair
     make_row("rejax", 1, 30.0, 10.0),
@@ -80,7 +80,8 @@ def test_ratios_are_taken_pair_by_pair():
 
 def test_table():
     header, rljax, rejax, another = benchmark.format_table(ROWS).splitlines()
-    assert rljax.split() == ["w", "rljax", "90", "220", "1,000", "1.5", "4.0"]
+    speed = ["w", "rljax", "90", "220", "1,000", "1.5", "4.0"]
+    assert rljax.split() == [*speed, "31%", "12,346"]
     assert rejax.split()[:7] == ["w", "rejax", "30", "60", "100", "1.5", "10.0"]
     assert "3.00 (2.00-4.00)  " in rejax  # steps/s: ours over theirs
     assert "2.00 (1.00-3.00)  " in rejax  # cold start: theirs over ours
@@ -92,7 +93,7 @@ def test_table():
 def test_table_of_a_library_that_never_finished():
     rows = [make_row("sb3", 0, note="failed: exit status 1: no")]
     line = benchmark.format_table(rows).splitlines()[1]
-    wanted = "w sb3 - - - - - - - failed: exit status 1: no"
+    wanted = "w sb3 - - - - - - - - - failed: exit status 1: no"
     assert " ".join(line.split()) == wanted
 
 
@@ -328,8 +329,11 @@ def test_list(suite, capsys):
 
 
 def test_main_measures_prints_and_writes(tmp_path, monkeypatch, capsys):
+    limited = []
+
     def run_worker(python, script, job, timeout):
         rate = 300.0 if script.name == "rljax_worker.py" else 100.0
+        limited.append((script.name, job["limits"]))
         return {"steps_per_s": rate, "cold_start_s": 1.0, "compile_s": 0.5}
 
     monkeypatch.setattr(benchmark, "run_worker", run_worker)
@@ -340,6 +344,7 @@ def test_main_measures_prints_and_writes(tmp_path, monkeypatch, capsys):
     benchmark.run(args)
     assert "3.00 (3.00-3.00)" in capsys.readouterr().out
     assert len(out.read_text().splitlines()) == 1 + 2 * 3
+    assert [x for name, x in limited if name == "rljax_worker.py"] == [True, False]
     benchmark.run(dataclasses.replace(args, peers=False))
     assert len(out.read_text().splitlines()) == 1 + 2
     monkeypatch.setattr(benchmark, "run_worker", lambda *_: {"note": "hang"})
@@ -1074,6 +1079,7 @@ def test_main_measures_against_a_revision(checkout, tmp_path, monkeypatch, capsy
         if old and old_fails:
             return {"note": "failed: exit status 1: no"}
         rate = 100.0 if old else 300.0
+        assert not job["limits"]  # an older revision may lack what they need
         times = {"steps_per_s": rate, "cold_start_s": 1.0, "compile_s": 0.5}
         return times | {"imported_from": [str(tree / "rljax")]}
 

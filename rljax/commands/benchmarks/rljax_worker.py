@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import statistics
 import time
 
 import jax
@@ -63,9 +64,22 @@ def main():
 
     ready = time.time()
     seconds, steps = measure(run)
+    near: dict[str, float] = {}
+    if job.get("limits"):
+        import limits  # it imports gymnax
+
+        near = limits.measured(
+            env,
+            config,
+            jax.make_jaxpr(learn)(jax.tree.map(lambda x: x[0], start)).jaxpr,
+            seeds=seeds,
+            devices=min(jax.device_count(), seeds * agent.parts),
+            seconds=statistics.median(seconds),
+        )
     device = jax.devices()[0]
     print_result(
-        result(
+        near
+        | result(
             job,
             imported=imported,
             compile_s=compile_s,
