@@ -10,10 +10,13 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import rljax
 from rljax.commands.errors import one_line_errors
+
+if TYPE_CHECKING:
+    from rljax.running import cpu
 
 
 class Command(NamedTuple):
@@ -104,16 +107,24 @@ def printing(on_hosts: bool) -> contextlib.AbstractContextManager[None]:
     return hosts.session()
 
 
-@functools.cache
 def set_up_jax() -> None:
     """Make a jax device per core, so that seeds run side by side, and keep programs.
 
-    This comes before anything starts jax, and importing gymnax does.
+    This comes before anything starts jax, and importing gymnax does. A command that ran
+    in this process before may have taken fewer devices.
     """
+    from rljax.running import cpu
+
+    cpu.take(_first_share())
+
+
+@functools.cache
+def _first_share() -> "cpu.Share":
     from rljax.running import cpu, hosts, programs
 
-    cpu.set_cpu_devices(hosts.cores())
+    share = cpu.set_cpu_devices(hosts.cores())
     programs.keep()
+    return share
 
 
 def overview(prog: str) -> str:

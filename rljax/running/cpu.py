@@ -28,7 +28,7 @@ class Share(NamedTuple):
 _given: Share | None = None
 
 
-def set_cpu_devices(num_devices: int, num_threads: int | None = None) -> None:
+def set_cpu_devices(num_devices: int, num_threads: int | None = None) -> Share:
     """Split the host's CPU into several jax devices.
 
     A small program runs faster on one thread than on two; two of them on two devices
@@ -39,6 +39,9 @@ def set_cpu_devices(num_devices: int, num_threads: int | None = None) -> None:
       num_devices: usually the number of cores, at most the number of runs.
       num_threads: that all devices share; one for each unless given.
 
+    Returns:
+      What the process has now.
+
     Raises:
       RuntimeError: jax has started already.
     """
@@ -47,6 +50,7 @@ def set_cpu_devices(num_devices: int, num_threads: int | None = None) -> None:
     if not _USERS:
         os.environ[_THREADS] = str(num_threads or num_devices)
     _given = Share(num_devices, int(os.environ[_THREADS]))
+    return _given
 
 
 def share(cores: int, *, runs: int, parts: int, product: int | None) -> Share:
@@ -76,7 +80,7 @@ def take(wanted: Share) -> None:
     Programs are forgotten. Arrays from before stay readable, on devices that no new
     program uses.
     """
-    if _given in (None, wanted) or jax.default_backend() != "cpu":
+    if _given in (None, wanted) or jax.devices()[0].platform != "cpu":
         return
     jax.extend.backend.clear_backends()
     set_cpu_devices(wanted.devices, wanted.threads)

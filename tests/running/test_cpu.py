@@ -65,7 +65,9 @@ from rljax.running import hosts
 hosts.cores = lambda: 2
 argv = "dqn --steps 400 --config.warmup-steps 200 --rows 2 --episodes 0".split()
 front.run("train", [*argv, "--out", sys.argv[1]])
-print(json.dumps(jax.device_count()))
+counts = [jax.device_count()]
+front.run("train", [*argv, "--data-parallel", "2", "--out", sys.argv[1]])
+print(json.dumps([*counts, jax.device_count()]))
 """
 
 
@@ -94,8 +96,8 @@ def test_runs_ask_for_what_suits_them():
     assert (images, split) == ([2, 4], [4, 4])
 
 
-def test_training_a_small_network_takes_one_device(tmp_path):
-    assert run(TRAINED, str(tmp_path)) == 1
+def test_trainings_take_the_devices_that_suit_them(tmp_path):
+    assert run(TRAINED, str(tmp_path)) == [1, 2]
 
 
 @pytest.mark.parametrize(("threads", "got"), [(None, "1"), ("3", "3")])
