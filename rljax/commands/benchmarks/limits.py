@@ -1,4 +1,4 @@
-"""How near a training comes to what its machine can do.
+"""The distance of a training from what its machine can do.
 
 Its matrix products and convolutions are counted in the program as it is traced, and
 the one with the most multiplications is timed alone on the same devices and threads:
