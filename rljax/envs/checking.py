@@ -24,6 +24,7 @@ from rljax.types import (
     Spec,
     States,
     TimeStep,
+    num_rows,
 )
 
 _HOOKS = ("reset_env", "step_env", "is_truncated", "observe", "action_mask")
@@ -200,7 +201,7 @@ def _play(env: BatchedEnv, key: jax.Array, length: int) -> _Played:
     ) -> tuple[tuple[EnvState, Obs], _Played]:
         state, obs = carry
         noise, key = inputs
-        action, stuck = _random_action(env.spec, obs, key)
+        action, stuck = random_action(env.spec, obs, key)
         state, timestep = env.step(noise, state, action)
         leaves = jax.tree.leaves(state)
         floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
@@ -213,9 +214,18 @@ def _play(env: BatchedEnv, key: jax.Array, length: int) -> _Played:
     return jax.lax.scan(step, (state, obs), (noises, keys))[1]
 
 
-def _random_action(spec: Spec, obs: Obs, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Draw a legal action for each environment, and tell whether there is none."""
-    action, shape = spec.action, (_NUM_ENVS,)
+def random_action(spec: Spec, obs: Obs, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Draw a legal action for each environment, and tell whether there is none.
+
+    Args:
+      spec: of the environments.
+      obs: `[N, ...]`, where to act.
+      key: `[]` typed key, consumed here.
+
+    Returns:
+      Actions `[N, ...]`, and whether none is legal `[N]`.
+    """
+    action, shape = spec.action, (num_rows(obs),)
     if isinstance(action, MultiDiscrete):
         size = (*shape, len(action.num_actions))
         most = jnp.array(action.num_actions)

@@ -11,7 +11,6 @@ import jax
 import jax.extend.backend
 
 _THREADS = "PJRT_NPROC"  # of the process, as XLA reads it
-_USERS = _THREADS in os.environ  # the user has chosen
 # Of a product, in multiplications. One thread of two gives SAC with batches of 128 1.4
 # times the speed with layers of 64 (2^19), 1.25 times with layers of 128 (2^21), and
 # with batches of 256 and layers of 256 (2^24) 0.6 times; A2C and DQN 1.9 times.
@@ -26,6 +25,7 @@ class Share(NamedTuple):
 
 
 _given: Share | None = None
+_written: str | None = None  # number of threads, where it is not the user's
 
 
 def set_cpu_devices(num_devices: int, num_threads: int | None = None) -> Share:
@@ -45,10 +45,10 @@ def set_cpu_devices(num_devices: int, num_threads: int | None = None) -> Share:
     Raises:
       RuntimeError: jax has started already.
     """
-    global _given
+    global _given, _written
     jax.config.update("jax_num_cpu_devices", num_devices)
-    if not _USERS:
-        os.environ[_THREADS] = str(num_threads or num_devices)
+    if os.environ.get(_THREADS) in (None, _written):
+        _written = os.environ[_THREADS] = str(num_threads or num_devices)
     _given = Share(num_devices, int(os.environ[_THREADS]))
     return _given
 

@@ -16,6 +16,7 @@ AGAIN = """
 import json, os, jax, jax.numpy as jnp
 from rljax.running import cpu
 
+os.environ.update(PJRT_NPROC=os.environ["LATER"]) if "LATER" in os.environ else None
 cpu.set_cpu_devices(2)
 before = jnp.arange(3.0)
 double = jax.jit(lambda x: 2 * x + before)
@@ -33,7 +34,7 @@ print(json.dumps(results))
 """
 
 ASKED = """
-import dataclasses, json
+import json
 from rljax.running import cpu, hosts
 
 cpu.set_cpu_devices(4)
@@ -100,9 +101,11 @@ def test_trainings_take_the_devices_that_suit_them(tmp_path):
     assert run(TRAINED, str(tmp_path)) == [1, 2]
 
 
-@pytest.mark.parametrize(("threads", "got"), [(None, "1"), ("3", "3")])
-def test_jax_starts_again_with_what_a_run_needs(threads, got):
-    found = run(AGAIN, **({"PJRT_NPROC": threads} if threads else {}))
+@pytest.mark.parametrize(
+    ("environ", "got"), [({}, "1"), ({"PJRT_NPROC": "3"}, "3"), ({"LATER": "3"}, "3")]
+)
+def test_jax_starts_again_with_what_a_run_needs(environ, got):
+    found = run(AGAIN, **environ)
     expected = dict(devices=1, threads=got, same=True, fresh=[1.0, 2.0, 3.0])
     assert found == expected | {"where": True}
 

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from rljax.contracts import BatchedEnv, RunConfig
+from rljax.envs.checking import random_action
 from rljax.running import rollout, sharding
-from rljax.types import Box, Discrete, Spec, TrainState
+from rljax.types import TrainState
 
 SAMPLE_S = 0.3  # of each measurement
 
@@ -118,11 +119,18 @@ def steps_alone(env: BatchedEnv, config: RunConfig, seeds: int) -> float:
 
     def start(key: jax.Array) -> TrainState:
         state, obs = env.reset(key, config.num_envs)
-        return TrainState((), state, obs, (), key, jnp.zeros((), jnp.int32))
+        return TrainState(
+            agent=(),
+            env=state,
+            obs=obs,
+            memory=(),
+            key=key,
+            step=jnp.zeros((), jnp.int32),
+        )
 
-    def act(_config: Any, _state: Any, memory: Any, _obs: Any, key: Any, explore: bool):
+    def act(_config: Any, _state: Any, memory: Any, obs: Any, key: Any, explore: bool):
         del explore
-        return _random(env.spec, key, config.num_envs), memory, ()
+        return random_action(env.spec, obs, key)[0], memory, ()
 
     at_once = sharding.runs_at_once(config.num_envs)
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
@@ -167,16 +175,6 @@ def _rate(repeat: Callable[[int], Any]) -> float:
     while (taken := seconds(times)) < SAMPLE_S:
         times = math.ceil(times * min(64, 2 * SAMPLE_S / taken))
     return times / min(taken, seconds(times), seconds(times))
-
-
-def _random(spec: Spec, key: jax.Array, num_envs: int) -> jax.Array:
-    """Actions `[N, ...]`, each as likely."""
-    if isinstance(spec.action, Discrete):
-        return jax.random.randint(key, (num_envs,), 0, spec.action.num_actions)
-    assert isinstance(spec.action, Box)
-    shape = (num_envs, *spec.action.shape)
-    low, high = (jnp.reshape(jnp.array(x), shape[1:]) for x in spec.action[1:])
-    return jax.random.uniform(key, shape, minval=low, maxval=high)
 
 
 def _of_dot(equation: Any) -> Product:

@@ -11,10 +11,43 @@ from protocol import measure, print_result, read_job, result
 
 from rljax.running import sharding
 
-try:
-    from rljax.running import cpu
-except ImportError:  # a revision before it
-    cpu = None
+
+def fit_cpu(job, env, agent, config):
+    """Takes the devices and threads that `rljax train` takes."""
+    try:
+        from rljax.running import cpu, train
+    except ImportError:  # a revision before it
+        return
+    share = cpu.share(
+        job["cores"],
+        runs=job["seeds"],
+        parts=agent.parts,
+        product=train.largest_product(env.spec, config),
+    )
+    cpu.take(share)
+
+
+def compile_for(function, start):
+    """Returns the program, and the seconds that it took to compile."""
+    begin = time.perf_counter()
+    compiled = jax.jit(function).lower(start).compile()
+    return compiled, time.perf_counter() - begin
+
+
+def near_limits(job, env, config, *, learn, start, parts, seconds):
+    """Returns what `limits.measured` finds, if the job asks for it."""
+    if not job["limits"]:
+        return {}
+    from limits import measured  # not before: gymnax's import starts jax
+
+    return measured(
+        env,
+        config,
+        jax.make_jaxpr(learn)(jax.tree.map(lambda x: x[0], start)).jaxpr,
+        seeds=job["seeds"],
+        devices=min(jax.device_count(), job["seeds"] * parts),
+        seconds=statistics.median(seconds),
+    )
 
 
 def main():
@@ -33,11 +66,7 @@ def main():
     hyper.pop("value_cost", None)  # the critic has an optimiser of its own
     config = dataclasses.replace(module.Config(), **hyper, total_steps=job["steps"])
     config.validate()
-    if cpu:
-        product = train.largest_product(env.spec, config)
-        share = cpu.share(job["cores"], runs=seeds, parts=agent.parts, product=product)
-        cpu.take(share)
-
+    fit_cpu(job, env, agent, config)
     start = jax.vmap(jax.random.key)(job["seed"] + jnp.arange(seeds))
     skipped = 0
     if job["warm"]:
@@ -54,9 +83,7 @@ def main():
     function = sharding.map_runs(
         learn, sharding.runs_at_once(config.num_envs), agent.parts
     )
-    begin = time.perf_counter()
-    compiled = jax.jit(function).lower(start).compile()
-    compile_s = time.perf_counter() - begin
+    compiled, compile_s = compile_for(function, start)
 
     def run():
         state, _ = jax.block_until_ready(compiled(start))
@@ -64,18 +91,15 @@ def main():
 
     ready = time.time()
     seconds, steps = measure(run)
-    near: dict[str, float] = {}
-    if job.get("limits"):
-        import limits  # it imports gymnax
-
-        near = limits.measured(
-            env,
-            config,
-            jax.make_jaxpr(learn)(jax.tree.map(lambda x: x[0], start)).jaxpr,
-            seeds=seeds,
-            devices=min(jax.device_count(), seeds * agent.parts),
-            seconds=statistics.median(seconds),
-        )
+    near = near_limits(
+        job,
+        env,
+        config,
+        learn=learn,
+        start=start,
+        parts=agent.parts,
+        seconds=seconds,
+    )
     device = jax.devices()[0]
     print_result(
         near
