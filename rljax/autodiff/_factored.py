@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
+from rljax._varying import varying
+
 CALLS = ("jit", "pjit")
 STEPS = (
     *("reshape", "transpose", "squeeze", "expand_dims", "convert_element_type"),
@@ -75,28 +77,6 @@ class Trace(NamedTuple):
     platform: str | None  # None: one that no `platform_dependent` names
     uses: list[Use]  # of the leaves that are not loose, in order of evaluation
     loose: dict[int, str]  # leaf -> the primitive that uses it
-
-
-def varying(tree: T, like: object) -> T:
-    """Let the tree differ between the devices of a `shard_map` as `like` does.
-
-    The gradient in what is the same on all devices would be summed over them.
-    """
-
-    def axes(x: jax.Array | jax.ShapeDtypeStruct) -> frozenset[str]:
-        if isinstance(x, jax.ShapeDtypeStruct):
-            return frozenset()
-        return jax.typeof(x).manual_axis_type.varying
-
-    wanted: set[str] = set()
-    for leaf in jax.tree.leaves(like):
-        wanted |= axes(leaf)
-
-    def vary(x: jax.Array) -> jax.Array:
-        missing = tuple(sorted(wanted - axes(x)))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(vary, tree)
 
 
 def _bind(eqn: JaxprEqn, values: Sequence[jax.Array]) -> list[jax.Array]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from rljax._varying import varying
 from rljax.autodiff import _factored
 from rljax.autodiff._checks import floats
 
@@ -432,7 +433,7 @@ def _uncovered(traced: _factored.Trace, params: object) -> str:
 def _checked(loss_fn: TransitionLoss[P, E], params: P, batch: E) -> tuple[P, E, E]:
     """Make the arguments arrays; return with them one transition's shape and dtype."""
     batch, transition = _checked_batch(batch, "batch")
-    params = _factored.varying(floats("params", params), transition)
+    params = varying(floats("params", params), transition)
 
     def guarded(params: P, transition: E) -> jax.Array:
         with nn.intercept_methods(_refuse_batch_statistics):

@@ -4,6 +4,7 @@ distributions  of actions
 feed_forward   policies, values and action values without memory
 layers         dense, convolution, noise, orthogonal starts
 observations   states and levels as networks see them
+products       with weights, whose gradients are quick on CPU
 recurrent      policies, values and action values with a memory
 torsos         from observations of any tree to features
 """

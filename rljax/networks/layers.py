@@ -12,6 +12,7 @@ from flax import traverse_util
 from jax.typing import DTypeLike
 
 from rljax import prng
+from rljax.networks.products import dot_general
 from rljax.types import Params
 
 ACTIVATIONS = {
@@ -79,7 +80,13 @@ def dense(
     dtype: str | None = None,
 ) -> nn.Dense:
     """A linear layer with orthogonal weights and zero bias, computed in `dtype`."""
-    return nn.Dense(features, kernel_init=orthogonal(scale), name=name, dtype=dtype)
+    return nn.Dense(
+        features,
+        kernel_init=orthogonal(scale),
+        name=name,
+        dtype=dtype,
+        dot_general=dot_general,
+    )
 
 
 def valid_convolution(
@@ -198,6 +205,7 @@ class NoisyDense(nn.Module):
                 bias_init=init,
                 name=name,
                 dtype=self.dtype,
+                dot_general=dot_general,
             )
 
         means = layer("mean", init=centred)
