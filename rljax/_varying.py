@@ -1,4 +1,4 @@
-"""What differs between the devices of a `shard_map`."""
+"""The types of arrays that differ between the devices of a `shard_map`."""
 
 from typing import TypeVar
 

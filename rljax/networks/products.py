@@ -17,8 +17,8 @@ from rljax._varying import varying
 
 _PRECISION = "jax_default_matmul_precision"
 # Multiplications up to which the transposed copy pays. With 512 rows, 64 inputs and 64
-# outputs (2^21) one thread of a Xeon takes 75 us instead of 106, with 256 of each (2^24)
-# as long, with 16,384, 36 and 16 (2^23) 1078 instead of 788.
+# outputs (2^21) one thread of a Xeon takes 75 us instead of 106, with 256 of each
+# (2^24) as long, with 16,384, 36 and 16 (2^23) 1078 instead of 788.
 _FEW = 2**22
 # Named as jax's own, which it is for those who read a jaxpr.
 _product_p = Primitive("dot_general")
