@@ -1,5 +1,6 @@
 """Layers that networks are made of, and how their weights start."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from flax import traverse_util
 from jax.typing import DTypeLike
 
 from rljax import prng
-from rljax.networks.products import dot_general
+from rljax.networks.products import dot_general, product
 from rljax.types import Params
 
 ACTIVATIONS = {
@@ -100,8 +101,9 @@ def valid_convolution(
     """`jax.lax.conv_general_dilated` for stride 1 without padding, quick on CPU.
 
     There XLA computes the gradient of a small kernel in plain loops, hundreds of times
-    slower than one product of matrices with the image's patches; with many channels or
-    strides patches gain nothing. Lowered for another platform it is a convolution.
+    slower than one product of matrices with the image's patches; for large images of
+    many channels patches gain nothing. Lowered for another platform it is a
+    convolution.
 
     Args:
       images: `[B, height, width, channels]`.
@@ -123,19 +125,73 @@ def valid_convolution(
             for i in range(rows)
             for j in range(columns)
         ]
-        return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, features)
+        return product(jnp.concatenate(patches, axis=-1), kernel.reshape(-1, features))
 
-    def whole(images: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jax.lax.conv_general_dilated(
-            images,
-            kernel,
-            window_strides,
-            padding,
-            dimension_numbers=dimension_numbers,
-            **options,
-        )
-
+    whole = functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=window_strides,
+        padding=padding,
+        dimension_numbers=dimension_numbers,
+        **options,
+    )
     return jax.lax.platform_dependent(images, kernel, cpu=by_patches, default=whole)
+
+
+def strided_convolution(
+    images: jax.Array,
+    kernel: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]] = "VALID",
+    dimension_numbers: Any = ("NHWC", "HWIO", "NHWC"),
+    **options: Any,
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated` without padding, quick on CPU for long strides.
+
+    There XLA computes the kernel's gradient on one thread. On CPU blocks of the image,
+    as large as a stride, are therefore points of a smaller image. Every point meets all
+    blocks of the kernel in one product of matrices, and the results are shifted and
+    added. Lowered for another platform it is a convolution.
+
+    Args:
+      images: `[B, height, width, channels]`.
+      kernel: `[rows, columns, channels, features]`.
+      window_strides: down and across; they divide `rows` and `columns`.
+      padding: for other platforms; none on CPU.
+      dimension_numbers: for other platforms; on CPU as by default.
+      **options: for other platforms; none on CPU.
+
+    Returns:
+      `[B, (height - rows) // down + 1, (width - columns) // across + 1, features]`.
+    """
+    rows, columns, channels, features = kernel.shape
+    down, across = window_strides
+    height, width = images.shape[1] // down, images.shape[2] // across
+    rows, columns = rows // down, columns // across  # all four now in blocks
+
+    def by_blocks(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        images = images[:, : height * down, : width * across]
+        points = images.reshape(-1, height, down, width, across, channels)
+        points = points.swapaxes(2, 3).reshape(-1, down * across * channels)
+        kernel = kernel.reshape(rows, down, columns, across, channels, features)
+        kernel = kernel.transpose(1, 3, 4, 0, 2, 5).reshape(points.shape[1], -1)
+        out = product(points, kernel)
+        out = out.reshape(-1, height, width, rows, columns, features)
+        last_row, last_column = height - rows + 1, width - columns + 1
+        shifted = [
+            out[:, i : i + last_row, j : j + last_column, i, j]
+            for i in range(rows)
+            for j in range(columns)
+        ]
+        return sum(shifted[1:], start=shifted[0])
+
+    whole = functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=window_strides,
+        padding=padding,
+        dimension_numbers=dimension_numbers,
+        **options,
+    )
+    return jax.lax.platform_dependent(images, kernel, cpu=by_blocks, default=whole)
 
 
 class LayerNorm(nn.Module):

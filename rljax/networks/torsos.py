@@ -20,6 +20,7 @@ from rljax.networks.layers import (
     LayerNorm,
     orthogonal,
     precise,
+    strided_convolution,
     valid_convolution,
 )
 from rljax.types import Masked, Obs, ObsLeaf, ObsSpec, Spec, Torso
@@ -222,7 +223,7 @@ def _convolve(
     size: int,
     stride: int = 1,
     padding: str = "VALID",
-    by_patches: bool = False,
+    convolution: Callable[..., jax.Array] | None = None,
 ) -> jax.Array:
     """A convolution of the module that calls."""
     if padding == "VALID" and min(x.shape[-3:-1]) < size:
@@ -236,7 +237,7 @@ def _convolve(
         strides=(stride, stride),
         padding=padding,
         kernel_init=orthogonal(math.sqrt(2)),
-        conv_general_dilated=valid_convolution if by_patches else None,
+        conv_general_dilated=convolution,
         dtype=compute_dtype(body.compute_dtype),
     )
     return layer(x)
@@ -253,7 +254,7 @@ def _normed(x: jax.Array, body: Body) -> jax.Array:
 
 def _minatar(x: jax.Array, body: Body) -> jax.Array:
     """Young and Tian (2019), https://arxiv.org/abs/1903.03176, for 10 x 10 planes."""
-    x = _convolve(x, body, features=16, size=3, by_patches=True)
+    x = _convolve(x, body, features=16, size=3, convolution=valid_convolution)
     return nn.relu(_normed(x, body))
 
 
@@ -263,7 +264,14 @@ def _nature(x: jax.Array, body: Body) -> jax.Array:
     Its dense layer of 512 is `hidden_sizes`.
     """
     for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
-        x = _convolve(x, body, features=features, size=size, stride=stride)
+        x = _convolve(
+            x,
+            body,
+            features=features,
+            size=size,
+            stride=stride,
+            convolution=strided_convolution if stride > 1 else valid_convolution,
+        )
         x = nn.relu(_normed(x, body))
     return x
 

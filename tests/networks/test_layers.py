@@ -70,14 +70,21 @@ def test_orthogonal_is_distributed_as_jax_has_it(shape):
         np.testing.assert_allclose((np.linalg.det(ours) > 0).mean(), 0.5, atol=0.03)
 
 
-def test_convolution_equals_jax():
-    images, kernel = compiled.normal(0, 3, 2, 6, 5, 2), compiled.normal(1, 3, 2, 2, 4)
-
-    def reference(images, kernel):
-        layout = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(
-            images, kernel, (1, 1), "VALID", dimension_numbers=layout
-        )
+@pytest.mark.parametrize(
+    ("convolution", "size", "strides"),
+    [
+        (layers.valid_convolution, (3, 2), (1, 1)),
+        (layers.strided_convolution, (3, 2), (1, 1)),
+        (layers.strided_convolution, (4, 2), (2, 2)),
+        (layers.strided_convolution, (3, 4), (3, 2)),
+    ],
+)
+def test_convolution_equals_jax(convolution, size, strides):
+    images, kernel = compiled.normal(0, 3, 2, 7, 5, 2), compiled.normal(1, *size, 2, 4)
+    layout = ("NHWC", "HWIO", "NHWC")
+    reference = functools.partial(
+        jax.lax.conv_general_dilated, padding="VALID", dimension_numbers=layout
+    )
 
     def outputs_and_gradients(convolution, images, kernel):
         def cubed(images, kernel):
@@ -89,12 +96,29 @@ def test_convolution_equals_jax():
     @jax.jit
     def both(images, kernel):
         return [
-            outputs_and_gradients(fn, images, kernel)
-            for fn in (layers.valid_convolution, reference)
+            outputs_and_gradients(
+                functools.partial(fn, window_strides=strides), images, kernel
+            )
+            for fn in (convolution, reference)
         ]
 
     got, want = both(images, kernel)
     chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+@pytest.mark.parametrize(
+    "convolution", [layers.valid_convolution, layers.strided_convolution]
+)
+def test_accelerators_get_convolutions_and_the_cpu_products(convolution, platform):
+    images, kernel = jnp.ones((2, 6, 6, 2)), jnp.ones((2, 2, 2, 4))
+
+    def loss(images, kernel):
+        return convolution(images, kernel, window_strides=(1, 1)).sum()
+
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(images, kernel)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.convolution" in text) == (platform != "cpu")
 
 
 def test_activations_differ():
