@@ -6,6 +6,7 @@
     rljax benchmark --rltools-python .bench/rltools/bin/python
     rljax benchmark --suite td
     rljax benchmark --suite pg
+    rljax benchmark --suite images
     rljax benchmark --suite autodiff
     rljax benchmark --suite meta
     rljax benchmark --suite scale
@@ -13,11 +14,11 @@
 
 Every measurement is a fresh process (`benchmarks/*_worker.py`). What is compared takes
 turns, A B A B, so that a machine that drifts slows both; ratios are taken pair by
-pair. In the suites `speed`, `td` and `pg` all libraries do the same work with the same
-hyperparameters; the peers live in a virtual environment of their own, built on first
-use, but RLtools, which needs a C++ compiler, in one that you name. Their works are in
-benchmarks/works.py, those of the suites `autodiff`, `meta` and `scale` in files of
-these names beside it.
+pair. In the suites `speed`, `td`, `pg` and `images` all libraries do the same work with
+the same hyperparameters; the peers live in a virtual environment of their own, built on
+first use, but RLtools, which needs a C++ compiler, in one that you name. Their works
+are in benchmarks/works.py, those of the suites `autodiff`, `meta` and `scale` in files
+of these names beside it.
 
 `--against REVISION` measures this tree, uncommitted changes included, and another git
 revision of it with the same worker scripts, interpreter and dependencies, and prints
@@ -47,7 +48,15 @@ from rljax.commands.benchmarks import (
     scale,
 )
 from rljax.commands.benchmarks.protocol import run_worker
-from rljax.commands.benchmarks.works import PG, RLJAX, RLTOOLS, SPEED, TD, Work
+from rljax.commands.benchmarks.works import (
+    IMAGES,
+    PG,
+    RLJAX,
+    RLTOOLS,
+    SPEED,
+    TD,
+    Work,
+)
 
 _AROUND = pathlib.Path(__file__).resolve().parents[2]
 # The checkout: that of this file, or the one where an installed package is called.
@@ -59,12 +68,14 @@ REQUIREMENTS = (  # what the peers' environment holds, beside jax and torch
     "stable-baselines3==2.9.2",
     "flashbax==0.1.3",
     "gymnasium",
+    "minatar==1.0.15",
 )
 
 SUITES: dict[str, Any] = {
     "speed": SPEED,
     "td": TD,
     "pg": PG,
+    "images": IMAGES,
     "autodiff": autodiff.WORKS,
     "meta": meta.WORKS,
     "scale": scale.WORKS,
@@ -76,10 +87,10 @@ COMPARISONS = ("autodiff", "meta", "scale")  # suites of rljax beside itself
 class Args:
     """Measure rljax, one table and one CSV per call."""
 
-    suite: Literal["speed", "td", "pg", "autodiff", "meta", "scale"] = "speed"
+    suite: Literal["speed", "td", "pg", "images", "autodiff", "meta", "scale"] = "speed"
     """Works to measure: training beside peers (td: with a replay or TD targets, pg:
-    policy gradients), gradients beside ordinary ones, meta-gradients beside updates, or
-    one run over more devices."""
+    policy gradients, images: convolutions), gradients beside ordinary ones,
+    meta-gradients beside updates, or one run over more devices."""
     only: tuple[str, ...] = ()
     """Names of works, as in --list; all of them unless given."""
     repeats: int = 5
@@ -90,7 +101,7 @@ class Args:
     """One row per measurement; runs/benchmark/<suite>.csv unless given, with --against
     <suite>-against-<hash>.csv. An older file of that name is replaced."""
     peers: bool = True
-    """Measure the peers too. This and what follows on peers is for the first three."""
+    """Measure the peers too. This and what follows on peers is for the first four."""
     list_works: Annotated[bool, tyro.conf.arg(name="list")] = False
     """Print the works of the suite and stop."""
     timeout: float = 180.0

@@ -7,13 +7,62 @@ wants a core too, make it up to 80 times slower (they wait for each other spinni
 
 import time
 
+import gymnasium
+import minatar.gym
+import numpy
 import torch
 from protocol import measure, print_result, read_job, result
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 
 IMPORTED = time.time()
 ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
+
+
+class Frames(gymnasium.Env):
+    """The environment of frames.py."""
+
+    action_space = gymnasium.spaces.Discrete(6)
+    observation_space = gymnasium.spaces.Box(0, 255, (84, 84, 4), numpy.uint8)
+
+    def reset(self, seed=None, options=None):
+        """Returns the first observation, and no information."""
+        super().reset(seed=seed)
+        self.time, self.place = 0, int(self.np_random.integers(72))
+        return self.look(), {}
+
+    def step(self, action):
+        """Returns observation, reward, whether it ended or was cut, and no more."""
+        move = {0: -4, 1: 4}.get(int(action), 0)
+        self.time, self.place = self.time + 1, min(max(self.place + move, 0), 72)
+        reward = float(abs(self.place - 36) < 12)
+        return self.look(), reward, False, self.time >= 200, {}
+
+    def look(self):
+        """Returns the image of the state."""
+        image = numpy.zeros((84, 84, 4), numpy.uint8)
+        image[:, self.place : self.place + 12] = 255
+        return image
+
+
+class MinAtarConvolution(BaseFeaturesExtractor):
+    """Young and Tian (2019): 16 features of 3 x 3 and a dense layer."""
+
+    def __init__(self, observation_space, features_dim):
+        super().__init__(observation_space, features_dim)
+        height, width, planes = observation_space.shape
+        self.convolution = torch.nn.Conv2d(planes, 16, 3)
+        self.dense = torch.nn.Linear(16 * (height - 2) * (width - 2), features_dim)
+
+    def forward(self, observations):
+        """Maps `[B, height, width, channels]` to `[B, features_dim]`."""
+        x = torch.relu(self.convolution(observations.permute(0, 3, 1, 2)))
+        return torch.relu(self.dense(x.flatten(1)))
+
+
+ENVS = {"frames:Frames": Frames, "Breakout-MinAtar": "MinAtar/Breakout-v1"}
+TORSOS = {"nature_cnn": NatureCNN, "minatar": MinAtarConvolution}
 
 
 def ppo(job, env):
@@ -34,7 +83,7 @@ def ppo(job, env):
         ent_coef=hyper["entropy_cost"],
         vf_coef=hyper["value_cost"],
         max_grad_norm=hyper["max_grad_norm"],
-        policy_kwargs=network(hyper),
+        policy_kwargs=network(hyper) | {"share_features_extractor": False},
         seed=job["seed"],
         device="cpu",
     )
@@ -86,6 +135,13 @@ def sac(job, env):
 
 def network(hyper):
     """Returns the shape of the networks."""
+    if "torso" in hyper:
+        (features,) = hyper["hidden_sizes"]
+        return {
+            "net_arch": [],
+            "features_extractor_class": TORSOS[hyper["torso"]],
+            "features_extractor_kwargs": {"features_dim": features},
+        }
     return {
         "net_arch": list(hyper["hidden_sizes"]),
         "activation_fn": ACTIVATIONS[hyper["activation"]],
@@ -97,7 +153,10 @@ def main():
     job = read_job()
     hyper = job["hyper"]
     torch.set_num_threads(1)
-    env = make_vec_env(job["env"], n_envs=hyper["num_envs"], seed=job["seed"])
+    minatar.gym.register_envs()
+    env = make_vec_env(
+        ENVS.get(job["env"], job["env"]), n_envs=hyper["num_envs"], seed=job["seed"]
+    )
     model = {"ppo": ppo, "dqn": dqn, "sac": sac}[job["agent"]](job, env)
     warm_up = hyper["num_envs"] * hyper["rollout_length"]
     model.learn(warm_up + hyper.get("warmup_steps", 0))

@@ -1,4 +1,4 @@
-"""The works of the suites `speed`, `td` and `pg`: training, and replay on its own."""
+"""The works of the suites of training, and of replay on its own."""
 
 import dataclasses
 from typing import Any
@@ -304,5 +304,51 @@ PG = (
             ("impala", {}),
             ("trpo", {"num_minibatches": 4}),
         )
+    ),
+)
+
+PPO_OF_IMAGES = PPO | {"num_envs": 8, "activation": "relu"}  # minibatches of 256
+DQN_OF_IMAGES = DQN | {"num_envs": 4, "batch_size": 32, "warmup_steps": 500}
+NATURE = {"torso": "nature_cnn", "hidden_sizes": (512,)}
+MINATAR = {"torso": "minatar", "hidden_sizes": (128,)}
+FRAMES = "frames:Frames"
+IMAGES = (
+    Work(
+        "ppo-nature",
+        "ppo, images of 84 x 84 x 4, Mnih's network, minibatches of 256",
+        "ppo",
+        2 * 8 * 128,
+        PPO_OF_IMAGES | NATURE,
+        peers=("sb3",),
+        env=FRAMES,
+    ),
+    Work(
+        "dqn-nature",
+        "dqn, the same images and network, batches of 32, an update per 4 steps",
+        "dqn",
+        2_000,
+        DQN_OF_IMAGES | NATURE | {"capacity": 2_000},
+        peers=("sb3",),
+        env=FRAMES,
+    ),
+    Work(
+        "ppo-minatar-conv",
+        "ppo on Breakout-MinAtar, its convolution, minibatches of 256",
+        "ppo",
+        20 * 8 * 128,
+        PPO_OF_IMAGES | MINATAR,
+        peers=("sb3",),
+        short={"sb3": 5 * 8 * 128},
+        env="Breakout-MinAtar",
+    ),
+    Work(
+        "dqn-minatar-conv",
+        "dqn on Breakout-MinAtar, the same, batches of 32, an update per 4 steps",
+        "dqn",
+        20_000,
+        DQN_OF_IMAGES | MINATAR | {"capacity": 10_000},
+        peers=("sb3",),
+        short={"sb3": 4_000},
+        env="Breakout-MinAtar",
     ),
 )
