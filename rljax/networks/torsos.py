@@ -26,6 +26,7 @@ from rljax.networks.layers import (
 from rljax.types import Masked, Obs, ObsLeaf, ObsSpec, Spec, Torso
 
 DTYPES = ("float32", "bfloat16")
+_MINATAR_SIZE, _MINATAR_FEATURES = 3, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,14 +100,14 @@ def check(config: object, name: str) -> None:
 
 
 def most_weights(spec: Spec, config: NetworkConfig) -> int | None:
-    """The number of weights of a body's largest matrix.
+    """The number of weights of a body's largest matrix, at all places of an image.
 
     Args:
       spec: of the environment.
       config: the agent's.
 
     Returns:
-      The number; None where only the torso knows: of images, or of one's own.
+      The number; None where only the torso knows: larger ones of images, or one's own.
 
     Example:
       >>> from rljax import agents, envs
@@ -115,11 +116,19 @@ def most_weights(spec: Spec, config: NetworkConfig) -> int | None:
       512
     """
     shapes = [observations.shape_read(leaf) for leaf in spec.obs.leaves]
-    images = any(len(shape) == 3 for shape in shapes)
-    if config.torso not in TORSOS or (images and config.torso != "mlp"):
+    images = [shape for shape in shapes if len(shape) == 3]
+    known = ("minatar", "mlp") if images else tuple(TORSOS)
+    if config.torso not in known:
         return None
-    widths = [sum(math.prod(shape) for shape in shapes), *config.hidden_sizes]
-    return max((a * b for a, b in itertools.pairwise(widths)), default=None)
+    features, convolved = sum(math.prod(shape) for shape in shapes), []
+    if config.torso == "minatar":
+        for height, width, channels in images:
+            places = (height - _MINATAR_SIZE + 1) * (width - _MINATAR_SIZE + 1)
+            convolved.append(places * _MINATAR_SIZE**2 * channels * _MINATAR_FEATURES)
+            features += places * _MINATAR_FEATURES - height * width * channels
+    widths = [features, *config.hidden_sizes]
+    dense = [a * b for a, b in itertools.pairwise(widths)]
+    return max(convolved + dense, default=None)
 
 
 def _found(torso: Torso) -> Torso:
@@ -254,7 +263,13 @@ def _normed(x: jax.Array, body: Body) -> jax.Array:
 
 def _minatar(x: jax.Array, body: Body) -> jax.Array:
     """Young and Tian (2019), https://arxiv.org/abs/1903.03176, for 10 x 10 planes."""
-    x = _convolve(x, body, features=16, size=3, convolution=valid_convolution)
+    x = _convolve(
+        x,
+        body,
+        features=_MINATAR_FEATURES,
+        size=_MINATAR_SIZE,
+        convolution=valid_convolution,
+    )
     return nn.relu(_normed(x, body))
 
 

@@ -13,8 +13,9 @@ import jax.extend.backend
 _THREADS = "PJRT_NPROC"  # of the process, as XLA reads it
 # Of a product, in multiplications. One thread of two gives SAC with batches of 128 1.4
 # times the speed with layers of 64 (2^19), 1.25 times with layers of 128 (2^21), and
-# with batches of 256 and layers of 256 (2^24) 0.6 times; A2C and DQN 1.9 times.
-_SMALL = 2**21
+# with batches of 256 and layers of 256 (2^24) 0.6 times; A2C and DQN 1.9 times, DQN
+# with the MinAtar network and batches of 32 (2^22) twice the speed.
+_SMALL = 2**22
 
 
 class Share(NamedTuple):

@@ -116,7 +116,7 @@ def test_jax_stays_where_the_process_has_not_asked_for_devices():
     assert jax.devices()[0] in x.devices() and jax.device_count() != 3
 
 
-SMALL, LARGE = 2**21, 2**21 + 1
+SMALL, LARGE = 2**22, 2**22 + 1
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,10 @@ def test_share(runs, parts, product, expected):
             8 * 5 * 7,
         ),
         ("a2c", dict(num_envs=6, rollout_length=4, hidden_sizes=(5, 7)), (3,), 840),
-        ("dqn", dict(batch_size=8, hidden_sizes=(5, 7)), (4, 4, 2), None),
+        # The MinAtar network: 3 x 3 places of 3 * 3 * 2 * 16 weights, then 144 * 30.
+        ("dqn", dict(batch_size=8, hidden_sizes=(5, 7)), (5, 5, 2), 8 * 9 * 288),
+        ("dqn", dict(batch_size=8, hidden_sizes=(30,)), (5, 5, 2), 8 * 144 * 30),
+        ("dqn", dict(batch_size=8, torso="nature_cnn"), (84, 84, 4), None),
         ("dqn", dict(batch_size=8, hidden_sizes=(5,), torso="mlp"), (4, 4, 2), 1280),
         ("dqn", dict(batch_size=8, hidden_sizes=(5,), torso="my:Own"), (3,), None),
     ],

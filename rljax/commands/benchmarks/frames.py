@@ -25,7 +25,10 @@ class Frames(environment.Environment):
     Observations are uint8 `[84, 84, 4]`, actions 6, episodes cut after 200 steps.
     """
 
-    default_params = environment.EnvParams(max_steps_in_episode=LENGTH)
+    @property
+    def default_params(self):
+        """Returns the length of episodes."""
+        return environment.EnvParams(max_steps_in_episode=LENGTH)
 
     def reset_env(self, key, params):
         """Returns the first observation and state."""

@@ -26,7 +26,7 @@ class Frames(gymnasium.Env):
     action_space = gymnasium.spaces.Discrete(6)
     observation_space = gymnasium.spaces.Box(0, 255, (84, 84, 4), numpy.uint8)
 
-    def reset(self, seed=None, options=None):
+    def reset(self, *, seed=None, options=None):
         """Returns the first observation, and no information."""
         super().reset(seed=seed)
         self.time, self.place = 0, int(self.np_random.integers(72))
