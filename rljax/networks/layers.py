@@ -98,59 +98,12 @@ def valid_convolution(
     dimension_numbers: Any = ("NHWC", "HWIO", "NHWC"),
     **options: Any,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated` for stride 1 without padding, quick on CPU.
+    """`jax.lax.conv_general_dilated` without padding, quick on CPU.
 
     There XLA computes the gradient of a small kernel in plain loops, hundreds of times
-    slower than one product of matrices with the image's patches; for large images of
-    many channels patches gain nothing. Lowered for another platform it is a
-    convolution.
-
-    Args:
-      images: `[B, height, width, channels]`.
-      kernel: `[rows, columns, channels, features]`.
-      window_strides: for other platforms; 1 on CPU.
-      padding: for other platforms; none on CPU.
-      dimension_numbers: for other platforms; on CPU as by default.
-      **options: for other platforms; none on CPU.
-
-    Returns:
-      `[B, height - rows + 1, width - columns + 1, features]`.
-    """
-    rows, columns, _, features = kernel.shape
-    height, width = images.shape[1] - rows + 1, images.shape[2] - columns + 1
-
-    def by_patches(images: jax.Array, kernel: jax.Array) -> jax.Array:
-        patches = [
-            images[:, i : i + height, j : j + width]
-            for i in range(rows)
-            for j in range(columns)
-        ]
-        return product(jnp.concatenate(patches, axis=-1), kernel.reshape(-1, features))
-
-    whole = functools.partial(
-        jax.lax.conv_general_dilated,
-        window_strides=window_strides,
-        padding=padding,
-        dimension_numbers=dimension_numbers,
-        **options,
-    )
-    return jax.lax.platform_dependent(images, kernel, cpu=by_patches, default=whole)
-
-
-def strided_convolution(
-    images: jax.Array,
-    kernel: jax.Array,
-    window_strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]] = "VALID",
-    dimension_numbers: Any = ("NHWC", "HWIO", "NHWC"),
-    **options: Any,
-) -> jax.Array:
-    """`jax.lax.conv_general_dilated` without padding, quick on CPU for long strides.
-
-    There XLA computes the kernel's gradient on one thread. On CPU blocks of the image,
-    as large as a stride, are therefore points of a smaller image. Every point meets all
-    blocks of the kernel in one product of matrices, and the results are shifted and
-    added. Lowered for another platform it is a convolution.
+    slower than one product of matrices with the image's patches, and with a stride on
+    one thread. With large images of many channels patches gain nothing. Lowered for
+    another platform it is a convolution.
 
     Args:
       images: `[B, height, width, channels]`.
@@ -162,36 +115,66 @@ def strided_convolution(
 
     Returns:
       `[B, (height - rows) // down + 1, (width - columns) // across + 1, features]`.
+
+    Raises:
+      ValueError: the strides do not divide the kernel's size.
     """
-    rows, columns, channels, features = kernel.shape
     down, across = window_strides
-    height, width = images.shape[1] // down, images.shape[2] // across
-    rows, columns = rows // down, columns // across  # all four now in blocks
-
-    def by_blocks(images: jax.Array, kernel: jax.Array) -> jax.Array:
-        images = images[:, : height * down, : width * across]
-        points = images.reshape(-1, height, down, width, across, channels)
-        points = points.swapaxes(2, 3).reshape(-1, down * across * channels)
-        kernel = kernel.reshape(rows, down, columns, across, channels, features)
-        kernel = kernel.transpose(1, 3, 4, 0, 2, 5).reshape(points.shape[1], -1)
-        out = product(points, kernel)
-        out = out.reshape(-1, height, width, rows, columns, features)
-        last_row, last_column = height - rows + 1, width - columns + 1
-        shifted = [
-            out[:, i : i + last_row, j : j + last_column, i, j]
-            for i in range(rows)
-            for j in range(columns)
-        ]
-        return sum(shifted[1:], start=shifted[0])
-
-    whole = functools.partial(
+    if kernel.shape[0] % down or kernel.shape[1] % across:
+        raise ValueError(
+            f"window_strides={(down, across)}: must divide the kernel's rows and "
+            f"columns, {kernel.shape[:2]}"
+        )
+    on_cpu = functools.partial(_by_blocks, down=down, across=across)
+    if down == across == 1:
+        on_cpu = _by_patches
+    elsewhere = functools.partial(
         jax.lax.conv_general_dilated,
         window_strides=window_strides,
         padding=padding,
         dimension_numbers=dimension_numbers,
         **options,
     )
-    return jax.lax.platform_dependent(images, kernel, cpu=by_blocks, default=whole)
+    return jax.lax.platform_dependent(images, kernel, cpu=on_cpu, default=elsewhere)
+
+
+def _by_patches(images: jax.Array, kernel: jax.Array) -> jax.Array:
+    """One product with all patches of the images that meet the kernel."""
+    rows, columns, _, features = kernel.shape
+    height, width = images.shape[1] - rows + 1, images.shape[2] - columns + 1
+    patches = [
+        images[:, i : i + height, j : j + width]
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    return product(jnp.concatenate(patches, axis=-1), kernel.reshape(-1, features))
+
+
+def _by_blocks(
+    images: jax.Array, kernel: jax.Array, *, down: int, across: int
+) -> jax.Array:
+    """One product of all blocks of the images with all blocks of the kernel.
+
+    A block is as large as a stride, so blocks of an image are points of a smaller one,
+    and no patch is copied. What the blocks of the kernel make is shifted and added.
+    """
+    channels, features = kernel.shape[2:]
+    rows, columns = kernel.shape[0] // down, kernel.shape[1] // across  # in blocks
+    height, width = images.shape[1] // down, images.shape[2] // across
+    images = images[:, : height * down, : width * across]
+    points = images.reshape(-1, height, down, width, across, channels)
+    points = points.swapaxes(2, 3).reshape(-1, down * across * channels)
+    kernel = kernel.reshape(rows, down, columns, across, channels, features)
+    kernel = kernel.transpose(1, 3, 4, 0, 2, 5).reshape(points.shape[1], -1)
+    out = product(points, kernel)
+    out = out.reshape(-1, height, width, rows, columns, features)
+    last_row, last_column = height - rows + 1, width - columns + 1
+    shifted = [
+        out[:, i : i + last_row, j : j + last_column, i, j]
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    return sum(shifted[1:], start=shifted[0])
 
 
 class LayerNorm(nn.Module):

@@ -94,7 +94,8 @@ def _inputs_gradient(
 def _weights_gradient(
     g: jax.Array, x: jax.Array, _: Any, *, precision: Any, **_numbers: Any
 ) -> jax.Array:
-    rows, g = (y.reshape(-1, y.shape[-1]) for y in (x, g))
+    rows = x.reshape(-1, x.shape[-1])
+    g = g.reshape(-1, g.shape[-1])
 
     def plain(rows: jax.Array, g: jax.Array) -> jax.Array:
         return _plain(g.T, rows, precision=precision).T

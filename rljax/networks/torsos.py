@@ -20,13 +20,13 @@ from rljax.networks.layers import (
     LayerNorm,
     orthogonal,
     precise,
-    strided_convolution,
     valid_convolution,
 )
 from rljax.types import Masked, Obs, ObsLeaf, ObsSpec, Spec, Torso
 
 DTYPES = ("float32", "bfloat16")
-_MINATAR_SIZE, _MINATAR_FEATURES = 3, 16
+_MINATAR_SIZE = 3
+_MINATAR_FEATURES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,8 @@ def most_weights(spec: Spec, config: NetworkConfig) -> int | None:
     known = ("minatar", "mlp") if images else tuple(TORSOS)
     if config.torso not in known:
         return None
-    features, convolved = sum(math.prod(shape) for shape in shapes), []
+    features = sum(math.prod(shape) for shape in shapes)
+    convolved = []
     if config.torso == "minatar":
         for height, width, channels in images:
             places = (height - _MINATAR_SIZE + 1) * (width - _MINATAR_SIZE + 1)
@@ -285,7 +286,7 @@ def _nature(x: jax.Array, body: Body) -> jax.Array:
             features=features,
             size=size,
             stride=stride,
-            convolution=strided_convolution if stride > 1 else valid_convolution,
+            convolution=valid_convolution,
         )
         x = nn.relu(_normed(x, body))
     return x

@@ -228,7 +228,7 @@ def test_cold_start_is_extrapolated_only_where_steps_are_missing(full, cold):
 
 @pytest.mark.parametrize(
     "work",
-    (*benchmark.SPEED, *benchmark.TD, *benchmark.PG[3:]),
+    (*benchmark.SPEED, *benchmark.TD, *benchmark.PG[3:], *benchmark.IMAGES),
     ids=lambda work: work.name,
 )
 def test_every_library_can_run_whole_iterations(work):
@@ -237,7 +237,7 @@ def test_every_library_can_run_whole_iterations(work):
         job = benchmark.job(work, library, seed=3)
         assert job["steps"] % rollout == 0 and job["seed"] == 3
         assert job["full_steps"] >= job["steps"] * job["seeds"]
-        assert job["env"] in envs.names()
+        assert job["env"] in (*envs.names(), "frames:Frames")
         assert benchmark.worker(work, library).exists()
 
 
@@ -245,7 +245,7 @@ def test_every_library_can_run_whole_iterations(work):
     "work",
     [
         w
-        for w in (*benchmark.SPEED, *benchmark.TD, *benchmark.PG)
+        for w in (*benchmark.SPEED, *benchmark.TD, *benchmark.PG, *benchmark.IMAGES)
         if w.agent != "replay"
     ],
     ids=lambda work: work.name,
@@ -256,6 +256,27 @@ def test_works_are_valid_configs(work):
         hyper = {k: v for k, v in job["hyper"].items() if k != "value_cost"}
         config = agents.get(work.agent).Config(**hyper, total_steps=job["steps"])
         config.validate()
+
+
+def test_frames_keep_the_contract_of_environments():
+    env = envs.make("frames:Frames")
+    assert envs.check(env, steps=0) == []
+    assert (env.spec.obs_shape, env.spec.action.num_actions) == ((84, 84, 4), 6)
+
+
+def test_frames_by_hand():
+    frames = importlib.import_module("frames")
+    env, key = frames.Frames(), jax.random.key(0)
+    state = frames.State(time=jnp.int32(0), place=jnp.int32(23))
+    for action, place, reward in ((2, 23, 0.0), (1, 27, 1.0), (0, 23, 0.0)):
+        image, state, got, *_ = env.step_env(key, state, action, env.default_params)
+        assert (int(state.place), float(got)) == (place, reward)
+        want = np.zeros((84, 84, 4), np.uint8)
+        want[:, place : place + 12] = 255
+        np.testing.assert_array_equal(image, want)
+    edge = state.replace(place=jnp.int32(71))
+    _, state, *_ = env.step_env(key, edge, 1, env.default_params)
+    assert int(state.place) == 72
 
 
 def test_select():

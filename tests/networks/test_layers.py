@@ -71,15 +71,15 @@ def test_orthogonal_is_distributed_as_jax_has_it(shape):
 
 
 @pytest.mark.parametrize(
-    ("convolution", "size", "strides"),
+    ("size", "strides"),
     [
-        (layers.valid_convolution, (3, 2), (1, 1)),
-        (layers.strided_convolution, (3, 2), (1, 1)),
-        (layers.strided_convolution, (4, 2), (2, 2)),
-        (layers.strided_convolution, (3, 4), (3, 2)),
+        ((3, 2), (1, 1)),
+        ((4, 2), (1, 2)),
+        ((4, 2), (2, 2)),
+        ((3, 4), (3, 2)),
     ],
 )
-def test_convolution_equals_jax(convolution, size, strides):
+def test_convolution_equals_jax(size, strides):
     images, kernel = compiled.normal(0, 3, 2, 7, 5, 2), compiled.normal(1, *size, 2, 4)
     layout = ("NHWC", "HWIO", "NHWC")
     reference = functools.partial(
@@ -99,22 +99,27 @@ def test_convolution_equals_jax(convolution, size, strides):
             outputs_and_gradients(
                 functools.partial(fn, window_strides=strides), images, kernel
             )
-            for fn in (convolution, reference)
+            for fn in (layers.valid_convolution, reference)
         ]
 
     got, want = both(images, kernel)
     chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("strides", [(2, 1), (1, 2)])
+def test_strides_divide_the_size_of_a_kernel(strides):
+    images, kernel = jnp.ones((2, 6, 6, 2)), jnp.ones((3, 3, 2, 4))
+    with pytest.raises(ValueError, match=r"window_strides=.*divide.*\(3, 3\)"):
+        layers.valid_convolution(images, kernel, strides)
+
+
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-@pytest.mark.parametrize(
-    "convolution", [layers.valid_convolution, layers.strided_convolution]
-)
-def test_accelerators_get_convolutions_and_the_cpu_products(convolution, platform):
+@pytest.mark.parametrize("stride", [1, 2])
+def test_accelerators_get_convolutions_and_the_cpu_products(stride, platform):
     images, kernel = jnp.ones((2, 6, 6, 2)), jnp.ones((2, 2, 2, 4))
 
     def loss(images, kernel):
-        return convolution(images, kernel, window_strides=(1, 1)).sum()
+        return layers.valid_convolution(images, kernel, (stride, stride)).sum()
 
     traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(images, kernel)
     text = traced.lower(lowering_platforms=(platform,)).as_text()

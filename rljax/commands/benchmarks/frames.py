@@ -8,8 +8,12 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
 
-SIZE, PLANES, WIDTH = 84, 4, 12
-STEP, ACTIONS, LENGTH = 4, 6, 200
+SIZE = 84  # of the image, height and width
+PLANES = 4
+WIDTH = 12  # of the bar
+STEP = 4  # of a move
+ACTIONS = 6
+LENGTH = 200  # of an episode
 
 
 @struct.dataclass
