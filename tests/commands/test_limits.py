@@ -120,19 +120,20 @@ def test_measured_share_is_of_all_seeds_and_products(monkeypatch):
 
     def peak(product, devices):
         asked.append((product, devices))
-        return 1000.0
+        return {4: 1000.0, 3: 4000.0, 2: 2000.0}[product.rows]
 
     monkeypatch.setattr(limits, "peak", peak)
     monkeypatch.setattr(limits, "steps_alone", lambda *args: 5.0)
 
-    def function(x, y):
-        return x @ x, y @ y @ y
+    def function(w, x, y, z):
+        return w @ w, x @ x, y @ y @ y, z @ z
 
-    jaxpr = jax.make_jaxpr(function)(jnp.ones((4, 4)), jnp.ones((3, 3))).jaxpr
+    squares = [jnp.ones((size, size)) for size in (2, 4, 3, 1)]
+    jaxpr = jax.make_jaxpr(function)(*squares).jaxpr
     found = limits.measured(None, None, jaxpr, seeds=2, devices=6, seconds=0.5)
-    share = 2 * (4**3 + 2 * 3**3) / 0.5 / 1000.0
+    share = 2 * (2**3 + 4**3 + 2 * 3**3 + 1) / 0.5 / 4000.0
     assert found == {"peak_share": share, "env_steps_per_s": 5.0}
-    assert asked == [((1, 4, 4, 4), 6)]  # the heaviest, all of its kind together
+    assert asked == [((1, n, n, n), 6) for n in (2, 3, 4)]  # the three heaviest
 
 
 def test_a_rate_is_of_the_fastest_of_three(monkeypatch):
