@@ -12,7 +12,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from rljax.contracts import TunedConfig
-from rljax.meta import shaping
+from rljax.meta import shaping, shortened
 from rljax.meta.conditioning import configured
 from rljax.meta.diagnostics import check_paths
 from rljax.meta.gradients import each, pushed_forward
@@ -82,7 +82,7 @@ def learn(
             raw=raw,
             rollout=rollout,
         )
-        new, metrics = tuning.agent.update(changed, state.agent, given, key)
+        new, metrics = shortened.update(tuning, changed, state.agent, given, key)
         values = {
             f"meta_{name}": jnp.mean(getattr(changed, name)) for name in tuning.tuned
         }

@@ -9,7 +9,7 @@ import optax
 
 from rljax.contracts import TunedConfig
 from rljax.learners import optimizers
-from rljax.meta import carried, parameters, shaping
+from rljax.meta import carried, parameters, shaping, shortened
 from rljax.meta.conditioning import configured
 from rljax.meta.critics import critic_config
 from rljax.meta.diagnostics import check_paths, cosine
@@ -176,7 +176,7 @@ def _replay(
             raw=there,
             rollout=rollout,
         )
-        new, metrics = tuning.agent.update(changed, agent, given, key)
+        new, metrics = shortened.update(tuning, changed, agent, given, key)
         return without_replay(new), metrics
 
     start = jax.tree.map(lambda x: x[0], window.states)

@@ -13,7 +13,7 @@ from rljax import contracts
 from rljax.contracts import BatchedEnv, TunedConfig
 from rljax.envs.wrappers import with_statistics
 from rljax.learners import optimizers
-from rljax.meta import objectives, parameters, shaping
+from rljax.meta import objectives, parameters, shaping, shortened
 from rljax.meta.carried import carries, learn, no_slopes
 from rljax.meta.conditioning import configured, plain_spec, seen, seen_rollout
 from rljax.meta.diagnostics import NoPath, saturated_fraction
@@ -67,6 +67,11 @@ def tune(
     With K = 1 and up to four numbers the derivative of each update is taken while the
     agent makes it, and waits for the score. Else the updates are made again. Each gets
     its recorded rollout, config and key; a replay is sampled as it is now.
+
+    A derivative through many minibatch steps explodes. With `num_epochs` and
+    `num_minibatches` in the settings the agent makes its update as ever, and the
+    derivative is that of an update with these numbers, from the same state. It is
+    biased, and cheaper.
 
     `Agent` says what an agent shows of itself: with `policy_gradient` from what its
     policy learns, with `recurrent` that what it shows takes a `Recalled`, with
@@ -282,6 +287,7 @@ def init(tuning: Tuning, config: TunedConfig, key: jax.Array) -> TuneState:
     """Make a fresh agent, a fresh outer critic and an empty window."""
     _check_config(config)
     validate(tuning.tuned, config)
+    shortened.check(tuning.settings, config)
     agent, settings = tuning.agent, tuning.settings
     agent_key, critic_key, raw_key = jax.random.split(key, 3)
     env_key = jax.random.fold_in(jax.random.clone(key), 3)  # a fourth, beside these

@@ -26,6 +26,8 @@ from rljax.types import (
     Spec,
 )
 
+STEPS = ("num_epochs", "num_minibatches")  # of an update
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -52,6 +54,9 @@ class Settings:
     num_updates: int = 1  # K, through which the meta-gradient goes
     num_target_updates: int = 0  # L of a bootstrapped target; 0: the outer loss itself
     target_rate: float = 0.1  # step along the outer loss that ends the target
+    # Of the update whose derivative stands for that of the agent's; None: the agent's.
+    num_epochs: int | None = None
+    num_minibatches: int | None = None
     mode: str = "auto"  # "forward" for a few numbers, else "reverse": `meta_gradient`
     remat: bool = False  # reverse mode in memory that grows with sqrt(K)
     condition: bool = False  # show the tuned values to the networks: `conditioned`
@@ -75,16 +80,11 @@ class Settings:
         """Raise ValueError naming a field out of range, its value and the range."""
         positive = ["learning_rate", "target_rate", "outer_critic_rate"]
         positive += ["learned_rate", "reward_scale", "target_bound"]
-        if self.critic_learning_rate is not None:
-            positive.append("critic_learning_rate")
-        if self.critic_max_grad_norm is not None:
-            positive.append("critic_max_grad_norm")
+        positive += self._given("critic_learning_rate", "critic_max_grad_norm")
         for name in positive:
             cfg.check_range(self, name, low=0.0, open_low=True)
-        if self.critic_target_rate is not None:
-            cfg.check_range(
-                self, "critic_target_rate", low=0.0, high=1.0, open_low=True
-            )
+        for name in self._given("critic_target_rate"):
+            cfg.check_range(self, name, low=0.0, high=1.0, open_low=True)
         if self.critic_hidden_sizes is not None:
             cfg.check_sizes(self, "critic_hidden_sizes")
         if self.critic_activation is not None:
@@ -93,17 +93,20 @@ class Settings:
             torsos.check(self, "critic_torso")
         cfg.check_range(self, "outer_gamma", "outer_lambda", low=0.0, high=1.0)
         cfg.check_range(self, "outer_value_cost", low=0.0)
-        if self.outer_entropy_cost is not None:
-            cfg.check_range(self, "outer_entropy_cost", low=0.0)
-        cfg.check_range(self, "reward_extrinsic", "target_consistency", low=0.0)
+        costs = ["reward_extrinsic", "target_consistency"]
+        cfg.check_range(self, *costs, *self._given("outer_entropy_cost"), low=0.0)
         cfg.check_range(self, "learned_momentum", low=0.0, high=0.999)
         cfg.check_sizes(self, "learned_hidden_sizes")
         if not self.learned_hidden_sizes:
             raise ValueError("learned_hidden_sizes=(): must have a size")
         cfg.check_choice(self, "outer_critic", ("own", "inner"))
         cfg.check_choice(self, "mode", ("auto", *MODES))
-        cfg.check_count(self, "num_updates")
+        cfg.check_count(self, "num_updates", *self._given(*STEPS))
         cfg.check_count(self, "num_target_updates", "evolution_pairs", low=0)
+
+    def _given(self, *names: str) -> list[str]:
+        """Of these fields those that are not None."""
+        return [name for name in names if getattr(self, name) is not None]
 
 
 class OuterCritic(NamedTuple):

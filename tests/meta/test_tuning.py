@@ -213,7 +213,7 @@ def run_updates(agent, tuned, config, settings, state, seen):
 
 def gamma_at(raw):
     """Even in the logarithm of the horizon, of a sigmoid."""
-    return 1.0 - np.exp(math.log(0.001) / (1.0 + np.exp(-raw)))
+    return 1.0 - jnp.exp(math.log(0.001) / (1.0 + jnp.exp(-raw)))
 
 
 def lambda_at(raw):
@@ -360,6 +360,71 @@ def test_an_update_made_again_has_the_same_derivative(name, x64):
         assert ours.keys() == theirs.keys()
         chex.assert_trees_all_close(ours, theirs, rtol=1e-8, atol=1e-12)
     chex.assert_trees_all_close(carried.end.raw, replayed.end.raw, rtol=1e-10)
+
+
+SHORT = dict(num_epochs=1, num_minibatches=1)
+
+
+@pytest.mark.parametrize(
+    "name, how",
+    [
+        ("ppo", CARRIED),
+        ("ppo", CARRIED | dict(mode="reverse")),
+        ("pqn", dict(num_updates=2)),
+    ],
+    ids=["carried", "replayed", "two"],
+)
+def test_a_shorter_update_gives_the_derivative(name, how, x64):
+    """The agent learns as ever; only the slope is that of fewer steps."""
+    past = past_of(name, **SHORT, **how)
+    plain = past_of(name, **how)
+    steps, shorter = (
+        past.settings.num_updates,
+        dataclasses.replace(past.config, **SHORT),
+    )
+    learned, wanted = past.before[1].agent, plain.before[1].agent
+    chex.assert_trees_all_close(learned, wanted, rtol=1e-12)
+    score = score_by_shorter(name, past, shorter)
+    metrics, raws = past.metrics[-1], raws_of(past, "gamma")[-1 - steps : -1]
+    np.testing.assert_allclose(metrics["meta_loss"], score(raws, 0.0), rtol=1e-6)
+    want = (score(raws, 1e-5) - score(raws, -1e-5)) / 2e-5
+    np.testing.assert_allclose(metrics["meta_gamma_gradient"], want, rtol=1e-4)
+    whole = plain.metrics[-1]["meta_gamma_gradient"]
+    assert abs(want - whole) > 0.01 * abs(whole)
+
+
+def score_by_shorter(name, past, shorter):
+    """What the last rollout says of states moved as the shorter updates move them."""
+    steps, config = past.settings.num_updates, past.config
+    replayed = slice(-1 - steps, -1)
+
+    @jax.jit
+    def score(raws, move, start, before, seen, key_data):
+        def made(config, raw, state, inputs):
+            rollout, data = inputs
+            changed = dataclasses.replace(config, gamma=gamma_at(raw))
+            key = jax.random.split(key_of(data), 4)[0]
+            return past.agent.update(changed, state, rollout, key)[0]
+
+        def update(states, inputs):
+            (middle, state), (raw, *inputs) = states, inputs
+            whole = made(config, raw, middle, inputs)
+            moved = made(shorter, raw + move, state, inputs)
+            unmoved = made(shorter, raw, middle, inputs)
+            new = jax.tree.map(
+                lambda x, y, z: x + (y - z) if is_float(x) else x, whole, moved, unmoved
+            )
+            return (whole, new), None
+
+        inputs = (raws, at(seen, replayed), key_data[replayed])
+        (_, end), _ = jax.lax.scan(update, (start, start), inputs)
+        data_key = jax.random.split(key_of(key_data[-1]), 4)[1]
+        newest = at(seen, -1)
+        return outer_loss(name, config, past.settings, before, newest, data_key)(end)
+
+    start, before = past.before[-1 - steps].agent, past.before[-1]
+    keys = KEYS[: len(past.before)]
+    return lambda raws, move: float(score(raws, move, start, before, past.seen, keys))
 
 
 def test_values_start_at_the_config(x64):
@@ -887,6 +952,12 @@ def test_horizons_are_even_in_their_logarithm():
         (lambda: StateDependent(GAMMA, (0,)), "hidden_sizes"),
         (lambda: Contextual(GAMMA, 0), "length=0"),
         (lambda: tuned_a2c(num_updates=0), "num_updates=0"),
+        (lambda: tuned_a2c(num_epochs=0), "num_epochs=0"),
+        (lambda: tuned_a2c(num_minibatches=0), "num_minibatches=0"),
+        (
+            lambda: tuned_a2c(num_epochs=1),
+            "Config has no num_epochs: the meta-setting num_epochs needs num_epochs",
+        ),
         (lambda: tuned_a2c(outer_gamma=1.1), "outer_gamma=1.1"),
         (lambda: tuned_a2c(outer_critic_rate=0.0), "outer_critic_rate=0.0"),
         (lambda: tuned_a2c(mode="both"), "mode='both'"),
