@@ -14,6 +14,7 @@ import optax
 from rljax import config as cfg
 from rljax import losses, networks, replay
 from rljax._distrax import distrax
+from rljax._loops import scan
 from rljax.contracts import (
     ActorCriticConfig,
     DampedConfig,
@@ -96,7 +97,7 @@ def make(
         del rollout  # the replay holds it already
         progress = optimizers.progress(config, state.step)
         step = functools.partial(learn, config, progress)
-        state, metrics = jax.lax.scan(step, state, jax.random.split(key, times(config)))
+        state, metrics = scan(step, state, jax.random.split(key, times(config)))
         state = state._replace(step=cfg.next_count(state.step))
         return state, jax.tree.map(jnp.mean, metrics)
 

@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 from rljax import config as cfg
 from rljax import losses, networks, prng
 from rljax._distrax import distrax
+from rljax._loops import scan
 from rljax.autodiff import semi_gradient
 from rljax.contracts import (
     ActorCriticState,
@@ -447,10 +448,10 @@ def _in_parts(
 
     @functools.partial(jax.checkpoint, prevent_cse=False, policy=kept)
     def part(carry: Any, index: jax.Array) -> tuple[Any, Any]:
-        return jax.lax.scan(step, carry, index)
+        return scan(step, carry, index)
 
     parts = index.reshape(number // size, size, *index.shape[1:])
-    return jax.lax.scan(part, start, parts)
+    return scan(part, start, parts)
 
 
 def minibatches(config: EpochsConfig, key: Key, size: int) -> jax.Array:

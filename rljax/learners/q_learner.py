@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 
 from rljax import config as cfg
 from rljax import replay
+from rljax._loops import scan
 from rljax.contracts import (
     ActionValueState,
     EpsilonConfig,
@@ -394,7 +395,7 @@ def learn(
 
     count = cfg.with_room(state.num_updates, config.num_updates, config.target_period)
     start = (flat, target_flat, state.opt_state, state.replay, count)
-    end, metrics = jax.lax.scan(step, start, jax.random.split(key, config.num_updates))
+    end, metrics = scan(step, start, jax.random.split(key, config.num_updates))
     flat, target_flat, opt_state, buffer, count = end
     new_state = state._replace(
         params=unravel(flat),

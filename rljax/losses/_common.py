@@ -63,16 +63,34 @@ def unmasked(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
 def accumulate(x_t: jax.Array, decay_t: jax.Array, last: ArrayLike) -> jax.Array:
     """`[T]` of `y_t = x_t + decay_t * y_{t+1}`, backwards from `y_T = last`.
 
-    A plain scan, because XLA compiles this body to one small loop. On a CPU, T = 128,
+    On a CPU a plain scan, because XLA compiles this body to one small loop: T = 128,
     unrolling by 2 to 8 gained nothing; unrolling by 16 and more, and
-    `associative_scan`, were slower and took 3 to 30 times as long to compile.
+    `associative_scan`, were slower and took 3 to 30 times as long to compile. Elsewhere
+    the loop is three kernels for each step, and `associative_scan` a few in all.
     """
+    # Adds nothing, but makes `last` vary over a shard_map's devices as the result does.
+    last += jnp.zeros_like(x_t[-1] * decay_t[-1])
+    return jax.lax.platform_dependent(
+        x_t, decay_t, last, cpu=_one_after_another, default=_in_parallel
+    )
 
+
+def _one_after_another(
+    x_t: jax.Array, decay_t: jax.Array, last: jax.Array
+) -> jax.Array:
     def step(y, inputs):
         x, decay = inputs
         y = x + decay * y
         return y, y
 
-    # Adds nothing, but makes `last` vary over a shard_map's devices as the result does.
-    last += jnp.zeros_like(x_t[-1] * decay_t[-1])
     return jax.lax.scan(step, last, (x_t, decay_t), reverse=True)[1]
+
+
+def _in_parallel(x_t: jax.Array, decay_t: jax.Array, last: jax.Array) -> jax.Array:
+    def join(later, earlier):
+        (y, decay), (x, own_decay) = later, earlier
+        return x + own_decay * y, own_decay * decay
+
+    x_t, decay_t = jnp.broadcast_arrays(x_t, decay_t)
+    x_t = x_t.at[-1].add(decay_t[-1] * last)
+    return jax.lax.associative_scan(join, (x_t, decay_t), reverse=True)[0]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from rljax import config as cfg
 from rljax import contracts, prng
+from rljax._loops import scan
 from rljax.config import as_arrays
 from rljax.contracts import (
     BatchedEnv,
@@ -207,7 +208,7 @@ def run(
         return train_state, metrics | {"step": train_state.step}
 
     train_state = train_state._replace(key=prng.fusible(train_state.key))
-    train_state, metrics = jax.lax.scan(row, train_state, None, iterations // log_every)
+    train_state, metrics = scan(row, train_state, None, iterations // log_every)
     return train_state._replace(key=prng.plain(train_state.key)), metrics
 
 

@@ -1,11 +1,13 @@
 """Returns and advantages: truncation, identities, tabular MDPs."""
 
+import chex
 import jax
 import numpy as np
 import pytest
 import rlax
 
 from rljax import losses
+from rljax.losses import _common
 
 from .. import oracles
 from .cases_returns import CASES
@@ -177,3 +179,35 @@ def test_vmap_over_the_second_axis(name):
     by_column = np.asarray(columns(*(a.T for a in x.values())))
     by_row = jax.jit(jax.vmap(f))(*x.values())
     np.testing.assert_allclose(by_column.T, by_row, rtol=1e-5, atol=1e-6)
+
+
+# Off a CPU the sums backwards are made in parallel.
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 64])
+def test_sums_in_parallel_are_those_one_after_another(length, x64):
+    """Values and derivatives; a decay of 0 cuts."""
+    rng = np.random.default_rng(length)
+    x_t, weights = rng.normal(size=(2, length))
+    decay_t = rng.random(length) * (rng.random(length) < 0.8)
+
+    def of(accumulate):
+        def total(x_t, decay_t, last):
+            sums = accumulate(x_t, decay_t, last)
+            return (weights * sums).sum(), sums
+
+        graded = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)
+        return graded(x_t, decay_t, np.float64(0.7))
+
+    chex.assert_trees_all_close(
+        of(_common._in_parallel), of(_common._one_after_another), rtol=1e-12
+    )
+
+
+def test_sums_take_no_loop_on_accelerators():
+    """On a CPU they take one."""
+    args = draw_numpy(CASES["generalized_advantage_estimation"])
+    traced = jitted(losses.generalized_advantage_estimation).trace(**args)
+    for platform in ("cpu", "cuda", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.while" in text) == (platform == "cpu")
