@@ -525,8 +525,10 @@ def test_commands_have_what_they_name(page):
                 )
                 if env != ["..."] and there and not loading.is_reference(*env):
                     environment(*env, *named.get("env_params", []))
-            for tuned in named.get("meta", []):
-                assert hasattr(config, meta.parse_parameter(tuned, config)[0]), tuned
+            if tuned := named.get("meta"):
+                assert all(
+                    hasattr(config, x) for x in meta.parse_parameters(tuned, config)
+                )
 
 
 @EVERYWHERE

@@ -23,6 +23,7 @@ parameters    tuned values as functions of raw numbers
 recorded      states of agents without their replays
 rules         learned update rules
 shaping       learned rewards and targets
+shortened     an update with the derivative of fewer steps
 tuning        an agent that tunes floats of its own config
 types         settings, states and functions of the tuning
 unrolling     K updates as one function
