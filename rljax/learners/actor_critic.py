@@ -14,7 +14,7 @@ import optax
 from rljax import config as cfg
 from rljax import losses, networks, replay
 from rljax._distrax import distrax
-from rljax._loops import scan
+from rljax._loops import Packing, scan
 from rljax.contracts import (
     ActorCriticConfig,
     DampedConfig,
@@ -414,9 +414,12 @@ def init_networks(spec: Spec, actor: Network, critic: Network, key: Key) -> Netw
 
 
 def init_optimizers(config: OptimizerConfig, networks: Networks) -> Networks:
-    """Adam's state for each network."""
+    """Adam's state for each network, over its small arrays as one vector."""
     optimizer = optimizers.clipped_adam(config)
-    return {name: optimizer.init(params) for name, params in networks.items()}
+    return {
+        name: optimizer.init(Packing(params).pack(params))
+        for name, params in networks.items()
+    }
 
 
 def adam_step(
@@ -444,13 +447,17 @@ def adam_step(
     optimizer = optimizers.clipped_adam(config)
     rates = rates or {}
     new, opt_states = dict(networks), dict(opt_states)
-    # Not one vector, as small networks have: XLA joins arrays on CPU by masked loads
-    # beyond the short ones, which take milliseconds where no memory is mapped there.
+    # Only small arrays in one vector: XLA joins long ones on CPU by masked loads beyond
+    # the short ones, which take milliseconds where no memory is mapped there.
     for name, params in networks.items():
         start = rates.get(name, config.learning_rate)
         rate = optimizers.annealed(config, progress, start)
-        updates, opt_states[name] = optimizer.update(grads[name], opt_states[name])
-        new[name] = optax.tree.add_scale(params, -rate, updates)
+        packing = Packing(params)
+        updates: Any
+        updates, opt_states[name] = optimizer.update(
+            packing.pack(grads[name]), opt_states[name]
+        )
+        new[name] = optax.tree.add_scale(params, -rate, packing.unpack(updates))
     return new, opt_states
 
 

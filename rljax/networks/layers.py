@@ -13,7 +13,7 @@ from flax import traverse_util
 from jax.typing import DTypeLike
 
 from rljax import prng
-from rljax.networks.products import dot_general, product
+from rljax.networks.products import dot_general, hidden_dot_general, product
 from rljax.types import Params
 
 ACTIVATIONS = {
@@ -79,14 +79,18 @@ def dense(
     name: str | None = None,
     *,
     dtype: str | None = None,
+    hidden: bool = False,
 ) -> nn.Dense:
-    """A linear layer with orthogonal weights and zero bias, computed in `dtype`."""
+    """A linear layer with orthogonal weights and zero bias, computed in `dtype`.
+
+    `hidden` if an activation follows: see `products.product`.
+    """
     return nn.Dense(
         features,
         kernel_init=orthogonal(scale),
         name=name,
         dtype=dtype,
-        dot_general=dot_general,
+        dot_general=hidden_dot_general if hidden else dot_general,
     )
 
 
@@ -320,7 +324,7 @@ class MLP(nn.Module):
             if self.noisy:
                 layer = NoisyDense(size, dtype=self.dtype)
             else:
-                layer = dense(size, math.sqrt(2), dtype=self.dtype)
+                layer = dense(size, math.sqrt(2), dtype=self.dtype, hidden=True)
             x = LayerNorm()(layer(x)) if self.layer_norm else layer(x)
             x = ACTIVATIONS[self.activation](x)
         return precise(x)

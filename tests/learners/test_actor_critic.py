@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rljax import agents, envs, replay
+from rljax._loops import Packing
 from rljax.learners import actor_critic
 from rljax.learners.actor_critic import Keyed
 from rljax.running import train
@@ -166,7 +167,8 @@ def test_steps_along_the_weighted_gradient(case, learner, scores_and_draws, roll
         gradients(batch.examples.window),
     )
     for opt_state, mean in zip(new.opt_states.values(), want, strict=True):
-        moment = compiled.scaled(opt_state[1].mu, 10)  # Adam's, a tenth at first
+        moment = Packing(mean).unpack(opt_state[1].mu)
+        moment = compiled.scaled(moment, 10)  # Adam's, a tenth at first
         chex.assert_trees_all_close(moment, mean, rtol=1e-3, atol=1e-5)
 
 

@@ -11,11 +11,15 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
+from rljax import networks
 from rljax.networks import layers, products
 
 from .. import compiled
 
 OUTPUTS = 4
+
+
+hidden_product = functools.partial(products.product, hidden=True)
 
 
 def loss(multiply, weights, x):
@@ -28,18 +32,17 @@ def mean_loss(multiply, weights, x):
 
 
 @pytest.mark.parametrize("outputs", [1, OUTPUTS])
-@pytest.mark.parametrize("shape", [(3,), (5, 3), (2, 5, 3), (0, 3)])
-def test_derivatives_of_every_order_and_mode(shape, outputs):
-    x, weights = compiled.normal(0, *shape), compiled.normal(1, 3, outputs)
-    np.testing.assert_allclose(
-        products.product(x, weights), x @ weights, rtol=1e-5, atol=1e-6
-    )
-    if math.prod(shape):
-        check_grads(products.product, (x, weights), order=2, atol=1e-2, rtol=1e-2)
+@pytest.mark.parametrize("multiply", [products.product, hidden_product])
+@pytest.mark.parametrize("rows", [(), (5,), (2, 5), (0,)])
+def test_derivatives_of_every_order_and_mode(rows, multiply, outputs):
+    x, weights = compiled.normal(0, *rows, 3), compiled.normal(1, 3, outputs)
+    np.testing.assert_allclose(multiply(x, weights), x @ weights, rtol=1e-5, atol=1e-6)
+    if math.prod(rows):
+        check_grads(multiply, (x, weights), order=2, atol=1e-2, rtol=1e-2)
     for derivative in (jax.grad, jax.hessian, lambda f: jax.jacrev(jax.jacrev(f))):
         ours, theirs = (
             jax.jit(derivative(functools.partial(loss, f)))(weights, x)
-            for f in (products.product, jnp.matmul)
+            for f in (multiply, jnp.matmul)
         )
         chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
@@ -97,7 +100,7 @@ def test_arrays_whose_type_says_how_they_are_split():
 
 
 def test_precision_is_the_callers():
-    x, weights = jnp.ones((2, 3)), jnp.ones((3, OUTPUTS))
+    x, weights = jnp.ones((2, 9)), jnp.ones((9, 9))
     with jax.default_matmul_precision("float32"):
         traced = jax.jit(products.product).trace(x, weights)
     assert "HIGHEST" in traced.lower().as_text()
@@ -125,6 +128,38 @@ def test_on_cpu_layers_copy_their_inputs_for_the_weights_gradient(
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     products_of_layer = 2 if noisy else 1
     assert text.count("optimization_barrier") == copied * products_of_layer
+
+
+@pytest.mark.parametrize(
+    ("inputs", "hidden", "dtype", "platform", "summed"),
+    [
+        (1, True, "float32", "cpu", True),
+        (8, True, "float32", "cpu", True),
+        (9, True, "float32", "cpu", False),
+        (0, True, "float32", "cpu", False),
+        (8, False, "float32", "cpu", False),
+        (8, True, "bfloat16", "cpu", False),  # each term would be rounded
+        (8, True, "float32", "cuda", False),
+        (8, True, "float32", "tpu", False),
+    ],
+)
+def test_few_inputs_are_summed_in_hidden_layers_on_cpu(
+    inputs, hidden, dtype, platform, summed
+):
+    x, weights = jnp.ones((6, inputs), dtype), jnp.ones((inputs, OUTPUTS), dtype)
+    multiply = functools.partial(products.product, hidden=hidden)
+    text = jax.jit(jax.vmap(multiply, in_axes=(0, None))).trace(x, weights)
+    text = text.lower(lowering_platforms=(platform,)).as_text()
+    assert ("dot_general" in text) == (not summed)
+
+
+def test_hidden_layers_of_networks_are_summed_and_outputs_are_not():
+    """Where the greatest output is asked for, all who ask must see the same."""
+    network = networks.QNetwork(compiled.body(1, (8,)), 3)
+    obs = jnp.ones((6, 4))
+    params = network.init(jax.random.key(0), obs)
+    text = jax.jit(network.apply).lower(params, obs).as_text()
+    assert text.count("dot_general") == 1
 
 
 @pytest.mark.parametrize(("rows", "outputs"), [(64, 1), (2**18, OUTPUTS)])
