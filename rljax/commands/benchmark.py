@@ -53,6 +53,7 @@ from rljax.commands.benchmarks.works import (
     PG,
     RLJAX,
     RLTOOLS,
+    RUNS,
     SPEED,
     TD,
     Work,
@@ -76,6 +77,7 @@ SUITES: dict[str, Any] = {
     "td": TD,
     "pg": PG,
     "images": IMAGES,
+    "runs": RUNS,
     "autodiff": autodiff.WORKS,
     "meta": meta.WORKS,
     "scale": scale.WORKS,
@@ -87,10 +89,12 @@ COMPARISONS = ("autodiff", "meta", "scale")  # suites of rljax beside itself
 class Args:
     """Measure rljax, one table and one CSV per call."""
 
-    suite: Literal["speed", "td", "pg", "images", "autodiff", "meta", "scale"] = "speed"
+    suite: Literal[
+        "speed", "td", "pg", "images", "runs", "autodiff", "meta", "scale"
+    ] = "speed"
     """Works to measure: training beside peers (td: with a replay or TD targets, pg:
-    policy gradients, images: convolutions), gradients beside ordinary ones,
-    meta-gradients beside updates, or one run over more devices."""
+    policy gradients, images: convolutions, runs: many at once), gradients beside
+    ordinary ones, meta-gradients beside updates, or one run over more devices."""
     only: tuple[str, ...] = ()
     """Names of works, as in --list; all of them unless given."""
     repeats: int = 5
@@ -101,7 +105,7 @@ class Args:
     """One row per measurement; runs/benchmark/<suite>.csv unless given, with --against
     <suite>-against-<hash>.csv. An older file of that name is replaced."""
     peers: bool = True
-    """Measure the peers too. This and what follows on peers is for the first four."""
+    """Measure the peers too. This and what follows on peers is for the first five."""
     list_works: Annotated[bool, tyro.conf.arg(name="list")] = False
     """Print the works of the suite and stop."""
     timeout: float = 180.0
@@ -238,6 +242,7 @@ def job(work: Work, library: str, seed: int, *, limits: bool = False) -> dict[st
         "cores": report.cores(),
         "hyper": work.hyper | work.variants.get(library, {}),
         "warm": work.warm,
+        "rates": work.rates,
         "limits": limits,
     }
 

@@ -228,7 +228,13 @@ def test_cold_start_is_extrapolated_only_where_steps_are_missing(full, cold):
 
 @pytest.mark.parametrize(
     "work",
-    (*benchmark.SPEED, *benchmark.TD, *benchmark.PG[3:], *benchmark.IMAGES),
+    (
+        *benchmark.SPEED,
+        *benchmark.TD,
+        *benchmark.PG[3:],
+        *benchmark.IMAGES,
+        *benchmark.RUNS,
+    ),
     ids=lambda work: work.name,
 )
 def test_every_library_can_run_whole_iterations(work):
@@ -245,7 +251,14 @@ def test_every_library_can_run_whole_iterations(work):
     "work",
     [
         w
-        for w in (*benchmark.SPEED, *benchmark.TD, *benchmark.PG, *benchmark.IMAGES)
+        for suite in (
+            benchmark.SPEED,
+            benchmark.TD,
+            benchmark.PG,
+            benchmark.IMAGES,
+            benchmark.RUNS,
+        )
+        for w in suite
         if w.agent != "replay"
     ],
     ids=lambda work: work.name,

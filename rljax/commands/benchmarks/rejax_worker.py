@@ -4,8 +4,9 @@
 import time
 
 import jax
+import jax.numpy as jnp
 from protocol import measure, print_result, read_job, result
-from rejax import DQN, PPO, PQN, SAC
+from rejax import DQN, PPO, PQN, SAC, TD3
 
 IMPORTED = time.time()
 
@@ -100,12 +101,47 @@ def sac(job):
     )
 
 
+def td3(job):
+    """Returns the algorithm: TD3 with the hyperparameters of the job."""
+    hyper = job["hyper"]
+    if hyper["hidden_sizes"] != [64, 64]:  # as with DQN
+        raise ValueError(f"Rejax's networks are 64-64, not {hyper['hidden_sizes']}")
+    return TD3.create(
+        env=job["env"],
+        actor_kwargs={"activation": hyper["activation"]},
+        critic_kwargs={"activation": hyper["activation"]},
+        num_envs=hyper["num_envs"],
+        num_epochs=hyper["num_updates"] // hyper["rollout_length"],
+        policy_delay=hyper["policy_delay"],
+        buffer_size=hyper["capacity"],
+        fill_buffer=hyper["warmup_steps"],
+        batch_size=hyper["batch_size"],
+        learning_rate=hyper["learning_rate"],
+        gamma=hyper["gamma"],
+        polyak=1.0 - hyper["target_rate"],
+        exploration_noise=hyper["noise_start"],
+        target_noise=hyper["target_noise"],
+        target_noise_clip=hyper["target_noise_clip"],
+        **length(job),
+    )
+
+
 def network(hyper):
     """Returns the keyword arguments of actor and critic."""
     return {
         "activation": hyper["activation"],
         "hidden_layer_sizes": tuple(hyper["hidden_sizes"]),
     }
+
+
+def at_rates(algo, middle, keys):
+    """Returns a training of every key, at rates around the middle."""
+    rates = middle * 10 ** jnp.linspace(-1.0, 1.0, len(keys))
+
+    def train(key, rate):
+        return algo.replace(learning_rate=rate).train(key)
+
+    return lambda keys: jax.vmap(train)(keys, rates), keys
 
 
 def length(job):
@@ -120,11 +156,14 @@ def length(job):
 def main():
     """Compiles the training of all seeds, then times it."""
     job = read_job()
-    algo = {"ppo": ppo, "dqn": dqn, "pqn": pqn, "sac": sac}[job["agent"]](job)
+    makers = {"ppo": ppo, "dqn": dqn, "pqn": pqn, "sac": sac, "td3": td3}
+    algo = makers[job["agent"]](job)
     algo = algo.replace(eval_callback=lambda algo, state, key: ())
     train, key = algo.train, jax.random.PRNGKey(job["seed"])
     if job["seeds"] > 1:
         train, key = jax.vmap(train), jax.random.split(key, job["seeds"])
+    if job.get("rates"):
+        train, key = at_rates(algo, job["hyper"]["learning_rate"], key)
     begin = time.perf_counter()
     compiled = jax.jit(train).lower(key).compile()
     compile_s = time.perf_counter() - begin

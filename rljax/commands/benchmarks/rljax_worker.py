@@ -27,6 +27,18 @@ def fit_cpu(job, env, agent, config):
     cpu.take(share)
 
 
+def learning_rates(job):
+    """Returns one for each run, from a tenth of the job's to ten times."""
+    middle, number = job["hyper"]["learning_rate"], job["seeds"]
+    return middle * 10 ** jnp.linspace(-1.0, 1.0, number)
+
+
+def train_at(train, agent, env, config, start):
+    """Trains from a key at a learning rate."""
+    key, rate = start
+    return train(agent, env, dataclasses.replace(config, learning_rate=rate), key)
+
+
 def compile_for(function, start):
     """Returns the program, and the seconds that it took to compile."""
     begin = time.perf_counter()
@@ -77,6 +89,9 @@ def main():
         iterations = train.num_iterations(config)
         run_on = functools.partial(train.run, agent, env, config)
         learn = functools.partial(run_on, iterations=iterations)
+    elif job.get("rates"):
+        start = (start, learning_rates(job))
+        learn = functools.partial(train_at, train.train, agent, env, config)
     else:
         learn = functools.partial(train.train, agent, env, config)
 

@@ -58,6 +58,7 @@ class Work:
     # rljax against itself with other hyperparameters, by a name for each
     variants: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     warm: bool = False  # start the clock after the warm-up
+    rates: bool = False  # a learning rate for each run, from a tenth to ten times
 
     def __str__(self) -> str:
         """The line of --list."""
@@ -350,5 +351,35 @@ IMAGES = (
         peers=("sb3",),
         short={"sb3": 4_000},
         env="Breakout-MinAtar",
+    ),
+)
+
+RUNS = (
+    *(
+        Work(
+            f"{name}-x{number}",
+            f"{name}, {number} {'seeds at once' if number > 1 else 'seed'}",
+            agent,
+            steps,
+            hyper,
+            seeds=number,
+            env=env,
+        )
+        for name, agent, steps, hyper, env in (
+            ("dqn", "dqn", 40_000, DQN | {"capacity": 10_000}, "CartPole-v1"),
+            ("pqn", "pqn", 20 * 16 * 128, PQN, "CartPole-v1"),
+            ("sac-64", "sac", 4_000, SAC | SMALL, "Pendulum-v1"),
+            ("td3-64", "td3", 4_000, TD3 | SMALL, "Pendulum-v1"),
+        )
+        for number in (1, 8, 32)
+    ),
+    Work(
+        "dqn-rates",
+        "dqn, 32 learning rates at once",
+        "dqn",
+        40_000,
+        DQN | {"capacity": 10_000},
+        seeds=32,
+        rates=True,
     ),
 )
