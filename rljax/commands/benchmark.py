@@ -72,6 +72,7 @@ REQUIREMENTS = (  # what the peers' environment holds, beside jax and torch
     "minatar==1.0.15",
 )
 
+Suite = Literal["speed", "td", "pg", "images", "runs", "autodiff", "meta", "scale"]
 SUITES: dict[str, Any] = {
     "speed": SPEED,
     "td": TD,
@@ -89,9 +90,7 @@ COMPARISONS = ("autodiff", "meta", "scale")  # suites of rljax beside itself
 class Args:
     """Measure rljax, one table and one CSV per call."""
 
-    suite: Literal[
-        "speed", "td", "pg", "images", "runs", "autodiff", "meta", "scale"
-    ] = "speed"
+    suite: Suite = "speed"
     """Works to measure: training beside peers (td: with a replay or TD targets, pg:
     policy gradients, images: convolutions, runs: many at once), gradients beside
     ordinary ones, meta-gradients beside updates, or one run over more devices."""

@@ -39,6 +39,24 @@ def train_at(train, agent, env, config, start):
     return train(agent, env, dataclasses.replace(config, learning_rate=rate), key)
 
 
+def learning(job, agent, env, *, config, keys):
+    """Returns the training of one run, where all start, and steps that they made."""
+    from rljax.running import train
+
+    if job["warm"]:
+        init = functools.partial(train.init, agent, env, config)
+        start = jax.block_until_ready(jax.jit(jax.vmap(init))(keys))
+        skipped = int(start.step.sum())
+        job["full_steps"] -= skipped
+        iterations = train.num_iterations(config)
+        run_on = functools.partial(train.run, agent, env, config)
+        return functools.partial(run_on, iterations=iterations), start, skipped
+    if job.get("rates"):
+        learn = functools.partial(train_at, train.train, agent, env, config)
+        return learn, (keys, learning_rates(job)), 0
+    return functools.partial(train.train, agent, env, config), keys, 0
+
+
 def compile_for(function, start):
     """Returns the program, and the seconds that it took to compile."""
     begin = time.perf_counter()
@@ -67,8 +85,7 @@ def main():
     job = read_job()
     seeds, hyper = job["seeds"], job["hyper"]
     sharding.set_cpu_devices(job["cores"])
-    from rljax import agents, envs
-    from rljax.running import train  # not before: gymnax's import starts jax
+    from rljax import agents, envs  # not before: gymnax's import starts jax
 
     imported = time.time()
     module = agents.get(job["agent"])
@@ -80,20 +97,7 @@ def main():
     config.validate()
     fit_cpu(job, env, agent, config)
     start = jax.vmap(jax.random.key)(job["seed"] + jnp.arange(seeds))
-    skipped = 0
-    if job["warm"]:
-        init = functools.partial(train.init, agent, env, config)
-        start = jax.block_until_ready(jax.jit(jax.vmap(init))(start))
-        skipped = int(start.step.sum())
-        job["full_steps"] -= skipped
-        iterations = train.num_iterations(config)
-        run_on = functools.partial(train.run, agent, env, config)
-        learn = functools.partial(run_on, iterations=iterations)
-    elif job.get("rates"):
-        start = (start, learning_rates(job))
-        learn = functools.partial(train_at, train.train, agent, env, config)
-    else:
-        learn = functools.partial(train.train, agent, env, config)
+    learn, start, skipped = learning(job, agent, env, config=config, keys=start)
 
     function = sharding.map_runs(
         learn, sharding.runs_at_once(config.num_envs), agent.parts
