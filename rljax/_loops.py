@@ -19,8 +19,8 @@ class Packing:
     """Small arrays of a tree as one vector for each dtype, and back.
 
     A loop spends kernels and copies on every array that it carries or returns. With few
-    of them a rollout of four CartPoles takes a fifth less time on CPU, and a third of
-    the kernels on a GPU.
+    of them a rollout of four CartPoles takes a fifth less time on CPU, and a third
+    fewer kernels on a GPU.
     """
 
     def __init__(self, tree: Any) -> None:

@@ -134,14 +134,15 @@ def network(hyper):
     }
 
 
-def at_rates(algo, middle, keys):
-    """Returns a training of every key, at rates around the middle."""
-    rates = middle * 10 ** jnp.linspace(-1.0, 1.0, len(keys))
+def at_rates(algo, job):
+    """Returns a training of all keys, at rates a tenth of the job's to ten times."""
+    middle, number = job["hyper"]["learning_rate"], job["seeds"]
+    rates = middle * 10 ** jnp.linspace(-1.0, 1.0, number)
 
     def train(key, rate):
         return algo.replace(learning_rate=rate).train(key)
 
-    return lambda keys: jax.vmap(train)(keys, rates), keys
+    return lambda keys: jax.vmap(train)(keys, rates)
 
 
 def length(job):
@@ -163,7 +164,7 @@ def main():
     if job["seeds"] > 1:
         train, key = jax.vmap(train), jax.random.split(key, job["seeds"])
     if job.get("rates"):
-        train, key = at_rates(algo, job["hyper"]["learning_rate"], key)
+        train = at_rates(algo, job)
     begin = time.perf_counter()
     compiled = jax.jit(train).lower(key).compile()
     compile_s = time.perf_counter() - begin
