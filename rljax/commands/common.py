@@ -179,11 +179,15 @@ class Run:
             parts, product = self.data_parallel, None
         return cpu.share(hosts.cores(), runs=self.seeds, parts=parts, product=product)
 
+    def at_once(self) -> int:
+        """How many seeds `map_runs` vmaps together on CPU."""
+        _, env = self.build()
+        return train.runs_at_once(env.spec, self.shard())
+
     def map_runs(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Map a function of one seed's shard over seeds, always on the same devices."""
         agent, _ = self.build()
-        at_once = sharding.runs_at_once(self.shard().num_envs)
-        return sharding.map_runs(function, at_once, agent.parts, self.mesh())
+        return sharding.map_runs(function, self.at_once(), agent.parts, self.mesh())
 
     def placement(self) -> jax.sharding.NamedSharding:
         """The devices on which `map_runs` leaves its results."""

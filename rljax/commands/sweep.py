@@ -164,16 +164,16 @@ class Sweep:
         return found
 
 
-def group_size(runs: int, num_envs: int) -> int:
+def group_size(runs: int, at_once: int) -> int:
     """Runs of one program: enough for all devices, few enough to lose when killed.
 
     Args:
       runs: how many there are.
-      num_envs: environments of each.
+      at_once: that a device vmaps together on CPU.
     """
     devices, least = len(jax.devices()), 256 * len(jax.devices())
     if jax.devices()[0].platform == "cpu":
-        least = max(8, devices * sharding.runs_at_once(num_envs))
+        least = max(8, devices * at_once)
     size = -(-runs // max(1, runs // least))
     return size if size <= devices else -(-size // devices) * devices
 
@@ -238,7 +238,7 @@ def compute(
     if not left:
         return results
     if size is None:
-        size = group_size(total, sweep.run.config.num_envs)
+        size = group_size(total, sweep.run.at_once())
         mapped, size = fitting_program(sweep, size)
     else:
         mapped = program(sweep, size)

@@ -25,24 +25,6 @@ C = TypeVar("C", bound=RunConfig)
 Args = tuple[Any, ...]  # of a run: trees of arrays, `[R, ...]` of R runs
 
 
-def runs_at_once(num_envs: int) -> int:
-    """Count the runs of one device to vmap together on CPU, where that is quicker.
-
-    Batching a few tiny programs shares the least cost of each operation; larger ones
-    only leave the cache. Measured with PPO on CartPole, 4 runs at once against
-    one after the other: 1.18 times the speed with 4 environments, 1.05 with 8, 1.0
-    with 16, 0.8 with 64.
-
-    Args:
-      num_envs: environments of each run.
-
-    Example:
-      >>> runs_at_once(4), runs_at_once(64)
-      (4, 1)
-    """
-    return max(1, 16 // num_envs)
-
-
 def split_mesh(runs: int, shards: int) -> Mesh:
     """Make a mesh `[runs at once, shards]` for runs that are split over devices.
 
@@ -150,7 +132,7 @@ def map_runs(
     Args:
       run: function of arrays, for one run; for example
         `lambda key: train.train(agent, env, config, key)`.
-      at_once: at most this many runs are vmapped on CPU; see `runs_at_once`.
+      at_once: at most this many runs are vmapped on CPU; see `train.runs_at_once`.
       parts: on CPU, where that many devices are left for each run, they all follow
         the run and share out the functions of `side_by_side`; usually `agent.parts`.
       mesh: as of `split_mesh`, to split every run over devices: `run` is then for one

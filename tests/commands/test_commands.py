@@ -751,8 +751,8 @@ GROUPS = """
 import jax
 from rljax.commands import sweep
 devices = len(jax.devices())
-for runs, num_envs in ((1, 16), (devices, 16), (9, 16), (15, 4), (256, 16), (1000, 4)):
-    size = sweep.group_size(runs, num_envs)
+for runs, at_once in ((1, 1), (devices, 1), (9, 1), (15, 4), (256, 1), (1000, 4)):
+    size = sweep.group_size(runs, at_once)
     groups = -(-runs // size)
     assert size <= devices or size % devices == 0
     assert size >= min(runs, 8) and (groups - 1) * size < runs <= groups * size

@@ -176,3 +176,19 @@ def test_largest_product_of_a_config_without_networks():
         total_steps, num_envs, rollout_length = 8, 2, 2
 
     assert train.largest_product(array_spec((3,)), Config()) is None
+
+
+@pytest.mark.parametrize(
+    ("agent", "fields", "expected"),
+    [
+        ("ppo", dict(num_envs=4, rollout_length=128), 4),  # minibatches of 128
+        ("ppo", dict(num_envs=8, rollout_length=128), 2),
+        ("ppo", dict(num_envs=16, rollout_length=128), 1),
+        ("sac", dict(num_envs=1, batch_size=128), 2),
+        ("sac", dict(num_envs=1, batch_size=1024), 1),
+        ("dqn", dict(num_envs=4, torso="my:Own"), 1),
+    ],
+)
+def test_runs_at_once_are_as_many_as_stay_small(agent, fields, expected):
+    config = agents.get(agent).Config(**{"hidden_sizes": (64, 64)} | fields)
+    assert train.runs_at_once(array_spec((3,)), config) == expected

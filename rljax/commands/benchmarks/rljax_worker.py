@@ -27,6 +27,15 @@ def fit_cpu(job, env, agent, config):
     cpu.take(share)
 
 
+def runs_at_once(env, config):
+    """Returns how many runs `rljax train` vmaps together."""
+    from rljax.running import train
+
+    if hasattr(train, "runs_at_once"):
+        return train.runs_at_once(env.spec, config)
+    return sharding.runs_at_once(config.num_envs)  # a revision before it
+
+
 def learning_rates(job):
     """Returns one for each run, from a tenth of the job's to ten times."""
     middle, number = job["hyper"]["learning_rate"], job["seeds"]
@@ -99,9 +108,7 @@ def main():
     start = jax.vmap(jax.random.key)(job["seed"] + jnp.arange(seeds))
     learn, start, skipped = learning(job, agent, env, config=config, keys=start)
 
-    function = sharding.map_runs(
-        learn, sharding.runs_at_once(config.num_envs), agent.parts
-    )
+    function = sharding.map_runs(learn, runs_at_once(env, config), agent.parts)
     compiled, compile_s = compile_for(function, start)
 
     def run():
