@@ -20,7 +20,13 @@ import tyro
 
 from rljax import agents, envs, loading
 from rljax.commands.errors import one_line
-from rljax.commands.folders import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, write_text
+from rljax.commands.folders import (
+    BEST,
+    CHECKPOINTS,
+    CONFIG_FILE,
+    METRICS_FILE,
+    write_text,
+)
 from rljax.config import check_range, unknown
 from rljax.meta import (
     Parameter,
@@ -79,6 +85,9 @@ class Run:
     meta_reward: bool = False  # learn a reward of the agent's own
     meta_target: bool = False  # learn its targets
     data_parallel: int = 1  # devices that each run is split over
+    eval_every: int | None = None  # environment steps per seed; None: never
+    eval_episodes: int = 32  # per seed and evaluation
+    stop_at: float | None = None  # mean return over seeds of an evaluation
 
     def build(self) -> tuple[Agent, Any]:
         """The agent and its environment.
@@ -89,6 +98,7 @@ class Run:
         check_range(self, "seeds", low=1, high=INT32)
         check_range(self, "rows", low=1, high=MAX_ROWS)
         check_range(self, "data_parallel", low=1)
+        self._check_evaluation()
         check_seeds(self.seed, self.seeds)
         check_config(self.agent, self.config)
         self.shard()
@@ -104,6 +114,15 @@ class Run:
         agent = agents.make(self.agent, spec)
         learned = self.learned
         return tune(agent, spec, tuned, settings, learned=learned, env=env), env
+
+    def _check_evaluation(self) -> None:
+        check_range(self, "eval_episodes", low=1, high=INT32)
+        if self.eval_every is not None:
+            check_range(self, "eval_every", low=1)
+        elif self.stop_at is not None:
+            raise ValueError(f"stop_at={self.stop_at}: needs eval_every")
+        if self.stop_at is not None and not math.isfinite(self.stop_at):
+            raise ValueError(f"stop_at={self.stop_at}: must be finite")
 
     def tuned(self) -> dict[str, Parameter]:
         """The tuned fields, and how each hangs on the raw numbers."""
@@ -322,14 +341,22 @@ def in_file_names(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", short(name).replace(".py", ""))
 
 
-def restore_state(folder: Path, run: Run) -> TrainState:
-    """The latest checkpoint of a run, `[S, ...]`, or `[S, D, ...]` where it is split.
+def restore_state(folder: Path, run: Run, *, best: bool = False) -> TrainState:
+    """A checkpoint of a run, `[S, ...]`, or `[S, D, ...]` where it is split.
+
+    Args:
+      folder: the run's.
+      run: the run.
+      best: the one with the best evaluation, in place of the latest.
 
     Raises:
+      ValueError: no evaluation has chosen the best one.
       CheckpointError: missing, damaged or of another run.
     """
+    if best and latest(folder / BEST) is None:
+        raise ValueError(f"{folder}: no best checkpoint; --eval-every keeps one")
     like = jax.eval_shape(run.initial_state(), run.keys())
-    state = restore(folder / CHECKPOINTS, like)
+    state = restore(folder / (BEST if best else CHECKPOINTS), like)
     if hosts.several():
         return state
     return jax.device_put(state, run.placement())  # where its programs look for it
@@ -387,11 +414,17 @@ def read_metrics(folder: Path, run: Run) -> dict[str, np.ndarray]:
     for name in ("step", "seed"):
         if name not in table:
             raise ValueError(f"{path}: no column {name!r}")
-    _, step, rows = np.unique(table["step"], return_inverse=True, return_counts=True)
-    complete = rows[step] == run.seeds
-    if not complete.any():
+    table = complete(table, run)
+    if not table["step"].size:
         raise ValueError(f"{folder}: no rows yet")
-    return {name: column[complete] for name, column in table.items()}
+    return table
+
+
+def complete(table: dict[str, np.ndarray], run: Run) -> dict[str, np.ndarray]:
+    """The rows of steps that have one of each seed."""
+    _, step, rows = np.unique(table["step"], return_inverse=True, return_counts=True)
+    kept = rows[step] == run.seeds
+    return {name: column[kept] for name, column in table.items()}
 
 
 def curve(

@@ -21,7 +21,7 @@ from rljax.types import Agent, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Play episodes with a run's latest checkpoint."""
+    """Play episodes with a run's checkpoint."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """run folder"""
@@ -29,6 +29,8 @@ class Options:
     """episodes per seed"""
     explore: bool = False
     """act as in training instead of greedily"""
+    best: bool = False
+    """the checkpoint with the best evaluation in training, in place of the latest"""
     gif: Path | None = None
     """also draw one episode of the first seed"""
     distributed: bool = False
@@ -97,7 +99,7 @@ def main(argv: list[str], prog: str) -> None:
     if gif:
         hosts.on_primary(lambda: folders.check_output(gif, b"GIF8"))
     run = common.read_run(options.run)
-    states = common.restore_state(options.run, run)
+    states = common.restore_state(options.run, run, best=options.best)
     print(
         common.summary(
             common.evaluate_run(

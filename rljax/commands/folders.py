@@ -16,10 +16,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CONFIG_FILE, METRICS_FILE, CURVE_FILE = "config.json", "metrics.csv", "curve.png"
+EVALUATIONS_FILE = "evaluations.csv"
 CHECKPOINTS, TENSORBOARD, WANDB = "checkpoints", "tensorboard", "wandb"
+BEST = f"{CHECKPOINTS}/best"  # by evaluation
 LOCK_FILE = "lock"
 # All that a run makes before its first row.
-_OWN = (CONFIG_FILE, METRICS_FILE, CHECKPOINTS, TENSORBOARD, WANDB)
+_OWN = (
+    CONFIG_FILE,
+    METRICS_FILE,
+    EVALUATIONS_FILE,
+    CHECKPOINTS,
+    TENSORBOARD,
+    WANDB,
+)
 
 
 class Taken(ValueError):

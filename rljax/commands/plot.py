@@ -1,5 +1,7 @@
 """Compare runs in one picture: `rljax plot runs/A runs/B`.
 
+Curves are of evaluations where all runs have some, else of training episodes.
+
 What any of them has tuned is below, with the values of those that keep it fixed.
 """
 
@@ -10,7 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from rljax.commands import common, folders
+from rljax.commands import common, evaluations, folders
 from rljax.running.plotting import learning_curves
 
 
@@ -43,6 +45,22 @@ def values_of(
     return curves
 
 
+def scores(
+    evaluated: dict[str, dict[str, Any]], tables: dict[str, dict[str, Any]]
+) -> tuple[str, dict[str, Any]]:
+    """The label of the curves, and the curves by environment and run."""
+    if all(table for others in evaluated.values() for table in others.values()):
+        label, metric, drawn = "Evaluation return", "mean_return", evaluated
+    else:
+        drawn = tables
+        every = [table for others in tables.values() for table in others.values()]
+        label, metric = common.score(*every)
+    return label, {
+        env: {name: common.curve(table, metric) for name, table in others.items()}
+        for env, others in drawn.items()
+    }
+
+
 def main(argv: list[str], prog: str) -> None:
     """Read metrics, draw."""
     options = common.parse(Options, argv, __doc__ or "", prog)
@@ -54,6 +72,7 @@ def main(argv: list[str], prog: str) -> None:
         raise ValueError(f"labels: {given}, must be as many")
     folders.check_output(options.out, b"\x89PNG")
     tables: dict[str, dict[str, Any]] = {}  # by environment and label
+    evaluated: dict[str, dict[str, Any]] = {}  # likewise
     runs: dict[str, dict[str, common.Run]] = {}  # likewise
     for folder, label in zip(options.runs, labels, strict=True):
         run = common.read_run(folder)
@@ -61,13 +80,9 @@ def main(argv: list[str], prog: str) -> None:
         if label in others:
             raise ValueError(f"labels: {label!r} stands for two runs of {run.env}")
         others[label] = common.read_metrics(folder, run)
+        evaluated.setdefault(run.env, {})[label] = evaluations.read(folder, run)
         runs.setdefault(run.env, {})[label] = run
-    every = [table for others in tables.values() for table in others.values()]
-    ylabel, metric = common.score(*every)
-    panels = {
-        env: {label: common.curve(table, metric) for label, table in others.items()}
-        for env, others in tables.items()
-    }
+    ylabel, panels = scores(evaluated, tables)
     names = [
         name for of in runs.values() for run in of.values() for name in run.tuned()
     ]

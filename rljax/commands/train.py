@@ -18,6 +18,8 @@ import numpy as np
 
 from rljax import agents, loading
 from rljax.commands import common, folders
+from rljax.commands.evaluations import Evaluations
+from rljax.commands.evaluations import read as read_evaluations
 from rljax.commands.looking import Shards, look
 from rljax.config import check_range
 from rljax.meta import Settings
@@ -60,6 +62,13 @@ def options_type(
         """lines of metrics per seed, and pieces the run is done in"""
         episodes: int = 128
         """evaluation episodes per seed at the end, acting greedily; 0 for none"""
+        eval_every: int | None = stored.eval_every if stored else None
+        """environment steps per seed between evaluations while training: at the next
+        row of metrics; the checkpoint of the best is kept"""
+        eval_episodes: int = stored.eval_episodes if stored else 32
+        """episodes per seed of each of them"""
+        stop_at: float | None = stored.stop_at if stored else None
+        """end the run at an evaluation with this mean return over all seeds"""
         checkpoint_seconds: float = 30.0
         """time between checkpoints, beside the one at the end"""
         tensorboard: bool = False
@@ -126,6 +135,9 @@ def parse_command_line(argv: list[str], prog: str) -> tuple[common.Run, Any]:
         meta_reward=options.meta_reward,
         meta_target=options.meta_target,
         data_parallel=options.data_parallel,
+        eval_every=options.eval_every,
+        eval_episodes=options.eval_episodes,
+        stop_at=options.stop_at,
     )
     if "all" in run.meta:
         run = run.named()
@@ -227,7 +239,9 @@ def start_state(run: common.Run, folder: Path) -> tuple[int, Any]:
 class Programs:
     """Programs of a run, made ready side by side before the training asks."""
 
-    def __init__(self, run: common.Run, episodes: int) -> None:
+    def __init__(
+        self, run: common.Run, episodes: int, evaluations: Evaluations
+    ) -> None:
         agent, env = run.build()
         iterations = run.chunks().iterations
 
@@ -237,6 +251,7 @@ class Programs:
         mapped, place = run.map_runs(chunk), run.placement()
         self.chunk = jax.jit(mapped, donate_argnums=0, out_shardings=place)
         self.evaluation = common.evaluation(run, episodes) if episodes else None
+        self._evaluations = [p for p in (evaluations.program, self.evaluation) if p]
         self._run = run
 
     def start(self, ahead: programs.Ahead, folder: Path) -> tuple[int, Any]:
@@ -245,9 +260,8 @@ class Programs:
         if ahead.threaded:
             like = self._run.abstract_state()
             programs.compile_for(self.chunk, like)
-            if self.evaluation:  # while the training runs
-                keys = self._run.keys()
-                ahead.start(programs.compile_for, self.evaluation, like, keys)
+            for evaluation in self._evaluations:  # while the training runs
+                ahead.start(programs.compile_for, evaluation, like, self._run.keys())
             for module in ("orbax.checkpoint", "matplotlib.figure"):
                 ahead.start(importlib.import_module, module)
         return state()
@@ -259,11 +273,12 @@ def train_in_chunks(
     folder: Path,
     *,
     sinks: list[Any],
+    evaluations: Evaluations,
     stop: "Interrupt",
     chunk: Callable[[Any], Any],
     start: tuple[int, Any],
 ) -> Any:
-    """Run chunk by chunk, with metrics, checkpoints and signals between them."""
+    """Run chunk by chunk; metrics, evaluations, checkpoints and signals are between."""
     chunks, (done, ts) = run.chunks(), start
     shards = Shards(run, ts)
     now = last_save = begin = time.monotonic()
@@ -271,6 +286,8 @@ def train_in_chunks(
     title = f"{common.short(run.agent)} {common.short(run.env)}"
     with Progress(total_steps, title) as progress, stop:
         for i in range(done, chunks.count):
+            if evaluations.reached:
+                break
             ts, metrics = chunk(ts)
             shards.look(ts)
             metrics, step = on_host(run, metrics), chunks.step(i + 1)
@@ -283,16 +300,21 @@ def train_in_chunks(
                 check_finite(metrics, step, folder)
             reward = float(metrics["reward"].mean())
             progress.update(run.seeds * step, mean_return(metrics), reward)
+            evaluations.after(i + 1, chunks, ts, sinks[1:])
+            now = time.monotonic()  # the rates are of training alone
             late = now - last_save > options.checkpoint_seconds
             due, asked = hosts.greatest(late, stop.asked)
-            if due or asked or i + 1 == chunks.count:
+            last = i + 1 == chunks.count or evaluations.reached
+            if due or asked or last:
                 # No checkpoint is later than its rows.
                 hosts.on_primary(lambda: sinks[0].sync())
                 save(folder / folders.CHECKPOINTS, step, ts)
                 last_save = now
-            if asked and i + 1 < chunks.count:
+            if asked and not last:
                 print(f"stopped: --name {folder.name} --resume goes on")
                 sys.exit(128 + asked)
+    if evaluations.reached:
+        print(f"stopped: an evaluation reached the mean return {run.stop_at}")
     return ts
 
 
@@ -355,16 +377,20 @@ def draw_curve(run: common.Run, folder: Path) -> None:
     ylabel, metric = common.score(table)
     agent = common.short(run.agent)
     title = f"{agent} on {common.short(run.env)}"
+    evaluations = read_evaluations(folder, run)
     names = (*run.tuned(), *run.learned)
     tuned = {name: {agent: common.curve(table, f"meta_{name}")} for name in names}
     curves, path = {agent: common.curve(table, metric)}, folder / folders.CURVE_FILE
+    if evaluations and metric == "episode_return":
+        curves["evaluation"] = common.curve(evaluations, "mean_return")
     learning_curve(curves, path, title=title, ylabel=ylabel, below=tuned)
 
 
 @contextlib.contextmanager
-def open_sinks(run: common.Run, options: Any, folder: Path) -> Iterator[list[Any]]:
+def open_sinks(
+    run: common.Run, options: Any, folder: Path, resume_step: int | None
+) -> Iterator[list[Any]]:
     """Where rows go, in process 0; the file first."""
-    resume_step = common.latest_step(folder) or 0 if options.resume else None
     sinks: list[Any] = []
     with contextlib.ExitStack() as stack:
 
@@ -400,13 +426,16 @@ def main(argv: list[str], prog: str) -> None:
             hosts.on_primary(lambda: common.write_run(folder, run))
             threaded = not hosts.several()  # several compile in one order
             with programs.Ahead(threaded) as ahead:
-                own = Programs(run, options.episodes)
-                with open_sinks(run, options, folder) as sinks:
+                done = common.latest_step(folder) or 0 if options.resume else None
+                evaluations = Evaluations(run, folder, done)
+                own = Programs(run, options.episodes, evaluations)
+                with evaluations, open_sinks(run, options, folder, done) as sinks:
                     ts = train_in_chunks(
                         run,
                         options,
                         folder,
                         sinks=sinks,
+                        evaluations=evaluations,
                         stop=stop,
                         chunk=own.chunk,
                         start=own.start(ahead, folder),

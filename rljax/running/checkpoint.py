@@ -96,6 +96,7 @@ def save(folder: str | os.PathLike, step: int, state: Any, *, keep: int = 2) -> 
         ]
         if os.path.lexists(target):
             _check_same(target, leaves)
+            _prune(folder, step, keep)
             return
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -10,7 +10,14 @@ from rljax import prng
 from rljax.config import as_arrays
 from rljax.contracts import BatchedEnv
 from rljax.envs.wrappers import with_statistics
-from rljax.types import Agent, AgentConfig, EnvState, Memory, Obs, TrainState
+from rljax.types import (
+    Agent,
+    AgentConfig,
+    EnvState,
+    Memory,
+    Obs,
+    TrainState,
+)
 
 
 class Episodes(NamedTuple):
@@ -18,6 +25,36 @@ class Episodes(NamedTuple):
 
     returns: jax.Array  # [episodes] float32, undiscounted
     lengths: jax.Array  # [episodes] int32, steps
+
+
+class Summary(NamedTuple):
+    """Finished episodes in a few numbers, `[]` each."""
+
+    mean_return: jax.Array
+    std_return: jax.Array
+    min_return: jax.Array
+    max_return: jax.Array
+    mean_length: jax.Array  # steps
+
+
+def summarize(episodes: Episodes) -> Summary:
+    """Describe finished episodes by a few numbers.
+
+    Args:
+      episodes: as returned by `evaluate`.
+
+    Example:
+      >>> episodes = Episodes(jnp.array([1.0, 3.0]), jnp.array([10, 20]))
+      >>> [float(number) for number in summarize(episodes)]
+      [2.0, 1.0, 1.0, 3.0, 15.0]
+    """
+    return Summary(
+        mean_return=episodes.returns.mean(),
+        std_return=episodes.returns.std(),
+        min_return=episodes.returns.min(),
+        max_return=episodes.returns.max(),
+        mean_length=episodes.lengths.mean(dtype=jnp.float32),
+    )
 
 
 class _Playing(NamedTuple):

@@ -1,5 +1,6 @@
 """The one training loop: pure functions to jit, vmap, shard and differentiate."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import cast
 
@@ -20,6 +21,7 @@ from rljax.contracts import (
 from rljax.envs.wrappers import with_statistics
 from rljax.networks import torsos
 from rljax.running import parallel
+from rljax.running.evaluate import Episodes, summarize
 from rljax.running.rollout import unroll
 from rljax.types import Agent, Metrics, Rollout, Spec, TrainState
 
@@ -166,6 +168,8 @@ def run(
     train_state: TrainState,
     iterations: int,
     log_every: int = 1,
+    *,
+    evaluate: Callable[[TrainState], Episodes] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Train for a number of iterations: rollout, update, metrics.
 
@@ -177,13 +181,18 @@ def run(
         call bit for bit.
       iterations: number of iterations; static.
       log_every: iterations behind each row of metrics; must divide `iterations`.
+      evaluate: plays episodes with the state at the end of each row, for example
+        `partial(running.evaluate.evaluate, agent, env, config, key=key, episodes=32)`.
+        Training is the same with it, bit for bit, as long as it draws from a key of
+        its own.
 
     Returns:
       The new state, and metrics `[iterations // log_every]`: the agent's, averaged;
       `reward`, the mean of a step, as the environment gives it; `episodes` finished;
       `episode_return` and `episode_length`, averaged over them, 0 where there were
       none: weigh rows by `episodes`; `step`, environment steps so far, at most
-      2^31 - 1. Of a split run they are those of all shards: see `parallel`.
+      2^31 - 1. Of a split run they are those of all shards: see `parallel`. With
+      `evaluate` also `eval_mean_return` and the rest of `evaluate.Summary`.
 
     Raises:
       ValueError: `log_every` does not divide `iterations`; a config field or a function
@@ -234,7 +243,11 @@ def run(
             carry = (train_state, zeros)
             (train_state, total), _ = jax.lax.scan(accumulate, carry, None, log_every)
         metrics = _averages(_of_all_shards(total), log_every)
-        return train_state, metrics | {"step": train_state.step}
+        metrics |= {"step": train_state.step}
+        if evaluate:
+            found = summarize(evaluate(train_state))._asdict()
+            metrics |= {f"eval_{name}": value for name, value in found.items()}
+        return train_state, metrics
 
     train_state = train_state._replace(key=prng.fusible(train_state.key))
     train_state, metrics = scan(row, train_state, None, iterations // log_every)

@@ -18,7 +18,8 @@ SHELL = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1], shell=Tru
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
 SMALL = "--config.num-envs 2 --config.rollout-length 8 --config.num-minibatches 2"
 SMALL += " --config.hidden-sizes 8 --seeds 2 --seed 3 --episodes 3"
-LONG = f"train ppo {SMALL} --steps 1920 --rows 120 --checkpoint-seconds 1 --name"
+LONG = f"train ppo {SMALL} --steps 1920 --rows 120 --checkpoint-seconds 1 "
+LONG += "--eval-every 480 --eval-episodes 2 --name"
 
 
 def rljax(line, **options):
@@ -112,7 +113,7 @@ def test_a_run_that_was_stopped_and_killed_equals_one_in_a_single_process(told):
     assert [code for code, *_ in results["ended"]] == [0, 0], results["ended"]
     assert leaves(runs / "two") == leaves(runs / "one")
     assert rows(runs / "two") == rows(runs / "one") and len(rows(runs / "one")) == 241
-    for name in ("evaluation.json", "curve.png", "config.json"):
+    for name in ("evaluation.json", "evaluations.csv", "curve.png", "config.json"):
         pictures = [(runs / run / name).read_bytes() for run in ("one", "two")]
         assert pictures[0] == pictures[1], name
 
@@ -134,7 +135,7 @@ def test_a_run_split_over_processes_equals_one_over_devices(tmp_path):
     assert [code for code, *_ in results] == [0, 0], results
     one, two = tmp_path / "runs" / "one", tmp_path / "runs" / "two"
     assert leaves(two) == leaves(one) and rows(two) == rows(one)
-    for name in ("evaluation.json", "curve.png", "config.json"):
+    for name in ("evaluation.json", "evaluations.csv", "curve.png", "config.json"):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
 
 

@@ -267,6 +267,13 @@ def test_pruning(tmp_path):
     assert restore(tmp_path, {"x": jnp.zeros(2, int)})["x"].tolist() == [200, 200]
 
 
+def test_saving_a_step_again_removes_older_ones_all_the_same(tmp_path):
+    save(tmp_path, 5, {"w": jnp.ones(2)})
+    save(tmp_path, 2, {"w": jnp.zeros(2)}, keep=1)  # of a run that goes on from before
+    save(tmp_path, 5, {"w": jnp.ones(2)}, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["5"]
+
+
 def test_pruning_takes_the_name_first(tmp_path, monkeypatch):
     """So that a kill while files go leaves no half checkpoint under a number."""
     save(tmp_path, 1, {"x": jnp.zeros(2)})

@@ -173,6 +173,29 @@ def test_log_every_averages_rows(case):
 
 
 @fast_for("dqn", "ppo_rnn")
+def test_evaluations_are_of_each_row_and_leave_training_as_it_is(case):
+    """The slow ones add the other agents' ways to act."""
+    play = functools.partial(evaluate, case.agent, case.env, case.config, episodes=3)
+    own_key = jax.random.key(7)
+    rows_of_3 = functools.partial(train.run, iterations=ITERATIONS, log_every=3)
+    loop = functools.partial(
+        jax.jit(rows_of_3, static_argnums=0, static_argnames="evaluate"),
+        case.agent,
+        case.env,
+        case.config,
+    )
+    whole = loop(start(case))
+    ts, rows = loop(start(case), evaluate=functools.partial(play, key=own_key))
+    returns = jax.jit(play)(ts, own_key).returns
+    (ts, rows), (end, plain) = numbers(((ts, rows), whole))
+    chex.assert_trees_all_equal(ts, end)
+    chex.assert_trees_all_equal({name: rows[name] for name in plain}, plain)
+    assert rows["eval_mean_return"].shape == (2,)
+    np.testing.assert_allclose(rows["eval_mean_return"][-1], returns.mean(), 1e-6)
+    np.testing.assert_allclose(rows["eval_max_return"][-1], returns.max(), 1e-6)
+
+
+@fast_for("dqn", "ppo_rnn")
 def test_debug_flags_find_neither_nan_nor_infinity(case):
     """The slow ones add the other agents; rows without an episode are among these."""
     ts = start(case)
