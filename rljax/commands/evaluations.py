@@ -106,7 +106,7 @@ class Evaluations:
         found = hosts.to_host(self.program(ts, self._run.keys()))
         metrics = {k: self._run.of_seeds(v) for k, v in found._asdict().items()}
         hosts.on_primary(lambda: self._write(step, metrics, sinks))
-        self._last = float(metrics["mean_return"].mean())
+        self._last = float(metrics["mean_return"].mean(dtype=np.float64))
         if self._last > self._best:
             self._best = self._last
             save(self._folder / folders.BEST, step, ts, keep=1)

@@ -44,6 +44,9 @@ COMMANDS = {
 }
 
 
+NO_CACHE = "--no-cache"  # an option of every command
+
+
 @one_line_errors
 def main(prog: str = "rljax") -> None:
     """Run the command line of this process: a command and its arguments.
@@ -79,13 +82,14 @@ def _run(name: str, argv: list[str], prog: str) -> None:
         near = difflib.get_close_matches(name.replace("_", "-"), COMMANDS, cutoff=0.5)
         known = ", ".join(near or COMMANDS)
         raise ValueError(f"unknown command {name!r}; did you mean: {known}?")
+    kept, argv = NO_CACHE not in argv, [word for word in argv if word != NO_CACHE]
     on_hosts, asked = COMMANDS[name].on_hosts, "--distributed" in argv
     if asked and not on_hosts:
         raise ValueError(f"--distributed: {name} runs in one process")
     if on_hosts:
         join_hosts(asked)
     if COMMANDS[name].starts_jax:
-        set_up_jax()
+        set_up_jax(kept)
     module = importlib.import_module(f"rljax.commands.{name.replace('-', '_')}")
     with printing(on_hosts):
         module.main(argv, prog)
@@ -107,24 +111,29 @@ def printing(on_hosts: bool) -> contextlib.AbstractContextManager[None]:
     return hosts.session()
 
 
-def set_up_jax() -> None:
+def set_up_jax(keep_programs: bool = True) -> None:
     """Make a jax device per core, so that seeds run side by side, and keep programs.
 
     This comes before anything starts jax, and importing gymnax does. A command that ran
     in this process before may have taken fewer devices.
+
+    Args:
+      keep_programs: whether the next process finds what this one compiles.
     """
-    from rljax.running import cpu
+    from rljax.running import cpu, programs
 
     cpu.take(_first_share())
+    if keep_programs:
+        programs.keep()
+    else:
+        programs.keep_none()
 
 
 @functools.cache
 def _first_share() -> "cpu.Share":
-    from rljax.running import cpu, hosts, programs
+    from rljax.running import cpu, hosts
 
-    share = cpu.set_cpu_devices(hosts.cores())
-    programs.keep()
-    return share
+    return cpu.set_cpu_devices(hosts.cores())
 
 
 def overview(prog: str) -> str:
@@ -137,5 +146,6 @@ def overview(prog: str) -> str:
             *lines,
             "",
             f"{prog} COMMAND --help lists the options of a command.",
+            f"{prog} COMMAND {NO_CACHE} neither keeps nor takes compiled programs.",
         ]
     )

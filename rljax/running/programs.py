@@ -53,6 +53,15 @@ def keep(folder: Path | None = None) -> Path | None:
     return folder
 
 
+def keep_none() -> None:
+    """Let this process neither keep programs nor take those that are kept.
+
+    Example:
+      >>> keep_none()  # before the first program is compiled
+    """
+    jax.config.update(_ENABLED, False)
+
+
 def kept_in() -> Path:
     """Where programs are kept: a folder for each kind of processor below the cache's.
 

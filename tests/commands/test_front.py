@@ -110,7 +110,7 @@ def test_usage_names_the_door(door, prog):
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, argv, code, out, err):
     monkeypatch.setattr(sys, "argv", ["/somewhere/rljax", *argv])
-    monkeypatch.setattr(front, "set_up_jax", lambda: None)  # jax has started
+    monkeypatch.setattr(front, "set_up_jax", lambda kept: None)  # jax has started
     try:
         front.main()
         found = 0
@@ -139,3 +139,24 @@ sys.exit(jax.local_device_count() != len(os.sched_getaffinity(0)))
 def test_devices_are_set_up_before_a_command():
     done = called("-c", DEVICES)
     assert done.returncode == 0, done.stderr
+
+
+CACHE = """
+import contextlib, sys
+from rljax.commands import front
+with contextlib.suppress(SystemExit):
+    front.run("plot", ["nowhere", *sys.argv[1:]])
+import jax
+print(jax.config.jax_enable_compilation_cache, jax.config.jax_compilation_cache_dir)
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["--no-cache"]])
+def test_programs_are_kept_unless_told_otherwise(options, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+    done = called("-c", CACHE, *options)
+    assert b"nowhere: no run here" in done.stderr
+    enabled, folder = done.stdout.decode().split()
+    assert enabled == str(not options)
+    assert (folder == "None") == bool(options) == (not list(tmp_path.iterdir()))
