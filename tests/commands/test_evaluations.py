@@ -103,8 +103,7 @@ def test_a_run_without_evaluations_has_no_best_checkpoint(folder):
 def test_a_run_stops_where_an_evaluation_reaches_the_return(folder, tmp_path, capsys):
     table = read_csv(folder / "evaluated/evaluations.csv")
     means = table["mean_return"].reshape(4, 2).mean(axis=1)
-    goal = float(means[1])
-    end = STEPS[int((means >= goal).argmax())]
+    goal, end = float(means[0]), STEPS[0]
     line = f"{TRAIN} {EVAL} --stop-at {goal} --out {tmp_path} --name short"
     run_train(line)
     assert f"an evaluation reached the mean return {goal}" in capsys.readouterr().out
