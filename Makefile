@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # neighbours share compiled programs.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: train test test-slow mutants check lint types changed
+.PHONY: train test test-slow mutants check lint types changed docs
 
 train: $(VENV)/.train
 	$(BIN)/python scripts/train.py ppo --env CartPole-v1 --seeds 4
@@ -28,6 +28,11 @@ types: $(VENV)/.test
 	ln -sfn ../../../agents ../../../rljax/__init__.py build/typing/rljax
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The site, in build/site.
+docs: $(VENV)/.docs
+	$(BIN)/python docs/site/pages.py build/site-source
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs/site build/site-source build/site
+
 changed: $(VENV)/.test
 	$(BIN)/python tests/changed.py
 
@@ -41,6 +46,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.train: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -e .
+	touch $@
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e '.[docs]'
 	touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python

@@ -22,10 +22,12 @@ if TYPE_CHECKING:  # for editors; a test compares it with the folder
     from rljax import losses as losses
     from rljax import meta as meta
     from rljax import networks as networks
+    from rljax import policies as policies
     from rljax import prng as prng
     from rljax import replay as replay
     from rljax import running as running
     from rljax import types as types
+    from rljax.policies import load_policy as load_policy
     from rljax.types import Agent as Agent
     from rljax.types import Box as Box
     from rljax.types import Discrete as Discrete
@@ -52,9 +54,11 @@ _moved.install()
 
 
 def __getattr__(name: str) -> Any:
-    """Import a module of the package, or a noun, when it is first asked for."""
+    """Import a module of the package, or a public name, when it is first asked for."""
     if name in _NOUNS:
         return getattr(submodule(__name__, "types"), name)
+    if name == "load_policy":
+        return submodule(__name__, "policies").load_policy
     if name in _moved.MODULES:
         return _moved.load(name)
     return submodule(__name__, name)

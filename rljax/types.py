@@ -226,7 +226,7 @@ class Rollout(NamedTuple):
 
 def num_rows(tree: Any) -> int:
     """Count the rows of a tree of arrays `[rows, ...]`."""
-    return len(jax.tree.leaves(tree)[0])
+    return jax.tree.leaves(tree)[0].shape[0]
 
 
 class Recalled(NamedTuple):

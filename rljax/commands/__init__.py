@@ -6,6 +6,8 @@ check_env          tries an environment and lists its faults
 common             runs and their metrics, options
 errors             bad input in one line
 evaluate           plays episodes with a trained run, draws one
+evaluations        evaluates a run while it trains
+export             writes a trained policy as files that act without the run
 folders            run folders of one process each, files that replace their own
 front              finds the command, and sets up devices before jax starts
 gradient_variance  measures how much priorities help a gradient

@@ -32,6 +32,7 @@ COMMANDS = {
         "train an agent; a run folder holds metrics and checkpoints", on_hosts=True
     ),
     "evaluate": Command("play episodes with a trained run, draw one", on_hosts=True),
+    "export": Command("write a trained policy as files that act without the run"),
     "plot": Command("compare the learning curves of runs in one picture"),
     "sweep": Command(
         "vary hyperparameters in one program, rank the results", on_hosts=True

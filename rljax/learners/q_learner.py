@@ -116,15 +116,16 @@ class Step(NamedTuple):
 class Head(NamedTuple):
     """The parts that set one Q-learner apart from another.
 
-    network: `(spec, config) -> module`
-    values:  `(config, outputs) -> [..., A]`, the action values in the outputs
-    loss:    `(config, online, target, step, keys) -> (loss [], absolute TD error [])`
-             of one transition, where `online` and `target` map an observation to the
-             outputs. The semi-gradient is the gradient in the parameters of `online`
-             alone: what comes from `target` stays differentiable for meta-gradients.
-    inputs:  `config -> arrays` that the network takes behind the observation when the
-             agent acts
-    noisy:   `config -> bool`, whether noise in the weights explores; None: it cannot
+    Attributes:
+      network: `(spec, config) -> module`.
+      values: `(config, outputs) -> [..., A]`, the action values in the outputs.
+      loss: `(config, online, target, step, keys) -> (loss [], absolute TD error [])`
+        of one transition, where `online` and `target` map an observation to the
+        outputs. The semi-gradient is the gradient in the parameters of `online`
+        alone: what comes from `target` stays differentiable for meta-gradients.
+      inputs: `config -> arrays` that the network takes behind the observation when
+        the agent acts.
+      noisy: `config -> bool`, whether noise in the weights explores; None: it cannot.
     """
 
     network: Callable[[Spec, Any], Network]

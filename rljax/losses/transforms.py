@@ -15,7 +15,7 @@ from rljax.losses._common import checked
 
 @checked("x[...]")
 def signed_logp1(x: jax.Array) -> jax.Array:
-    r"""Logarithm of 1 + |x| with the sign of x.
+    r"""Logarithm of 1 + abs(x) with the sign of x.
 
     .. math:: h(x) = \mathrm{sign}(x) \log(1 + |x|)
 
@@ -42,7 +42,7 @@ def signed_logp1(x: jax.Array) -> jax.Array:
 
 @checked("x[...]")
 def signed_expm1(x: jax.Array) -> jax.Array:
-    r"""Exponential of |x|, minus 1, with the sign of x: inverse of `signed_logp1`.
+    r"""Exponential of abs(x), minus 1, with the sign of x: inverse of `signed_logp1`.
 
     .. math:: h^{-1}(x) = \mathrm{sign}(x) (e^{|x|} - 1)
 
@@ -136,7 +136,7 @@ def signed_parabolic(x: jax.Array, eps: ArrayLike = 1e-3) -> jax.Array:
 
 @checked("x[...] p[]:scalar")
 def power(x: jax.Array, p: ArrayLike) -> jax.Array:
-    r"""Power of 1 + |x| with the sign of x; `power(., 1 / p)` is the inverse.
+    r"""Power of 1 + abs(x) with the sign of x; `power(., 1 / p)` is the inverse.
 
     .. math::
         h(x) = \mathrm{sign}(x) \frac{(|x| / \sqrt{p} + 1)^p - 1}{\sqrt{p}}
@@ -196,7 +196,7 @@ def compose_tx(*tx_list: TxPair) -> TxPair:
         h^{-1} = h_1^{-1} \circ \dots \circ h_n^{-1}
 
     Args:
-      *tx_list: `TxPair`s; none of them makes the identity.
+      *tx_list: each a `TxPair`; none of them makes the identity.
 
     Returns:
       A `TxPair`.

@@ -8,6 +8,7 @@ hosts       several processes that run one program
 logging     rows of metrics: CSV, console, TensorBoard, Weights & Biases
 parallel    collectives over the shards of one run
 plotting    learning curves
+policy      a trained policy on its own: what acting reads of a run
 programs    compiled programs: made ahead, and kept for the next process
 rollout     steps of a policy in a batch of environments, and their simulation
 sharding    runs over devices, and the shards of a run
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # for editors; a test compares it with the folder
     from rljax.running import logging as logging
     from rljax.running import parallel as parallel
     from rljax.running import plotting as plotting
+    from rljax.running import policy as policy
     from rljax.running import programs as programs
     from rljax.running import rollout as rollout
     from rljax.running import sharding as sharding

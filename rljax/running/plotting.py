@@ -65,9 +65,9 @@ def interval(
       >>> center
       array([1.5])
 
-    References: Agarwal et al. (2021), section 4.3, https://arxiv.org/abs/2108.13264
-    Differs from: rliable trims whole seeds, so that it agrees only where their number
-      is a multiple of four.
+    References: Agarwal et al. (2021), section 4.3, https://arxiv.org/abs/2108.13264.
+    rliable trims whole seeds, so that it agrees only where their number is a multiple
+    of four.
     """
     values = np.asarray(values, np.float64)
     if values.ndim != 2 or values.shape[0] == 0:
