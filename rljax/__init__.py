@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # for editors; a test compares it with the folder
     from rljax import prng as prng
     from rljax import replay as replay
     from rljax import running as running
+    from rljax import statistics as statistics
     from rljax import types as types
     from rljax.policies import load_policy as load_policy
     from rljax.types import Agent as Agent

@@ -4,6 +4,7 @@ benchmark          measures rljax beside its peers, or beside another revision
 benchmarks         the parts of `benchmark`, and the processes that it starts
 check_env          tries an environment and lists its faults
 common             runs and their metrics, options
+compare            compares methods over seeds and tasks, with intervals
 errors             bad input in one line
 evaluate           plays episodes with a trained run, draws one
 evaluations        evaluates a run while it trains

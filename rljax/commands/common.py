@@ -199,7 +199,7 @@ class Run:
         return cpu.share(hosts.cores(), runs=self.seeds, parts=parts, product=product)
 
     def at_once(self) -> int:
-        """How many seeds `map_runs` vmaps together on CPU."""
+        """Count the seeds that `map_runs` vmaps together on CPU."""
         _, env = self.build()
         return train.runs_at_once(env.spec, self.shard())
 

@@ -34,6 +34,7 @@ COMMANDS = {
     "evaluate": Command("play episodes with a trained run, draw one", on_hosts=True),
     "export": Command("write a trained policy as files that act without the run"),
     "plot": Command("compare the learning curves of runs in one picture"),
+    "compare": Command("compare methods over seeds and tasks, with intervals"),
     "sweep": Command(
         "vary hyperparameters in one program, rank the results", on_hosts=True
     ),
