@@ -476,7 +476,8 @@ def known_options(command, config):
     names |= {f"settings.{name}" for name in fields(lpg.Settings)}
     names |= {f"config.{name}" for name in fields(config)} if config else set()
     names |= {f"config.no_{name}" for name in fields(config)} if config else set()
-    return names | {"", "help"}
+    of_all = front.NO_CACHE.removeprefix("--").replace("-", "_")
+    return names | {"", "help", of_all}
 
 
 @functools.cache

@@ -100,7 +100,7 @@ def test_usage_names_the_door(door, prog):
             "error: unknown command 'trian'; did you mean: train, meta-train?",
         ),
         (["check_en"], 2, "", "did you mean: check-env?"),
-        (["xyz"], 2, "", "did you mean: train, evaluate, plot,"),
+        (["xyz"], 2, "", "did you mean: train, evaluate, export,"),
         (["train", "pppo"], 2, "", "error: unknown agent 'pppo'; did you mean: ppo"),
         (["train", "ppo", "--sed", "1"], 2, "", "error: unknown option '--sed'"),
         (["sweep", "ppo"], 2, "", "(see rljax sweep ppo --help)"),
