@@ -18,6 +18,7 @@ meta_scores          tests a rule on unseen tasks, beside others
 meta_train         learns an update rule for agents
 plot               compares runs in one picture
 sweep              trains with many hyperparameters in one program
+sweeps             the parts of `sweep`: values, groups, searches, ranks
 train              trains an agent
 """
 

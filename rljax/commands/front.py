@@ -36,7 +36,7 @@ COMMANDS = {
     "plot": Command("compare the learning curves of runs in one picture"),
     "compare": Command("compare methods over seeds and tasks, with intervals"),
     "sweep": Command(
-        "vary hyperparameters in one program, rank the results", on_hosts=True
+        "search hyperparameters in one program, rank the results", on_hosts=True
     ),
     "check-env": Command("try an environment and list its faults"),
     "benchmark": Command("measure speed, beside peers or a revision", starts_jax=False),

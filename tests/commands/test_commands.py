@@ -1,5 +1,6 @@
 """The commands as a user runs them: outputs, resume after a kill, errors in a line."""
 
+import csv
 import fcntl
 import json
 import os
@@ -317,7 +318,10 @@ def swept(scripts, folder):
 
 
 def test_a_row_of_a_sweep_is_the_run_of_its_seed(folder, swept):
-    table = read_csv(swept)
+    with swept.open() as file:
+        rows = list(csv.DictReader(file))
+    names = ("gamma", "seed", "return")
+    table = {name: np.array([float(row[name]) for row in rows]) for name in names}
     assert len(table["return"]) == 4 and set(table["gamma"]) == {0.5, 0.99}
     means = table["return"].reshape(2, 2).mean(axis=1)
     assert means[0] >= means[1]  # the best combination comes first
@@ -473,7 +477,10 @@ BAD = {
     "plot nothing": ("plot nowhere", "no run here"),
     "plot with few labels": ("plot runs/ppo runs/dqn --labels A", "1 for 2 runs"),
     "plot label twice": ("plot runs/ppo runs/dqn --labels A A", "stands for two runs"),
-    "sweep a static": ("sweep ppo --vary num_envs=1,2", "can vary"),
+    "sweep an unknown field": (
+        "sweep ppo --vary num_env=1,2",
+        "did you mean: num_envs",
+    ),
     "sweep bad value": ("sweep ppo --vary gamma=0.9,1.5", "gamma=1.5"),
     "unknown tasks": ("maml --tasks cartpol", "did you mean: cartpole"),
     "no updates": ("maml --iterations 0", "iterations=0"),
