@@ -614,7 +614,7 @@ def test_optuna_asks_and_is_told(own, fake, tmp_path):
 
 def test_without_optuna_the_extra_is_named(own, monkeypatch):
     monkeypatch.setattr(study, "MODULE", "optuna_that_is_not_there")
-    with pytest.raises(ValueError, match=r"pip install 'rljax\[optuna\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'rljax-lab\[optuna\]'"):
         ran(own, f"{OPTUNA} --samples 2")
 
 

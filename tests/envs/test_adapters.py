@@ -531,7 +531,7 @@ def nothing_installed(monkeypatch):
 
 @pytest.mark.parametrize("package", adapters.PACKAGES)
 def test_a_missing_package_is_named_with_its_command(nothing_installed, package):
-    text = f"^{package}/Any needs {package}: pip install 'rljax\\[{package}\\]', or"
+    text = f"^{package}/Any needs {package}: pip install 'rljax-lab\\[{package}\\]', or"
     with pytest.raises(ValueError, match=text):
         envs.make(f"{package}/Any")
     assert not [name for name in envs.names(packages=True) if "/" in name]

@@ -122,8 +122,16 @@ def alternate(
 
 
 def versions(*packages: str) -> str:
-    """Returns the versions of distributions, as a row holds them."""
-    return ", ".join(f"{p} {metadata.version(p)}" for p in packages)
+    """Returns the versions of packages, as a row holds them."""
+
+    def version(package: str) -> str:
+        if package != "rljax":
+            return metadata.version(package)
+        import rljax  # its distribution has another name, and in revisions before this
+
+        return rljax.__version__
+
+    return ", ".join(f"{package} {version(package)}" for package in packages)
 
 
 def result(

@@ -27,8 +27,8 @@ def load() -> Any:
     try:
         return importlib.import_module(MODULE)
     except ImportError as error:
-        text = "--search optuna: optuna is not installed: pip install 'rljax[optuna]'"
-        raise ValueError(text) from error
+        text = "optuna is not installed: pip install 'rljax-lab[optuna]'"
+        raise ValueError(f"--search optuna: {text}") from error
 
 
 def create(optuna: Any, name: str, storage: str | None, search_seed: int) -> Any:

@@ -1,7 +1,7 @@
 """Environments of other packages by `package/Name`, each by an adapter of its own.
 
 A package is imported when one of its environments is asked for, or when all names are
-listed. `pip install 'rljax[PACKAGE]'` brings a package, `'rljax[envs]'` all of them.
+listed. `pip install 'rljax-lab[PACKAGE]'` brings a package, `[envs]` all of them.
 
 from_brax, from_craftax, ...  one package each
 functional                    environments as functions, and those as gymnax's
@@ -105,7 +105,7 @@ def _find(name: str) -> tuple[AdapterModule, str]:
         )
     if not is_installed(package):
         raise ValueError(
-            f"{name} needs {package}: pip install 'rljax[{package}]', or 'rljax[envs]' "
+            f"{name} needs {package}: pip install 'rljax-lab[{package}]', or [envs] "
             "for the environments of all packages"
         )
     adapter, known = _adapter(package), _names(package)
