@@ -676,6 +676,7 @@ NUMBERS = """
 import dataclasses, pathlib, types
 import jax, jax.numpy as jnp, numpy as np
 from rljax.commands import common, train
+from rljax.commands.evaluations import Evaluations
 from rljax.checkpoint import latest, save
 import rljax.running.logging
 
@@ -708,6 +709,7 @@ try:
         options,
         folder,
         sinks=[sink],
+        evaluations=Evaluations(fake, folder),
         stop=train.Interrupt(),
         chunk=jax.jit(fake.map_runs(None), donate_argnums=0),
         start=train.start_state(fake, folder),

@@ -127,7 +127,8 @@ def test_one_process_prints(told):
 
 
 def test_a_run_split_over_processes_equals_one_over_devices(tmp_path):
-    line = f"train ppo {SMALL} --data-parallel 2 --steps 320 --rows 4 --name"
+    line = f"train ppo {SMALL} --data-parallel 2 --steps 320 --rows 4 "
+    line += "--eval-every 160 --eval-episodes 2 --name"
     with rljax(f"{line} one", cwd=tmp_path, place=None, indices=(0,)) as processes:
         assert ended(processes)[0][0] == 0
     with rljax(f"{line} two", cwd=tmp_path) as processes:
