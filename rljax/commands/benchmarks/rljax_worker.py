@@ -31,9 +31,10 @@ def runs_at_once(env, config):
     """Returns how many runs `rljax train` vmaps together."""
     from rljax.running import train
 
-    if hasattr(train, "runs_at_once"):
-        return train.runs_at_once(env.spec, config)
-    return sharding.runs_at_once(config.num_envs)  # a revision before it
+    older = getattr(sharding, "runs_at_once", None)  # of a revision before
+    if older is not None:
+        return older(config.num_envs)
+    return train.runs_at_once(env.spec, config)
 
 
 def learning_rates(job):
