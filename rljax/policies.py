@@ -25,6 +25,7 @@ from jax.typing import ArrayLike
 
 import rljax
 from rljax import agents
+from rljax.commands import folders
 from rljax.commands.common import Run, short
 from rljax.commands.errors import one_line
 from rljax.running import policy, train
@@ -321,20 +322,7 @@ def save(trained: Policy, path: Path) -> None:
     arrays |= {_START + name: _to_numpy(x) for name, x in start.items()}
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
-    write_bytes(path, buffer.getvalue())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; an old one stays until then."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+    folders.write_bytes(path, buffer.getvalue())
 
 
 def load_policy(path: str | os.PathLike) -> Policy:

@@ -22,17 +22,29 @@ _KEY = common.EVALUATION + 1  # folded into a seed's key; the end's is another
 
 
 def program(run: common.Run) -> Callable[[TrainState, jax.Array], Summary]:
-    """Make the jitted function from states and `run.keys()` to `summarize`, `[S]`.
-
-    Each evaluation draws episodes of its own.
-    """
+    """Make the jitted function from states and `keys_at` to `summarize`, `[S]`."""
     agent, env = run.build()
 
     def summary(ts: TrainState, key: jax.Array) -> Summary:
-        key = jax.random.fold_in(jax.random.fold_in(key, _KEY), ts.step)
         return summarize(evaluate(agent, env, run.shard(), ts, key, run.eval_episodes))
 
     return jax.jit(run.map_runs(summary))
+
+
+def keys_at(run: common.Run, step: int) -> jax.Array:
+    """The keys of an evaluation, in the form of `run.keys()`: others at each step.
+
+    Args:
+      run: the run.
+      step: environment steps per seed, which may pass int32.
+    """
+
+    def fold(key: jax.Array) -> jax.Array:
+        own = jax.random.fold_in(key, _KEY)
+        return jax.random.fold_in(own, np.uint32(step % 2**32))
+
+    keys = run.keys()
+    return jax.vmap(fold)(keys.ravel()).reshape(keys.shape)
 
 
 def read(folder: Path, run: common.Run) -> dict[str, np.ndarray]:
@@ -103,7 +115,7 @@ class Evaluations:
         if not every or (done < chunks.count and step // every == before // every):
             return
         assert self.program
-        found = hosts.to_host(self.program(ts, self._run.keys()))
+        found = hosts.to_host(self.program(ts, keys_at(self._run, step)))
         metrics = {k: self._run.of_seeds(v) for k, v in found._asdict().items()}
         hosts.on_primary(lambda: self._write(step, metrics, sinks))
         self._last = float(metrics["mean_return"].mean(dtype=np.float64))

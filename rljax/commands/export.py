@@ -41,7 +41,7 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Raise ValueError naming an option that cannot be, or what is not installed."""
+    """Raise ValueError naming an option that cannot be."""
     if not options.platforms:
         raise ValueError(f"--platforms: name some of {', '.join(policies.PLATFORMS)}")
     for name in options.platforms:
@@ -125,7 +125,7 @@ def main(argv: list[str], prog: str) -> None:
         policies.alone(run, seed), state, step=step, explore=options.explore
     )
     content, batch = program(trained, options.platforms, options.batch)
-    policies.write_bytes(out / policies.PROGRAM_FILE, content)
+    folders.write_bytes(out / policies.PROGRAM_FILE, content)
     policies.save(trained, out / policies.POLICY_FILE)
     size = sum(path.stat().st_size for path in out.iterdir())
     takes = "any number" if batch is None else batch

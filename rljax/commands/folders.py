@@ -195,9 +195,14 @@ def _clear(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all; an old one stays until then."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file as `write_text` does."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text)
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
         error.filename = error.filename or str(path)

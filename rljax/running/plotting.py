@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["interval", "learning_curve", "learning_curves"]
+__all__ = ["COLORS", "interval", "learning_curve", "learning_curves", "write_figure"]
 
 Runs = dict[str, tuple[np.ndarray, np.ndarray]]  # by label: steps [R], values [S, R]
 
 # Okabe and Ito's colours, told apart by the colour-blind too.
-_COLORS = (
+COLORS = (
     "#0072B2",
     "#D55E00",
     "#009E73",
@@ -166,7 +166,7 @@ def learning_curves(
         )
     rows = {ylabel: panels} | (below or {})
     colors = {  # of a label the same in every row
-        title: dict(zip(runs, itertools.cycle(_COLORS), strict=False))
+        title: dict(zip(runs, itertools.cycle(COLORS), strict=False))
         for title, runs in panels.items()
     }
     width, height = (7.5, 4.5) if len(panels) == 1 else (4.4 * len(panels), 3.8)
@@ -200,7 +200,7 @@ def learning_curves(
             if len(runs) > 1 and i == 0:
                 axes.legend(frameon=False, **place)
     figure.align_ylabels()
-    return _write(figure, Path(path))
+    return write_figure(figure, Path(path))
 
 
 def _over_a_grid(
@@ -215,7 +215,7 @@ def _over_a_grid(
     from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
     ((title, runs),) = panels.items()
-    colors = dict(zip(runs, itertools.cycle(_COLORS), strict=False))
+    colors = dict(zip(runs, itertools.cycle(COLORS), strict=False))
     rows = -(-len(below) // _COLUMNS)
     figure = Figure(figsize=(9.0, 4.0 + 1.9 * rows), dpi=160, layout="constrained")
     grid = figure.add_gridspec(1 + rows, _COLUMNS, height_ratios=[4.0] + [1.9] * rows)
@@ -237,7 +237,7 @@ def _over_a_grid(
         small.set_xlabel("")
         if _spans_decades(found):
             small.set_yscale("log")
-    return _write(figure, Path(path))
+    return write_figure(figure, Path(path))
 
 
 def _spans_decades(runs: Runs) -> bool:
@@ -297,8 +297,22 @@ def _decorate(axes: "Axes", *, title: str, note: str, ylabel: str) -> None:
     axes.tick_params(length=3, color="0.6")
 
 
-def _write(figure: "Figure", path: Path) -> Path:
-    """Writes beside `path`, then renames: no one sees half a picture."""
+def write_figure(figure: "Figure", path: Path) -> Path:
+    """Writes a PNG beside `path`, then renames: no one sees half a picture.
+
+    Args:
+      figure: of matplotlib.
+      path: the PNG; folders are made, an old file is replaced at once.
+
+    Returns: `path`.
+
+    Example:
+      >>> import tempfile
+      >>> from matplotlib.figure import Figure
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     write_figure(Figure(), Path(folder) / "empty.png").name
+      'empty.png'
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:

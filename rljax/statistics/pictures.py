@@ -61,7 +61,7 @@ def draw_intervals(
         _decorate(axes)
     panels[0].set_ylim(len(methods) - 0.5, -0.5)
     figure.supxlabel(note, fontsize=8.5, color="0.4")
-    return plotting._write(figure, Path(path))
+    return plotting.write_figure(figure, Path(path))
 
 
 def draw_curves(
@@ -115,7 +115,7 @@ def draw_curves(
     axes.margins(x=0.02)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
     _decorate(axes)
-    return plotting._write(figure, Path(path))
+    return plotting.write_figure(figure, Path(path))
 
 
 def draw_improvement(pairs: Mapping[str, Interval], path: str | os.PathLike) -> Path:
@@ -145,14 +145,14 @@ def draw_improvement(pairs: Mapping[str, Interval], path: str | os.PathLike) -> 
     figure = Figure(figsize=size, dpi=160, layout="constrained")
     axes = figure.subplots()
     for row, interval in enumerate(pairs.values()):
-        _draw_bar(axes, row, interval, color=plotting._COLORS[0])
+        _draw_bar(axes, row, interval, color=plotting.COLORS[0])
     axes.axvline(0.5, color="0.5", lw=1, ls="--")  # methods that are alike
     axes.set_yticks(range(len(pairs)), list(pairs))
     axes.set_ylim(len(pairs) - 0.5, -0.5)
     axes.set_xlim(0, 1)
     axes.set_xlabel("Probability of improvement")
     _decorate(axes)
-    return plotting._write(figure, Path(path))
+    return plotting.write_figure(figure, Path(path))
 
 
 def _draw_bar(axes: "Axes", row: int, interval: Interval, *, color: str) -> None:
@@ -170,7 +170,7 @@ def _decorate(axes: "Axes") -> None:
 
 
 def _colors(names: list[str]) -> dict[str, str]:
-    return dict(zip(names, itertools.cycle(plotting._COLORS), strict=False))
+    return dict(zip(names, itertools.cycle(plotting.COLORS), strict=False))
 
 
 def _check_not_empty(items: Mapping[str, object]) -> None:

@@ -75,6 +75,14 @@ def test_rows_are_those_of_the_policies_at_their_steps(folder):
         assert row["episodes"] == 4
 
 
+def test_keys_are_others_at_each_step_beyond_int32_too(folder):
+    run = common.read_run(folder / "evaluated")
+    steps = (320, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1)
+    keys = [evaluations.keys_at(run, step) for step in steps]
+    data = np.concatenate([jax.random.key_data(x) for x in keys])
+    assert len(np.unique(data, axis=0)) == len(steps) * run.seeds
+
+
 def best_step(table):
     """The step of the highest mean over seeds."""
     return STEPS[int(table["mean_return"].reshape(4, 2).mean(axis=1).argmax())]
@@ -87,7 +95,7 @@ def test_the_best_checkpoint_is_that_of_the_highest_mean_over_seeds(folder, caps
     assert [path.name for path in kept] == [str(best)]
     run = common.read_run(folder / "evaluated")
     states = common.restore_state(folder / "evaluated", run, best=True)
-    again = evaluations.program(run)(states, run.keys())
+    again = evaluations.program(run)(states, evaluations.keys_at(run, best))
     rows = table["mean_return"].reshape(4, 2)[STEPS.index(best)]
     np.testing.assert_array_equal(again.mean_return, rows)
     capsys.readouterr()

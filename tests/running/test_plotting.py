@@ -103,13 +103,13 @@ def test_bad_arguments(arguments, options, words):
 def drawn(monkeypatch, runs, path, draw=learning_curve, **options):
     """The figure that is written, and the file's content."""
     figures = []
-    write = plotting._write
+    write = plotting.write_figure
 
     def spy(figure, path):
         figures.append(figure)
         return write(figure, path)
 
-    monkeypatch.setattr(plotting, "_write", spy)
+    monkeypatch.setattr(plotting, "write_figure", spy)
     assert draw(runs, path, **options) == path
     return figures[0], path.read_bytes()
 

@@ -10,13 +10,13 @@ from rljax.statistics import Interval, pictures
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
     """Figures that were written, and a path to write to."""
-    figures, write = [], plotting._write
+    figures, write = [], plotting.write_figure
 
     def keep(figure, path):
         figures.append(figure)
         return write(figure, path)
 
-    monkeypatch.setattr(plotting, "_write", keep)
+    monkeypatch.setattr(plotting, "write_figure", keep)
     return figures, tmp_path / "picture.png"
 
 

@@ -1,6 +1,5 @@
 """The score against each varied field, as a PNG."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +8,7 @@ import numpy as np
 from rljax.commands.sweeps import ranking
 from rljax.commands.sweeps.groups import Results, Sweep
 from rljax.commands.sweeps.space import written
+from rljax.running import plotting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,12 +47,7 @@ def draw(path: Path, sweep: Sweep, results: Results) -> None:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     every[0].set_ylabel("Mean return, 95 % interval")
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        figure.savefig(temporary, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    plotting.write_figure(figure, path)
 
 
 def _places(axes: "Axes", values: list) -> list[float]:
